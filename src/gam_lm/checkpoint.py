@@ -1,0 +1,187 @@
+"""The run directory, which is a Hugging Face model directory.
+
+    config.json  model.safetensors  tokenizer.json  tokenizer_config.json      the model, for whoever loads it
+    recipe.json  metrics.jsonl  results.json                                   how it was trained
+    state/step-N/                                                              what a killed run goes on from
+
+No pickle is ever written or loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gam_lm.config import MODEL_TYPE, ModelConfig
+from gam_lm.errors import InputError
+from gam_lm.files import explained, replacing, write_text
+from gam_lm.model import LanguageModel
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger("gam_lm")
+
+PREFIX = "model."  # what Hugging Face puts before the names of everything but the head
+
+
+def save_model(directory: Path, model: LanguageModel, tokenizer: Tokenizer | None = None) -> None:
+    """Write config.json, model.safetensors and, when given, the tokenizer, each whole or not at all.
+
+    The shared weight of embedding and head is written once.
+    """
+    config = {"architectures": ["GAMForCausalLM"], "model_type": MODEL_TYPE, "dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch.")}
+    write_text(directory / "config.json", json.dumps(config | model.config.to_dict(), indent=2) + "\n")
+    tensors = {name if name.startswith("lm_head.") else PREFIX + name: tensor for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    _save_tensors(directory / "model.safetensors", tensors)
+    if tokenizer is not None:
+        write_text(directory / "tokenizer.json", tokenizer.to_str(pretty=False))
+        write_text(directory / "tokenizer_config.json", json.dumps(_tokenizer_config(tokenizer), indent=2) + "\n")
+
+
+def load_model(directory: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
+    """Read a model from a run directory.
+
+    Args:
+        directory: as :func:`save_model` wrote it.
+        device: where the model goes.
+        dtype: of the weights; None keeps what was saved.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        InputError: where a file is missing, truncated, or does not fit the config.
+    """
+    directory = Path(directory)
+    config = load_config(directory)
+    path = _needed(directory, "model.safetensors")
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in _load_tensors(path).items()}
+    if config.tie_word_embeddings and "embed_tokens.weight" in tensors:
+        tensors["lm_head.weight"] = tensors["embed_tokens.weight"]
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit config.json beside it: {str(error).splitlines()[-1].strip()}") from error
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def load_config(directory: Path) -> ModelConfig:
+    """The model's config.json. Raises InputError where there is none or it is broken."""
+    return ModelConfig.from_dict(read_json(_needed(directory, "config.json")))
+
+
+def load_tokenizer_of(directory: Path | str) -> Tokenizer:
+    """The tokenizer that the model was trained with. Raises InputError where it is missing or broken."""
+    from tokenizers import Tokenizer
+
+    path = _needed(Path(directory), "tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for whatever it cannot read
+        raise InputError(f"{path} is no tokenizer ({error}): copy it again from where the model was trained") from error
+
+
+def save_state(directory: Path, step: int, model: LanguageModel, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+    """Write what the run needs to go on after ``step`` as if it had never stopped; older states are removed afterwards."""
+    path = directory / "state" / f"step-{step:08d}"
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        _save_tensors(temporary / "model.safetensors", {k: v for k, v in model.state_dict().items() if k != "lm_head.weight" or not model.config.tie_word_embeddings})
+        moments = {f"{i}.{name}": value for i, values in optimizer.state_dict()["state"].items() for name, value in values.items()}
+        _save_tensors(temporary / "optimizer.safetensors", moments)
+        generators = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            generators["cuda"] = torch.cuda.get_rng_state()
+        _save_tensors(temporary / "generators.safetensors", generators)
+        (temporary / "progress.json").write_text(json.dumps(progress | {"step": step}), encoding="utf-8")
+    for other in (directory / "state").glob("step-*"):
+        if other != path:
+            shutil.rmtree(other)
+
+
+def load_state(directory: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Put model, optimiser and generators back to the latest state and return its progress; None where there is none."""
+    found = sorted((directory / "state").glob("step-*"))
+    if not found:
+        return None
+    path = found[-1]
+    progress = read_json(_needed(path, "progress.json"))
+    tensors = _load_tensors(_needed(path, "model.safetensors"))
+    if model.config.tie_word_embeddings:
+        tensors["lm_head.weight"] = tensors["embed_tokens.weight"]
+    model.load_state_dict(tensors)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in _load_tensors(_needed(path, "optimizer.safetensors")).items():
+        index, name = key.split(".", 1)
+        moments.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    generators = _load_tensors(_needed(path, "generators.safetensors"))
+    torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators and torch.cuda.is_available():
+        torch.cuda.set_rng_state(generators["cuda"])
+    logger.info("resuming %s after step %d", directory, progress["step"])
+    return progress
+
+
+def remove_state(directory: Path) -> None:
+    """Drop what a finished run no longer needs."""
+    shutil.rmtree(directory / "state", ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError where the file is broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is broken ({error}): copy it again or start a new run") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object: copy it again or start a new run")
+    return value
+
+
+def _needed(directory: Path, name: str) -> Path:
+    path = directory / name
+    if not directory.is_dir():
+        raise InputError(f"run directory {str(directory)!r} does not exist: name a folder that `gam train` wrote")
+    if not path.is_file():
+        raise InputError(f"run directory {str(directory)!r} has no {name}: name a folder that `gam train` wrote, or copy the missing file")
+    return path
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    with replacing(path) as temporary, explained(path):
+        try:
+            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise InputError(f"cannot write {path}: {error}; choose another place or make room") from error
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is truncated or no safetensors file ({error}): copy it again or start a new run") from error
+
+
+def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    names = {"<|endoftext|>": ("eos_token", "bos_token"), "[UNK]": ("unk_token",), "[PAD]": ("pad_token",), "[SOS]": ("bos_token",), "[EOS]": ("eos_token",)}
+    for token, roles in names.items():
+        if tokenizer.token_to_id(token) is not None:
+            config |= dict.fromkeys(roles, token)
+    return config

@@ -1,0 +1,158 @@
+"""Causal self-attention, the opponent: softmax(q kᵀ / √E) v over the tokens so far.
+
+Shapes: B rows, T new tokens, L cached tokens, S = L + T, D = hidden_size, H heads, E = D / H.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gam_lm.config import ModelConfig
+from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear
+from gam_lm.segments import Segments, positions_within, read_segments
+
+ROTARY_BASE = 10_000.0
+
+
+def rotate(x_BHTE: Tensor, position_BT: Tensor) -> Tensor:
+    """Rotary positions (RoFormer, arXiv 2104.09864): turn each pair of channels by an angle that grows with the position.
+
+    Args:
+        x_BHTE: queries or keys; channel i is paired with channel i + E/2.
+        position_BT: place of each token in its sequence.
+    """
+    half = x_BHTE.shape[-1] // 2
+    dtype = torch.promote_types(x_BHTE.dtype, torch.float32)  # angles of thousands of radians need it
+    frequency_E = ROTARY_BASE ** (-torch.arange(half, device=x_BHTE.device, dtype=dtype) / half)
+    angle_B1TE = position_BT[:, None, :, None].to(dtype) * frequency_E
+    cos, sin = angle_B1TE.cos(), angle_B1TE.sin()
+    first, second = x_BHTE[..., :half].to(dtype), x_BHTE[..., half:].to(dtype)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).to(x_BHTE.dtype)
+
+
+class Attention(Mixer):
+    """Multi-head attention with a cache of keys and values.
+
+    ``backend`` is "sdpa" (PyTorch's fused kernels, "auto" as well) or "materialised", which holds the T × T scores
+    as the paper's baseline does. State: keys (B, S, H, E), values (B, S, H, E), and whether a cached token belongs to the
+    sequence that the row ends with (B, S): it grows with every token, by 8·D + 1 bytes a sequence in fp32. A mixer of rotary
+    positions also keeps the tokens counted so far (B,).
+    """
+
+    uses = frozenset({"num_attention_heads"})
+    backends = ("sdpa", "materialised")
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        D = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.rotary = config.positions == "rotary"
+        self.qkv_proj = nn.Linear(D, 3 * D)
+        self.out_proj = nn.Linear(D, D)
+
+    def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
+        """See :meth:`Mixer.forward`."""
+        B, T, D = x_BTD.shape
+        segments = None if segments_BT is None else read_segments(segments_BT)
+        q, k, v = self.qkv_proj(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads).unbind(2)
+
+        count_B: tuple[Tensor, ...] = ()
+        if self.rotary:
+            before_B = x_BTD.new_zeros(B, dtype=torch.long) if state is None else state[3]
+            q, k, count_B = self._rotate(q, k, before_B, segments)
+
+        if state is None and segments is None:
+            y_BHTE = self._attend(q, k, v, None)
+            own_BS = torch.ones(B, T, dtype=torch.bool, device=x_BTD.device)
+        else:
+            cached_k, cached_v, cached_own_BL = state[:3] if state is not None else self.initial_state(B, device=x_BTD.device, dtype=k.dtype)[:3]
+            mask_B1TS, own_BS = visible(cached_own_BL, T, segments)
+            k, v = torch.cat([cached_k.to(k.dtype), k], 1), torch.cat([cached_v.to(v.dtype), v], 1)
+            y_BHTE = self._attend(q, k, v, mask_B1TS)
+        return self.out_proj(y_BHTE.transpose(1, 2).reshape(B, T, D)), (k, v, own_BS, *count_B)
+
+    @staticmethod
+    def _rotate(q: Tensor, k: Tensor, before_B: Tensor, segments: Segments | None) -> tuple[Tensor, Tensor, tuple[Tensor]]:
+        T = q.shape[1]
+        if segments is None:
+            position_BT = before_B[:, None] + torch.arange(T, device=q.device)
+            count_B = before_B + T
+        else:
+            position_BT, count_B = positions_within(segments, before_B)
+        q, k = (rotate(x.transpose(1, 2), position_BT).transpose(1, 2) for x in (q, k))
+        return q, k, (count_B,)
+
+    def _attend(self, q_BTHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, mask_B1TS: Tensor | None) -> Tensor:
+        """Attention of the new tokens over all; without a mask, causal over the new tokens alone."""
+        q, k, v = (x.transpose(1, 2) for x in (q_BTHE, k_BSHE, v_BSHE))
+        if self.config.backend != "materialised":
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TS, is_causal=mask_B1TS is None)
+        if mask_B1TS is None:
+            T = q.shape[2]
+            mask_B1TS = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
+        scores_BHTS = (q @ k.transpose(2, 3)) / math.sqrt(q.shape[-1])
+        return scores_BHTS.masked_fill(~mask_B1TS, -torch.inf).softmax(-1) @ v
+
+    def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
+        """An empty cache."""
+        empty = torch.empty(batch_size, 0, self.num_heads, self.config.head_size, device=device, dtype=dtype)
+        own_BL = torch.empty(batch_size, 0, dtype=torch.bool, device=device)
+        count_B = (torch.zeros(batch_size, dtype=torch.long, device=device),) if self.rotary else ()
+        return (empty, empty.clone(), own_BL, *count_B)
+
+    def init_weights(self) -> None:
+        """By ``config.initialization``: PyTorch's default, or N(0, 0.02) with a smaller output."""
+        if self.config.initialization == "paper":
+            self.qkv_proj.reset_parameters()
+            self.out_proj.reset_parameters()
+        else:
+            init_linear(self.qkv_proj)
+            init_linear(self.out_proj, self.residual_std)
+
+    @classmethod
+    def cost(cls, config: ModelConfig, context: int) -> Cost:
+        """Grows with the context: a token meets (context + 1) / 2 others on average, all of them at the end."""
+        D = config.hidden_size
+        projections = 8 * D * D
+        return Cost(
+            parameters=4 * D * D + 4 * D,
+            forward_flops=projections + 2 * D * (context + 1),
+            decode_flops=projections + 4 * D * (context + 1),
+            activations=5 * D + (config.backend == "materialised") * config.num_attention_heads * context,
+            state_bytes=context * (8 * D + 1) + 8 * (config.positions == "rotary"),
+        )
+
+    @classmethod
+    def reach(cls, config: ModelConfig) -> int | None:
+        """Everything before."""
+        return None
+
+
+def visible(own_BL: Tensor, T: int, segments: Segments | None) -> tuple[Tensor, Tensor]:
+    """Which token may look at which.
+
+    Args:
+        own_BL: whether a cached token belongs to the sequence that is being continued.
+        T: number of new tokens.
+        segments: of the new tokens.
+
+    Returns:
+        The mask (B, 1, T, L + T), and whether each of the L + T tokens belongs to the sequence that the row ends with (B, L + T).
+        Padding looks at itself alone, so that its softmax is finite.
+    """
+    B = own_BL.shape[0]
+    causal_TT = torch.ones(T, T, dtype=torch.bool, device=own_BL.device).tril()
+    if segments is None:
+        mask_BTS = torch.cat([own_BL[:, None].expand(B, T, -1), causal_TT.expand(B, T, T)], 2)
+        return mask_BTS[:, None], torch.cat([own_BL, own_BL.new_ones(B, T)], 1)
+    real_BT, index_BT = segments
+    same_BTT = index_BT[:, :, None] == index_BT[:, None, :]
+    new_BTT = causal_TT & same_BTT & real_BT[:, None, :] | torch.eye(T, dtype=torch.bool, device=own_BL.device)
+    old_BTL = own_BL[:, None] & (real_BT & (index_BT == 0))[..., None]
+    last_B1 = segments.last_index_B[:, None]
+    own_BS = torch.cat([own_BL & (last_B1 == 0), real_BT & (index_BT == last_B1)], 1)
+    return torch.cat([old_BTL, new_BTT], 2)[:, None], own_BS

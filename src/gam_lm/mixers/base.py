@@ -1,0 +1,95 @@
+"""The contract of a token mixer.
+
+Everything outside this package asks a mixer through this class and never branches on its name.
+
+Shapes: B rows, T tokens, D = hidden_size.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gam_lm.config import ModelConfig
+
+MixerState = tuple[Tensor, ...]
+"""What one mixer carries from token to token: tensors with the batch first."""
+
+INIT_STD = 0.02
+"""Standard deviation of the scaled initialisation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one layer of a mixer costs at a context length, for one sequence, counting a multiply-add as two operations."""
+
+    parameters: int
+    """Number of parameters."""
+    forward_flops: float
+    """Operations of the matrix products of a forward pass per token, averaged over the context."""
+    decode_flops: float
+    """Operations of the matrix products for one more token after the context."""
+    activations: float
+    """Numbers kept per token for the backward pass."""
+    state_bytes: int
+    """Bytes carried from token to token after the context, in fp32."""
+
+
+class Mixer(nn.Module, ABC):
+    """y = mixer(x): the one part of a block in which tokens meet."""
+
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """The fields of ModelConfig that this mixer reads, besides those that every model reads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
+        """Mix the tokens of each row, causally.
+
+        Args:
+            x_BTD: normalised input of the block.
+            state: of the tokens before x, as a call returned it; None starts the sequences.
+            segments_BT: ids of the sequences in each row, 0 for padding (see gam_lm.segments); the first
+                real token of a row continues ``state``.
+
+        Returns:
+            The output (B, T, D) and the state after the last token. Any split of a sequence into calls gives the output of one call.
+        """
+
+    @abstractmethod
+    def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
+        """The state before the first token: ``mixer(x, initial_state)`` equals ``mixer(x)``. Memories are fp32 or wider whatever ``dtype``."""
+
+    @abstractmethod
+    def init_weights(self) -> None:
+        """Draw the start values that ``config.initialization`` asks for."""
+
+    @classmethod
+    @abstractmethod
+    def cost(cls, config: ModelConfig, context: int) -> Cost:
+        """What one layer costs at ``context`` tokens."""
+
+    @classmethod
+    @abstractmethod
+    def reach(cls, config: ModelConfig) -> int | None:
+        """Tokens that one layer's output can depend on, the current one included; None is without limit."""
+
+    @property
+    def residual_std(self) -> float:
+        """Standard deviation of a projection into the residual stream: smaller with depth, so that the stream's variance is not."""
+        return INIT_STD / math.sqrt(2 * self.config.num_hidden_layers)
+
+
+def init_linear(linear: nn.Linear, std: float = INIT_STD) -> None:
+    """Weight N(0, std), bias 0."""
+    nn.init.normal_(linear.weight, std=std)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)

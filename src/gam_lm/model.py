@@ -1,0 +1,229 @@
+"""A language model is a stack of blocks around one interchangeable token mixer.
+
+    x = embed(tokens) [+ learned positions]
+    x = x + mixer(norm(x));  x = x + FFN(norm(x))        once per block
+    logits = norm(x) Eᵀ                                   E is the token embedding, when tied
+
+Shapes: B rows, T tokens, D = hidden_size, V = vocab_size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gam_lm.config import ModelConfig
+from gam_lm.errors import InputError
+from gam_lm.loss import cross_entropy, linear_cross_entropy
+from gam_lm.mixers import mixer_class
+from gam_lm.mixers.base import INIT_STD, MixerState, init_linear
+from gam_lm.segments import positions_within, read_segments
+
+logger = logging.getLogger("gam_lm")
+
+FIELDS_OF_EVERY_MODEL = frozenset({
+    "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings", "dropout", "mixer", "positions",
+    "initialization", "stack", "backend", "layer_norm_eps", "tie_word_embeddings",
+})  # fmt: skip
+
+
+class State(NamedTuple):
+    """What a model carries from token to token: tensors only, the batch first."""
+
+    position_B: Tensor
+    """Tokens that each row's sequence has so far."""
+    layers: tuple[MixerState, ...]
+    """The state of every block's mixer."""
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU (exact), Linear: the per-token part of a block."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(hidden_size, intermediate_size)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Apply to every token."""
+        return self.down_proj(F.gelu(self.up_proj(x_BTD)))
+
+
+class Block(nn.Module):
+    """A mixer and a feed-forward network, each behind a norm and beside a residual; in a bare stack the mixer alone."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        bare = config.stack == "bare"
+        self.mixer_norm = None if bare else nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mixer = mixer_class(config.mixer)(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.ffn_size else None
+        self.mlp = FeedForward(config.hidden_size, config.ffn_size) if config.ffn_size else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, state: MixerState | None, segments_BT: Tensor | None) -> tuple[Tensor, MixerState]:
+        """One block; the state as in :meth:`Mixer.forward`."""
+        if self.mixer_norm is None:
+            return self.mixer(x_BTD, state, segments_BT=segments_BT)
+        y_BTD, state = self.mixer(self.mixer_norm(x_BTD), state, segments_BT=segments_BT)
+        x_BTD = x_BTD + y_BTD
+        if self.mlp is not None and self.mlp_norm is not None:
+            x_BTD = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
+        return x_BTD, state
+
+
+class LanguageModel(nn.Module):
+    """A causal language model with the mixer that ``config`` names.
+
+    Raises InputError where the config names an unknown mixer. Built on the meta device, call :meth:`init_weights` after ``to_empty``.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        learned = config.positions == "learned"
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self._log_unused_fields()
+        if not self.embed_tokens.weight.is_meta:
+            self.init_weights()
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, *, segments: Tensor | None = None, return_logits: bool = True
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The paper's call.
+
+        Args:
+            tokens: ids (B, T).
+            targets: the id that follows each token (B, T); −100 is not predicted.
+            segments: ids of several sequences in a row, 0 for padding (B, T).
+            return_logits: False spares the (B, T, V) logits, which are then never held whole.
+
+        Returns:
+            Logits (B, T, V) or None, and the mean cross-entropy in nats over the counted targets, or None without targets.
+
+        Raises:
+            InputError: for an id outside the vocabulary, or more tokens than learned positions.
+        """
+        h_BTD, _ = self._hidden(tokens, None, segments)
+        flat_ND = h_BTD.reshape(-1, h_BTD.shape[-1])
+        if return_logits:
+            logits_BTV = self.lm_head(h_BTD)
+            loss = None if targets is None else cross_entropy(logits_BTV.reshape(-1, logits_BTV.shape[-1]), targets.reshape(-1))
+            return logits_BTV, loss
+        return None, None if targets is None else linear_cross_entropy(flat_ND, self.lm_head.weight, targets.reshape(-1))
+
+    def stream(self, tokens: Tensor, state: State | None = None, *, segments: Tensor | None = None) -> tuple[Tensor, State]:
+        """Prefill and decode: any split of a sequence into calls gives what one call gives.
+
+        Args:
+            tokens: the next ids (B, T).
+            state: what the last call returned; None starts the sequences.
+            segments: as in :meth:`forward`; a row's first real token continues its state.
+
+        Returns:
+            Logits (B, T, V) and the state after the last token.
+        """
+        h_BTD, state = self._hidden(tokens, state, segments)
+        return self.lm_head(h_BTD), state
+
+    def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
+        """The state before the first token of ``batch_size`` rows, by default on the model's device in its dtype."""
+        weight = self.embed_tokens.weight
+        device, dtype = device or weight.device, dtype or weight.dtype
+        layers = tuple(layer.mixer.initial_state(batch_size, device=device, dtype=dtype) for layer in self.layers)
+        return State(torch.zeros(batch_size, dtype=torch.long, device=device), layers)
+
+    def _hidden(self, tokens_BT: Tensor, state: State | None, segments_BT: Tensor | None) -> tuple[Tensor, State]:
+        B, T = tokens_BT.shape
+        self._check_ids(tokens_BT)
+        before_B = tokens_BT.new_zeros(B, dtype=torch.long) if state is None else state.position_B
+        if segments_BT is None:
+            position_BT, after_B = before_B[:, None] + torch.arange(T, device=tokens_BT.device), before_B + T
+        else:
+            position_BT, after_B = positions_within(read_segments(segments_BT), before_B)
+        x_BTD = self.embed_tokens(tokens_BT)
+        if self.embed_positions is not None:
+            self._check_positions(T, after_B, position_BT)
+            x_BTD = x_BTD + self.embed_positions(position_BT)
+        x_BTD = self.dropout(x_BTD)
+        states = []
+        for i, layer in enumerate(self.layers):
+            x_BTD, layer_state = layer(x_BTD, None if state is None else state.layers[i], segments_BT)
+            states.append(layer_state)
+        return self.norm(x_BTD), State(after_B, tuple(states))
+
+    def _check_ids(self, tokens_BT: Tensor) -> None:
+        if torch.compiler.is_compiling() or tokens_BT.device.type != "cpu" or not tokens_BT.numel():
+            return  # elsewhere the look would wait for the device, whose own assertion stands
+        low, high = (int(x) for x in tokens_BT.aminmax())
+        if low < 0 or high >= self.config.vocab_size:
+            raise InputError(
+                f"tokens hold the id {low if low < 0 else high}: vocab_size is {self.config.vocab_size}, use the tokenizer that the model was trained with"
+            )
+
+    def _check_positions(self, T: int, after_B: Tensor, position_BT: Tensor) -> None:
+        limit = self.config.max_position_embeddings
+        if torch.compiler.is_compiling():
+            return
+        if T > limit or (position_BT.device.type == "cpu" and position_BT.numel() and int(position_BT.max()) >= limit):
+            end = int(position_BT.max()) + 1
+            raise InputError(f'the sequence has {end} tokens, learned positions end at {limit}: use positions="none" or a shorter text')
+
+    def init_weights(self) -> None:
+        """Draw all start values from torch's global generator, as ``config.initialization`` says."""
+        config = self.config
+        for norm in (m for m in self.modules() if isinstance(m, nn.LayerNorm)):
+            norm.reset_parameters()
+        for layer in self.layers:
+            layer.mixer.init_weights()
+            if layer.mlp is None:
+                continue
+            if config.initialization == "paper":
+                layer.mlp.up_proj.reset_parameters()
+                layer.mlp.down_proj.reset_parameters()
+            else:
+                init_linear(layer.mlp.up_proj)
+                init_linear(layer.mlp.down_proj, layer.mixer.residual_std)
+        if config.initialization == "paper":
+            if self.embed_positions is not None:
+                nn.init.normal_(self.embed_positions.weight)
+            if not config.tie_word_embeddings:
+                nn.init.normal_(self.embed_tokens.weight)
+            # The tie runs head → embedding: the shared weight keeps the Linear's U(±1/√D).
+            bound = 1 / math.sqrt(config.hidden_size)
+            nn.init.uniform_(self.lm_head.weight, -bound, bound)
+        else:
+            for part in (self.embed_tokens, self.embed_positions, self.lm_head):
+                if part is not None:
+                    nn.init.normal_(part.weight, std=INIT_STD)
+
+    def count_parameters(self) -> int:
+        """Number of parameters, the shared weight counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def _log_unused_fields(self) -> None:
+        """A field that was set and changes nothing is a surprise: name it."""
+        fields = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+        unused = fields.keys() - FIELDS_OF_EVERY_MODEL - self.layers[0].mixer.uses
+        named = sorted(name for name in unused if getattr(self.config, name) != fields[name])
+        if named:
+            logger.info("mixer %r does not use %s", self.config.mixer, ", ".join(f"{name}={getattr(self.config, name)}" for name in named))
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Parameters of the model that ``config`` describes, without allocating it."""
+    with torch.device("meta"):
+        return LanguageModel(config).count_parameters()

@@ -1,0 +1,122 @@
+"""Named models and named setups. Imports no torch.
+
+A model name says what differs from the base configuration; a setup gives the base configuration, the data and the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gam_lm.config import ModelConfig
+from gam_lm.errors import unknown_name
+from gam_lm.training.recipe import TrainConfig
+
+DEFAULT_GAM = "gam-static"
+"""What the name ``gam`` means."""
+
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "gam-paper": {"mixer": "gam", "initialization": "paper", "positions": "learned"},
+    "gam-static": {"mixer": "gam", "positions": "none"},
+    "gam-mean": {"mixer": "gam", "write": "mean", "positions": "none"},
+    "gam-delta": {"mixer": "gam", "write": "delta", "positions": "none"},
+    "transformer": {"mixer": "attention", "positions": "learned"},
+    "transformer-paper": {"mixer": "attention", "positions": "learned", "initialization": "paper"},
+    "transformer-rotary": {"mixer": "attention", "positions": "rotary"},
+    "transformer-materialised": {"mixer": "attention", "positions": "learned", "backend": "materialised"},
+    "mamba": {"mixer": "mamba", "positions": "none", "conv_kernel_size": 4, "intermediate_size": 0},
+    "mamba-paper": {"mixer": "mamba", "positions": "learned", "initialization": "paper", "stack": "bare", "conv_kernel_size": 4, "expand": 3},
+}
+"""Row names of every table: what each changes in the base configuration."""
+
+
+def model_name(name: str) -> str:
+    """The row name that ``name`` stands for. Raises InputError with the nearest name."""
+    if name == "gam":
+        return DEFAULT_GAM
+    if name not in MODELS:
+        raise unknown_name("model", name, [*MODELS, "gam"])
+    return name
+
+
+def named_model(name: str, base: ModelConfig) -> ModelConfig:
+    """``base`` as the model that ``name`` stands for."""
+    return base.replace(**MODELS[model_name(name)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A setup with what to expect of it."""
+
+    summary: str
+    """Command, machine, minutes and the number to expect."""
+    data: str
+    """Name of a corpus."""
+    models: tuple[str, ...]
+    """What ``gam bench`` compares; the first is what ``gam train`` trains."""
+    model: Mapping[str, Any]
+    """Fields of ModelConfig besides vocab_size."""
+    train: TrainConfig
+    """The recipe."""
+    vocab_size: int = 10_000
+    """Entries of the tokenizer."""
+    tokenizer: str = "bpe"
+    """Kind of tokenizer, or a tokenizer.json."""
+    row_limits: Mapping[str, int] | None = field(default=None)
+    """Rows per split that are used, where not all are."""
+    match_parameters: bool = True
+    """Whether ``gam bench`` sizes every model to the parameters of the static GAM."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of ``gam bench``."""
+
+
+PAPER_TRAIN = TrainConfig(
+    epochs=5, batch_size=32, context=256, learning_rate=3e-4, warmup_steps=100, paper_warmup=True, decay="everything", precision="fp32", blocks="paper"
+)
+PAPER_MODELS = ("gam-paper", "transformer-paper", "mamba-paper")
+
+PRESETS: Mapping[str, Preset] = {
+    "laptop": Preset(
+        summary="gam bench --preset laptop --out runs/laptop · 2 CPU cores, 5 minutes · see README for the losses to expect (this is `make run`)",
+        data="stdlib",
+        models=("gam", "transformer", "mamba"),
+        model={"hidden_size": 128, "num_hidden_layers": 4, "num_memory_slots": 128, "num_attention_heads": 4, "dropout": 0.0},
+        train=TrainConfig(steps=300, batch_size=8, context=256, learning_rate=3e-3, warmup_steps=30, validate_every=100),
+        vocab_size=4096,
+    ),
+    "small-cpu": Preset(
+        summary="gam train --preset small-cpu --out runs/small · 2 CPU cores, about 20 minutes · the 5.4 M model of results/first after 1,200 steps",
+        data="gutenberg",
+        models=("gam-paper", "gam-static", "transformer-paper", "transformer", "mamba"),
+        model={"hidden_size": 256, "num_hidden_layers": 4, "num_memory_slots": 256, "num_attention_heads": 8, "dropout": 0.0},
+        train=TrainConfig(steps=1200, batch_size=16, context=256, learning_rate=1e-3, validate_every=300),
+    ),
+    "paper-wikitext2": Preset(
+        summary="gam bench --preset paper-wikitext2 --out runs/paper-wikitext2 · one GPU, about 2 minutes an epoch and model · published PPL: 882.57 GAM, 918.99 Transformer, 1017.54 Mamba",
+        data="wikitext-2",
+        models=PAPER_MODELS,
+        model={},
+        train=PAPER_TRAIN,
+        tokenizer="paper",
+        match_parameters=False,
+    ),
+    "paper-tinystories": Preset(
+        summary="gam bench --preset paper-tinystories --out runs/paper-tinystories · one GPU, about 10 minutes an epoch and model · published PPL: 23.15 GAM, 23.55 Transformer",
+        data="tinystories",
+        models=PAPER_MODELS,
+        model={},
+        train=PAPER_TRAIN,
+        tokenizer="paper",
+        row_limits={"train": 50_000, "valid": 5_000},
+        match_parameters=False,
+    ),
+}
+"""Setups by name; ``paper`` is both paper setups, one after the other."""
+
+
+def preset(name: str) -> Preset:
+    """The setup called ``name``. Raises InputError with the nearest name."""
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    return PRESETS[name]

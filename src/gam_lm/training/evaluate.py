@@ -1,0 +1,93 @@
+"""The validation number: blocks of T + 1 that advance by T, so that every token but the first is predicted once, whatever the batch size.
+
+Shapes: B blocks, T tokens, V = vocab_size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gam_lm.data.blocks import evaluation_blocks
+from gam_lm.data.tokens import Split
+from gam_lm.loss import IGNORE
+from gam_lm.model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a model makes of a split."""
+
+    block_nats: np.ndarray
+    """Sum of the loss over each block, float64 (blocks,)."""
+    block_tokens: np.ndarray
+    """Predicted tokens of each block, int64 (blocks,)."""
+    batch_means: np.ndarray
+    """Mean loss of each batch, float64: the paper's protocol averages these."""
+    bytes: int
+    """Raw UTF-8 bytes of the split."""
+    words: int
+    """White-space separated words of the split."""
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean cross-entropy over all predicted tokens."""
+        return float(self.block_nats.sum() / self.block_tokens.sum())
+
+    def figures(self, split: str) -> dict[str, float]:
+        """The columns of a row of results.json, named after ``split``."""
+        total = float(self.block_nats.sum())
+        return {
+            f"{split}_nats_per_token": self.nats_per_token,
+            f"{split}_ppl": math.exp(self.nats_per_token),
+            f"{split}_bits_per_byte": total / math.log(2) / self.bytes,
+            f"{split}_word_ppl": math.exp(min(700.0, total / self.words)),
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel,
+    split: Split,
+    *,
+    context: int,
+    batch_size: int = 16,
+    overlap: bool = True,
+    advance: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Measure ``model`` on a whole split, in the format of its weights (no autocast).
+
+    Args:
+        model: its training mode is restored afterwards.
+        split: the tokens, with the bytes and words of their text.
+        context: tokens per block; the context starts anew in each.
+        batch_size: blocks at once; of no influence on any figure but ``batch_means``.
+        overlap: False is the paper's protocol, blocks that advance by context + 1.
+        advance: called with the number of blocks after each batch.
+
+    Raises:
+        InputError: where the split is shorter than one block.
+    """
+    device = model.embed_tokens.weight.device
+    was_training = model.training
+    model.eval()
+    nats, counts, means = [], [], []
+    for tokens, targets in evaluation_blocks(split.ids, context=context, batch_size=batch_size, overlap=overlap):
+        target_BT = torch.from_numpy(targets).to(device)
+        logits_BTV, _ = model(torch.from_numpy(tokens).to(device))
+        loss_N = F.cross_entropy(logits_BTV.flatten(0, 1).float(), target_BT.flatten(), ignore_index=IGNORE, reduction="none")
+        loss_BT = loss_N.view_as(target_BT).double()
+        nats.append(loss_BT.sum(1).cpu().numpy())
+        counts.append((target_BT != IGNORE).sum(1).cpu().numpy())
+        means.append(nats[-1].sum() / counts[-1].sum())
+        if advance is not None:
+            advance(len(tokens))
+    model.train(was_training)
+    return Evaluation(
+        block_nats=np.concatenate(nats), block_tokens=np.concatenate(counts), batch_means=np.array(means), bytes=split.bytes, words=split.words
+    )

@@ -1,0 +1,48 @@
+"""Which device and which number format, and why."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from gam_lm.errors import InputError
+
+logger = logging.getLogger("gam_lm")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device called ``name``; auto takes CUDA, else the CPU. Logs why. Raises InputError for one that is not there."""
+    if name == "auto":
+        found = torch.cuda.is_available()
+        logger.info("device %s: %s", "cuda" if found else "cpu", torch.cuda.get_device_name() if found else "no CUDA found")
+        return torch.device("cuda" if found else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device is {name!r}, which is not here ({str(error).splitlines()[0]}): use auto or cpu") from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The format of the matrix products: torch.float32 or torch.bfloat16. Logs why."""
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    native = _cpu_has_bf16() if device.type == "cpu" else device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    logger.info("precision %s: %s %s bf16 products", "bf16" if native else "fp32", device.type, "has native" if native else "has no native")
+    return torch.bfloat16 if native else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Autocast to ``dtype``, or nothing for fp32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 natively, as Linux tells it; elsewhere fp32 is the safe choice."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,80 @@
+"""Where the figures of a run go besides its metrics.jsonl: a tracker by name, optional, never required."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from gam_lm.errors import MissingExtraError
+
+TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
+
+
+class Tracker(Protocol):
+    """Takes the figures of one step."""
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Record ``figures`` at ``step``."""
+
+    def finish(self) -> None:
+        """Write out what is still held."""
+
+
+class NoTracker:
+    """Records nothing."""
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Nothing to do."""
+
+    def finish(self) -> None:
+        """Nothing to do."""
+
+
+class TensorBoardTracker:
+    """Event files in the run directory."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            writer = import_module("torch.utils.tensorboard").SummaryWriter
+        except ImportError as error:
+            raise MissingExtraError("tensorboard", "track", "tracker tensorboard") from error
+        self._writer = writer(str(directory / "tensorboard"))
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Record ``figures`` at ``step``."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+class WandbTracker:
+    """Weights & Biases, or trackio, which speaks the same calls."""
+
+    def __init__(self, package: str, name: str, config: Mapping[str, Any]) -> None:
+        try:
+            self._module = import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(package, "track", f"tracker {package}") from error
+        self._module.init(project="gam-lm", name=name, config=dict(config))
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Record ``figures`` at ``step``."""
+        self._module.log(dict(figures), step=step)
+
+    def finish(self) -> None:
+        """End the run."""
+        self._module.finish()
+
+
+def make_tracker(name: TrackerName, directory: Path, config: Mapping[str, Any]) -> Tracker:
+    """The tracker called ``name``. Raises MissingExtraError where its package is not installed."""
+    if name == "none":
+        return NoTracker()
+    if name == "tensorboard":
+        return TensorBoardTracker(directory)
+    return WandbTracker(name, directory.name, config)

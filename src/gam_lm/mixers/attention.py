@@ -89,7 +89,7 @@ class Attention(Mixer):
     def _attend(self, q_BTHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, mask_B1TS: Tensor | None) -> Tensor:
         """Attention of the new tokens over all; without a mask, causal over the new tokens alone."""
         q, k, v = (x.transpose(1, 2) for x in (q_BTHE, k_BSHE, v_BSHE))
-        if self.config.backend != "materialised":
+        if self.backend == "sdpa":
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TS, is_causal=mask_B1TS is None)
         if mask_B1TS is None:
             T = q.shape[2]
@@ -122,7 +122,7 @@ class Attention(Mixer):
             parameters=4 * D * D + 4 * D,
             forward_flops=projections + 2 * D * (context + 1),
             decode_flops=projections + 4 * D * (context + 1),
-            activations=5 * D + (config.backend == "materialised") * config.num_attention_heads * context,
+            activations=5 * D + (cls.backend_name(config) == "materialised") * config.num_attention_heads * context,
             state_bytes=context * (8 * D + 1) + 8 * (config.positions == "rotary"),
         )
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
+from gam_lm.errors import unknown_name
 
 MixerState = tuple[Tensor, ...]
 """What one mixer carries from token to token: tensors with the batch first."""
@@ -46,9 +47,13 @@ class Mixer(nn.Module, ABC):
     uses: ClassVar[frozenset[str]] = frozenset()
     """The fields of ModelConfig that this mixer reads, besides those that every model reads."""
 
+    backends: ClassVar[tuple[str, ...]] = ("torch",)
+    """Names of its implementations; the first is what backend="auto" takes."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.backend = self.backend_name(config)
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
@@ -71,6 +76,13 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def init_weights(self) -> None:
         """Draw the start values that ``config.initialization`` asks for."""
+
+    @classmethod
+    def backend_name(cls, config: ModelConfig) -> str:
+        """Which implementation runs for ``config``, as results name it. Raises InputError for one that this mixer does not have."""
+        if config.backend not in ("auto", *cls.backends):
+            raise unknown_name(f"backend of mixer {config.mixer}", config.backend, ("auto", *cls.backends))
+        return cls.backends[0] if config.backend == "auto" else config.backend
 
     @classmethod
     @abstractmethod

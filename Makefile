@@ -1,0 +1,36 @@
+# The two commands: `make run` compares GAM, a Transformer and Mamba on real text; `make test` runs every check.
+# Each sets up .venv by itself and is quick when run again. PYTHON and OUT may be set.
+
+PYTHON ?= python3
+OUT ?= runs/laptop
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test test-fast lint clean
+
+run: .venv/installed-plot
+	$(BIN)/gam bench --preset laptop --out $(OUT)
+	@echo; echo "A sample of what the trained GAM writes:"; echo
+	$(BIN)/gam generate $(OUT)/runs/gam-static-seed0 --prompt "The function returns" --max-new-tokens 80 --seed 0
+	@echo; echo "Run, table and plot are in $(OUT)."
+
+test: .venv/installed-dev lint
+	$(BIN)/python -m pytest -n 2
+
+test-fast: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv
+
+# torch alone first: with the pinned build in place nothing else pulls another one.
+.venv/installed-%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"gam-lm needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 …")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) torch
+	$(INSTALL) --editable ".[$*]"
+	@touch $@

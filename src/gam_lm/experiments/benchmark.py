@@ -1,0 +1,153 @@
+"""Table 1: train every model on the same tokens in the same order and compare."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gam_lm.config import ModelConfig
+from gam_lm.data.blocks import TrainingBlocks
+from gam_lm.data.tokens import TokenCorpus
+from gam_lm.experiments.contenders import contender
+from gam_lm.experiments.floors import floors
+from gam_lm.mixers import mixer_class
+from gam_lm.model import LanguageModel, count_parameters
+from gam_lm.results import Results, write_blocks
+from gam_lm.training.evaluate import evaluate
+from gam_lm.training.loop import Trained, fit, make_optimizer, new_model, train_step
+from gam_lm.training.precision import choose_dtype
+from gam_lm.training.recipe import TrainConfig
+
+logger = logging.getLogger("gam_lm")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row to be: a model and its recipe."""
+
+    name: str
+    config: ModelConfig
+    recipe: TrainConfig
+
+    @property
+    def label(self) -> str:
+        """Name of the run's folder and progress bar."""
+        return f"{self.name}-seed{self.recipe.seed}"
+
+
+def plan(names: Sequence[str], seeds: Sequence[int], base: ModelConfig, recipe: TrainConfig, *, match: bool) -> list[Contender]:
+    """All rows, seed by seed, so that an interrupted comparison has whole seeds."""
+    models = [contender(name, base, match=match) for name in dict.fromkeys(names)]
+    return [Contender(name, config, recipe.replace(seed=seed)) for seed in dict.fromkeys(seeds) for name, config in models]
+
+
+def describe_plan(contenders: Sequence[Contender], corpus: TokenCorpus, device: torch.device) -> list[dict[str, Any]]:
+    """What each row will take: parameters, tokens, steps, and the seconds expected from three timed steps of a model that is thrown away."""
+    seconds: dict[str, float] = {}
+    rows = []
+    for each in contenders:
+        if each.name not in seconds:
+            seconds[each.name] = _step_seconds(each, corpus, device)
+        steps = each.recipe.total_steps(_blocks(each.recipe, corpus).steps_per_epoch)
+        rows.append({
+            "model": each.name, "seed": each.recipe.seed, "parameters": count_parameters(each.config), "steps": steps,
+            "train_tokens": steps * each.recipe.batch_size * each.recipe.context, "expected_seconds": round(steps * seconds[each.name], 1),
+        })  # fmt: skip
+    return rows
+
+
+def benchmark(contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device) -> None:
+    """Train what is missing in ``results``, a row at a time; each finished row is written at once.
+
+    Args:
+        contenders: as :func:`plan` made them.
+        corpus: prepared tokens.
+        results: the open results.json of ``directory``.
+        directory: gets a run directory for each row under runs/.
+        device: where to train.
+    """
+    _add_floors(corpus, results)
+    for each in contenders:
+        row = identity_of(each)
+        if results.find(row) is not None:
+            logger.info("%s: already in %s", each.label, results.path)
+            continue
+        run = directory / "runs" / each.label
+        logger.info("%s: %d parameters", each.label, count_parameters(each.config))
+        model = new_model(each.config, each.recipe.seed, device)
+        trained = fit(model, corpus, each.recipe, run, label=each.label)
+        results.add(row | figures(model, trained, corpus, each.recipe) | {"val_blocks": write_blocks(directory, each.label, trained.validation)})
+        shutil.rmtree(run / "state", ignore_errors=True)
+
+
+def identity_of(each: Contender) -> dict[str, Any]:
+    """What tells a row from the others."""
+    return {
+        "model": each.name, "seed": each.recipe.seed, "backend": mixer_class(each.config.mixer).backend_name(each.config),
+        "model_config": each.config.to_dict(), "train_config": each.recipe.to_dict(),
+    }  # fmt: skip
+
+
+def figures(model: LanguageModel, trained: Trained, corpus: TokenCorpus, recipe: TrainConfig) -> dict[str, Any]:
+    """The measured columns of a finished row."""
+    config, device = model.config, model.embed_tokens.weight.device
+    own: dict[str, Any] = {
+        "parameters": model.count_parameters(),
+        "train_tokens": trained.tokens,
+        "precision": str(choose_dtype(recipe.precision, device)).removeprefix("torch."),
+        **trained.validation.figures("val"),
+    }
+    if recipe.blocks == "paper":  # the paper's figure, and ours beside it
+        own["paper_val_nats"] = float(trained.validation.batch_means.mean())
+        own["paper_val_ppl"] = math.exp(own["paper_val_nats"])
+        own |= evaluate(model, corpus.splits["valid"], context=recipe.context).figures("val")
+    if "test" in corpus.splits:
+        own |= evaluate(model, corpus.splits["test"], context=recipe.context).figures("test")
+    return own | {
+        "tokens_per_second": recipe.batch_size * recipe.context / trained.step_seconds,
+        "epoch_seconds": trained.step_seconds * trained.steps_per_epoch,
+        "train_seconds": trained.seconds,
+        "state_bytes": config.num_hidden_layers * mixer_class(config.mixer).cost(config, recipe.context).state_bytes,
+        "curve": trained.curve,
+    }
+
+
+def _add_floors(corpus: TokenCorpus, results: Results) -> None:
+    """Rows of what counting gets, which every table shows."""
+    if all(results.find({"model": name}) for name in ("unigram", "bigram")):
+        return
+    valid = corpus.splits["valid"]
+    for name, nats in floors(corpus).items():
+        total = nats * (valid.tokens - 1)
+        results.add({
+            "model": name, "floor": True, "val_nats_per_token": nats, "val_ppl": math.exp(nats), "val_bits_per_byte": total / math.log(2) / valid.bytes,
+            "val_word_ppl": math.exp(min(700.0, total / valid.words)),
+        })  # fmt: skip
+
+
+def _blocks(recipe: TrainConfig, corpus: TokenCorpus) -> TrainingBlocks:
+    ids = corpus.splits["train"].ids
+    return TrainingBlocks(ids, context=recipe.context, batch_size=recipe.batch_size, seed=recipe.seed, overlap=recipe.blocks == "overlapping")
+
+
+def _step_seconds(each: Contender, corpus: TokenCorpus, device: torch.device) -> float:
+    model = new_model(each.config, 0, device)
+    optimizer, dtype = make_optimizer(model, each.recipe), choose_dtype(each.recipe.precision, device)
+    batch = _blocks(each.recipe, corpus).batch(0)
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        float(train_step(model, optimizer, batch, each.recipe, 0.0, dtype)[0])
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+

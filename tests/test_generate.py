@@ -1,0 +1,103 @@
+"""Generation, a token at a time."""
+
+import itertools
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from gam_lm.config import ModelConfig
+from gam_lm.errors import InputError
+from gam_lm.generate import draw, generate, generate_text
+from gam_lm.model import LanguageModel
+
+
+def model_of(**changes):
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_memory_slots": 8, "positions": "none"}
+    return LanguageModel(ModelConfig(**(sizes | changes))).eval()
+
+
+@pytest.mark.parametrize("mixer", ["gam", "attention"])
+def test_greedy_generation_equals_running_the_whole_text_each_time(mixer):
+    model, text = model_of(mixer=mixer), [3, 1, 4]
+    for token in generate(model, list(text), max_new_tokens=12, temperature=0):
+        logits, _ = model(torch.tensor([text]))
+        assert token == int(logits[0, -1].argmax())
+        text.append(token)
+    assert len(text) == 15
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another():
+    model = model_of()
+    first, again, other = (list(generate(model, [1], max_new_tokens=30, seed=seed)) for seed in (5, 5, 6))
+    assert first == again != other
+
+
+def test_learned_positions_end_the_text_with_one_line_and_none_never(caplog):
+    learned = model_of(positions="learned", max_position_embeddings=10)
+    assert len(list(generate(learned, [1, 2, 3], max_new_tokens=100))) == 8  # the last of ten inputs still has an answer
+    assert [r.getMessage() for r in caplog.records] == ["ended: learned positions end at 10 tokens; a model with positions='none' goes on"]
+    endless = generate(model_of(max_position_embeddings=10), [1, 2, 3], max_new_tokens=None)
+    assert len(list(itertools.islice(endless, 50))) == 50
+
+
+def test_the_state_of_gam_does_not_grow():
+    model = model_of()
+    sizes = set()
+    state = None
+    for _ in range(5):
+        _, state = model.stream(torch.randint(40, (1, 7)), state)
+        sizes.add(sum(part.numel() for layer in state.layers for part in layer))
+    assert len(sizes) == 1
+
+
+def test_top_k_and_top_p_leave_only_the_likeliest():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([0.0, 3.0, 2.0, 1.0])
+    def drawn(top_k, top_p):
+        return {int(draw(logits, 1.0, top_k, top_p, generator)) for _ in range(200)}
+
+    assert drawn(2, 1.0) == {1, 2}
+    assert drawn(None, 0.5) == {1}
+    assert drawn(None, 0.8) == {1, 2}
+    assert drawn(None, 1.0) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "words"),
+    [
+        ([1] * 11, {}, "prompt has 11 tokens, positions end at 10"),
+        ([], {}, "prompt is empty"),
+        ([1], {"temperature": -1.0}, "temperature is -1.0"),
+        ([1], {"top_k": 0}, "top_k is 0"),
+        ([1], {"top_p": 0.0}, "top_p is 0.0"),
+        ([1], {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ([99], {}, "id 99"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(prompt, options, words):
+    with pytest.raises(InputError, match=words):
+        list(generate(model_of(positions="learned", max_position_embeddings=10), prompt, **options))
+
+
+def test_text_comes_in_whole_characters():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=257, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(["ab"], trainer)
+
+    class Replay(torch.nn.Module):  # a model that always goes on with the same ids
+        def __init__(self, ids):
+            super().__init__()
+            self.ids, self.config, self.embed_positions, self.embed_tokens = ids, ModelConfig(vocab_size=300, positions="none"), None, torch.nn.Embedding(1, 1)
+
+        def stream(self, tokens, state=None):
+            place = 0 if state is None else state
+            return torch.nn.functional.one_hot(torch.tensor([[self.ids[place]]]), 300).float(), place + 1
+
+    text = "naïve — 日本 🙂"
+    ids = [*tokenizer.encode(text).ids, tokenizer.token_to_id("<|endoftext|>"), 5]
+    pieces = list(generate_text(Replay(ids), tokenizer, "", max_new_tokens=None, temperature=0.0))
+    assert "".join(pieces) == text
+    assert all("\ufffd" not in piece for piece in pieces)

@@ -1,0 +1,159 @@
+"""The scaffold around the mixers."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gam_lm.config import ModelConfig
+from gam_lm.errors import InputError
+from gam_lm.loss import CHUNK_TOKENS, linear_cross_entropy
+from gam_lm.model import LanguageModel
+
+SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_memory_slots": 8, "dropout": 0.0}
+
+
+def model_of(**changes):
+    return LanguageModel(ModelConfig(**(SIZES | changes))).eval()
+
+
+def test_the_loss_without_logits_is_the_loss_with_them():
+    model, tokens = model_of().double(), torch.randint(50, (3, 11))
+    targets = tokens.roll(-1, 1)
+    targets[0, 3:] = -100
+    logits, loss = model(tokens, targets)
+    none, spared = model(tokens, targets, return_logits=False)
+    assert none is None
+    torch.testing.assert_close(spared, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("N", [1, 7, CHUNK_TOKENS, 2 * CHUNK_TOKENS + 3])
+def test_the_chunked_loss_equals_cross_entropy_with_its_gradients(N):
+    h = torch.randn(N, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(9, (N,))
+    target[1::3] = -100
+    ours = torch.autograd.grad(3 * linear_cross_entropy(h, weight, target), (h, weight))
+    theirs = torch.autograd.grad(3 * F.cross_entropy(h @ weight.T, target), (h, weight))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_a_batch_without_targets_has_loss_zero_and_no_gradient():
+    model, tokens = model_of(), torch.randint(50, (1, 5))
+    for return_logits in (True, False):
+        _, loss = model(tokens, torch.full_like(tokens, -100), return_logits=return_logits)
+        loss.backward()
+        assert loss == 0 and all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("positions", ["learned", "none"])
+@pytest.mark.parametrize("mixer", ["gam", "attention"])
+def test_streaming_in_pieces_gives_the_logits_of_one_pass(mixer, positions):
+    model, tokens = model_of(mixer=mixer, positions=positions).double(), torch.randint(50, (2, 17))
+    whole, _ = model(tokens)
+    state, pieces = None, []
+    for piece in tokens.split([1, 5, 1, 10], dim=1):
+        logits, state = model.stream(piece, state)
+        pieces.append(logits)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-10)
+    assert state.position_B.tolist() == [17, 17]
+
+
+def test_a_left_padded_prompt_goes_on_as_the_prompt_alone():
+    for positions, mixer in (("learned", "gam"), ("rotary", "attention"), ("learned", "attention")):
+        model = model_of(mixer=mixer, positions=positions).double()
+        short, long, more = torch.randint(50, (1, 4)), torch.randint(50, (1, 7)), torch.randint(50, (2, 3))
+        tokens = torch.cat([F.pad(short, (3, 0)), long])
+        segments = torch.cat([F.pad(torch.ones_like(short), (3, 0)), torch.ones_like(long)])
+        logits, state = model.stream(tokens, segments=segments)
+        after, _ = model.stream(more, state)
+        for row, prompt in enumerate((short, long)):
+            alone, _ = model(torch.cat([prompt, more[row : row + 1]], 1))
+            ours = torch.cat([logits[row, -prompt.shape[1] :], after[row]])
+            torch.testing.assert_close(ours, alone[0], rtol=1e-10, atol=1e-10)
+
+
+def test_packed_sequences_have_the_loss_of_the_separate_ones():
+    model = model_of().double()
+    a, b = torch.randint(50, (1, 6)), torch.randint(50, (1, 9))
+    packed, segments = torch.cat([a, b], 1), torch.tensor([[1] * 6 + [2] * 9])
+    targets = packed.roll(-1, 1)
+    targets[0, [5, 14]] = -100
+    _, together = model(packed, targets, segments=segments)
+    losses = [model(x[:, :-1], x[:, 1:])[1] * (x.shape[1] - 1) for x in (a, b)]
+    torch.testing.assert_close(together, sum(losses) / 13, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("bad", "named"), [(50, "50"), (-1, "-1")])
+def test_an_id_outside_the_vocabulary_is_named(bad, named):
+    with pytest.raises(InputError, match=f"id {named}.*vocab_size is 50"):
+        model_of()(torch.tensor([[1, bad]]))
+
+
+def test_a_text_longer_than_the_positions_says_how_to_go_on():
+    model = model_of(max_position_embeddings=8)
+    with pytest.raises(InputError, match='9 tokens, learned positions end at 8: use positions="none"'):
+        model(torch.zeros(1, 9, dtype=torch.long))
+    _, state = model.stream(torch.zeros(1, 8, dtype=torch.long))
+    with pytest.raises(InputError, match="9 tokens"):
+        model.stream(torch.zeros(1, 1, dtype=torch.long), state)
+    model_of(max_position_embeddings=8, positions="none")(torch.zeros(1, 30, dtype=torch.long))
+
+
+def test_the_official_initialisation_has_the_official_statistics():
+    model = LanguageModel(ModelConfig(vocab_size=4000, num_hidden_layers=1, initialization="paper"))
+    D, M, K = 512, 512, 3
+    own = dict(model.named_parameters())
+
+    def uniform(name, bound):
+        x = own[name]
+        assert x.abs().max() <= bound and x.abs().max() > 0.95 * bound
+        if x.numel() > 1e4:
+            assert abs(float(x.detach().std()) / (bound / math.sqrt(3)) - 1) < 0.02 and abs(float(x.detach().mean())) < 0.02 * bound
+
+    uniform("embed_tokens.weight", 1 / math.sqrt(D))  # the tie runs head → embedding
+    uniform("layers.0.mixer.conv.weight", 1 / math.sqrt(K))
+    uniform("layers.0.mixer.conv.bias", 1 / math.sqrt(K))
+    uniform("layers.0.mixer.memory.bank", math.sqrt(6 / (M + D)))
+    uniform("layers.0.mixer.gate.weight", 1 / math.sqrt(D))
+    uniform("layers.0.mlp.up_proj.weight", 1 / math.sqrt(D))
+    uniform("layers.0.mlp.down_proj.weight", 1 / math.sqrt(4 * D))
+    assert abs(float(own["embed_positions.weight"].detach().std()) - 1) < 0.01
+    # What that does: two different tokens at one position are nearly the same after the first norm.
+    h = model.layers[0].mixer_norm(model.embed_tokens.weight[:200] + model.embed_positions.weight[0])
+    similarity = F.cosine_similarity(h[:100], h[100:]).mean()
+    assert similarity > 0.998
+
+
+def test_the_scaled_initialisation_is_small_and_smaller_towards_the_residual():
+    model = LanguageModel(ModelConfig(vocab_size=2000, num_hidden_layers=8, mixer="attention"))
+    own = {name: float(p.detach().std()) for name, p in model.named_parameters() if p.dim() == 2}
+    for name, std in own.items():
+        expected = 0.02 / math.sqrt(16) if name.endswith(("down_proj.weight", "out_proj.weight")) else 0.02
+        assert abs(std / expected - 1) < 0.02, name
+
+
+def test_every_fusion_is_what_its_name_says():
+    for fusion in ("gate", "sum", "global", "local"):
+        mixer = model_of(fusion=fusion).double().layers[0].mixer
+        x = torch.randn(2, 9, 16, dtype=torch.float64)
+        y, _ = mixer(x)
+        expected = torch.zeros_like(x)
+        local_gate = global_gate = torch.ones_like(x)
+        if fusion == "gate":
+            local_gate, global_gate = (F.linear(x, w, b).sigmoid() for w, b in zip(mixer.gate.weight.chunk(2), mixer.gate.bias.chunk(2), strict=True))
+        if fusion != "global":
+            conv = F.conv1d(F.pad(x.transpose(1, 2), (2, 0)), mixer.conv.weight[:, None], mixer.conv.bias, groups=16).transpose(1, 2)
+            expected = expected + local_gate * conv
+        if fusion != "local":
+            bank = mixer.memory.bank
+            expected = expected + global_gate * ((x @ bank.T).softmax(-1) @ bank)
+        torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_untied_heads_have_a_weight_of_their_own():
+    tied, untied = model_of(), model_of(tie_word_embeddings=False)
+    assert untied.count_parameters() - tied.count_parameters() == 50 * 16

@@ -200,6 +200,8 @@ class Bench:
     recipe: TrainConfig = TrainConfig()
     match_parameters: bool = True
     """Size every model to the parameters of the static GAM."""
+    test: bool = False
+    """Measure the test split of every finished model as well."""
     device: str = "auto"
     """auto, cpu, cuda …"""
     dry_run: bool = False
@@ -227,7 +229,7 @@ class Bench:
             raise InputError(f"out is {str(self.out)!r}, which is not empty and has no results.json: choose a new folder")
         command = shlex.join(["gam", *sys.argv[1:]])
         results = Results.open(path, command=command, environment=environment(), corpus=corpus_figures(corpus))
-        benchmark(contenders, corpus, results, self.out, device)
+        benchmark(contenders, corpus, results, self.out, device, test=self.test)
         self._show(path)
 
     def _show(self, path: Path) -> None:

@@ -96,8 +96,8 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self._log_unused_fields()
         if not self.embed_tokens.weight.is_meta:
+            self._log_unused_fields()
             self.init_weights()
 
     def forward(

@@ -65,7 +65,7 @@ def describe_plan(contenders: Sequence[Contender], corpus: TokenCorpus, device: 
     return rows
 
 
-def benchmark(contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device) -> None:
+def benchmark(contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool = False) -> None:
     """Train what is missing in ``results``, a row at a time; each finished row is written at once.
 
     Args:
@@ -74,6 +74,7 @@ def benchmark(contenders: Sequence[Contender], corpus: TokenCorpus, results: Res
         results: the open results.json of ``directory``.
         directory: gets a run directory for each row under runs/.
         device: where to train.
+        test: measure the test split as well.
     """
     _add_floors(corpus, results)
     for each in contenders:
@@ -85,7 +86,8 @@ def benchmark(contenders: Sequence[Contender], corpus: TokenCorpus, results: Res
         logger.info("%s: %d parameters", each.label, count_parameters(each.config))
         model = new_model(each.config, each.recipe.seed, device)
         trained = fit(model, corpus, each.recipe, run, label=each.label)
-        results.add(row | figures(model, trained, corpus, each.recipe) | {"val_blocks": write_blocks(directory, each.label, trained.validation)})
+        blocks = write_blocks(directory, each.label, trained.validation.block_nats, trained.validation.block_tokens)
+        results.add(row | figures(model, trained, corpus, each.recipe, test=test) | {"val_blocks": blocks})
         shutil.rmtree(run / "state", ignore_errors=True)
 
 
@@ -97,20 +99,20 @@ def identity_of(each: Contender) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def figures(model: LanguageModel, trained: Trained, corpus: TokenCorpus, recipe: TrainConfig) -> dict[str, Any]:
+def figures(model: LanguageModel, trained: Trained, corpus: TokenCorpus, recipe: TrainConfig, *, test: bool) -> dict[str, Any]:
     """The measured columns of a finished row."""
-    config, device = model.config, model.embed_tokens.weight.device
+    config = model.config
     own: dict[str, Any] = {
         "parameters": model.count_parameters(),
         "train_tokens": trained.tokens,
-        "precision": str(choose_dtype(recipe.precision, device)).removeprefix("torch."),
+        "precision": trained.precision,
         **trained.validation.figures("val"),
     }
     if recipe.blocks == "paper":  # the paper's figure, and ours beside it
         own["paper_val_nats"] = float(trained.validation.batch_means.mean())
         own["paper_val_ppl"] = math.exp(own["paper_val_nats"])
         own |= evaluate(model, corpus.splits["valid"], context=recipe.context).figures("val")
-    if "test" in corpus.splits:
+    if test and "test" in corpus.splits:
         own |= evaluate(model, corpus.splits["test"], context=recipe.context).figures("test")
     return own | {
         "tokens_per_second": recipe.batch_size * recipe.context / trained.step_seconds,

@@ -49,6 +49,8 @@ class Trained:
     """Steps in one pass over the training split."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """Validations: step, tokens, seconds, train_nats, val_nats."""
+    precision: str
+    """Number format of the matrix products."""
     validation: Evaluation
     """The last validation, over the whole split."""
 
@@ -152,7 +154,7 @@ def fit(
     save()
     return Trained(
         steps=step, tokens=tokens, seconds=seconds, step_seconds=statistics.median(step_seconds), steps_per_epoch=blocks.steps_per_epoch,
-        curve=curve, validation=validation,
+        curve=curve, validation=validation, precision=str(dtype).removeprefix("torch."),
     )  # fmt: skip
 
 

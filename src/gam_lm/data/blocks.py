@@ -1,0 +1,83 @@
+"""Blocks of T tokens with the T tokens that follow them.
+
+Shapes: B blocks, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gam_lm.errors import InputError
+
+IGNORE = -100
+"""A target that is not predicted, as PyTorch's cross-entropy spells it."""
+
+Batch = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+"""Tokens and targets, each int64 (B, T)."""
+
+
+class TrainingBlocks:
+    """The batches of a training run: a pure function of seed and step, so that a resumed run needs nothing but the step.
+
+    Args:
+        ids: token ids (N,), usually a memory map.
+        context: T.
+        batch_size: B.
+        seed: of the order, which changes every epoch.
+        overlap: whether blocks of T + 1 advance by T, so that every token is predicted, or by T + 1, as in the paper's protocol.
+
+    Raises:
+        InputError: where ``ids`` are shorter than one batch.
+    """
+
+    def __init__(self, ids: np.ndarray[Any, Any], *, context: int, batch_size: int, seed: int, overlap: bool = True) -> None:
+        self._ids, self._context, self._batch_size, self._seed = ids, context, batch_size, seed
+        self._advance = context if overlap else context + 1
+        check_length(ids, context)
+        self.blocks_per_epoch = (len(ids) - context - 1) // self._advance + 1
+        self.steps_per_epoch = self.blocks_per_epoch // batch_size
+        if self.steps_per_epoch == 0:
+            raise InputError(
+                f"batch_size is {batch_size}, the training text has {self.blocks_per_epoch} blocks of {context} tokens: "
+                "use a smaller batch, a shorter context or more text"
+            )
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of optimiser step 0, 1, …; an epoch's incomplete last batch is left out."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng((self._seed, epoch)).permutation(self.blocks_per_epoch)
+        starts_B = self._order[place * self._batch_size : (place + 1) * self._batch_size] * self._advance
+        window = np.asarray(self._ids[starts_B[:, None] + np.arange(self._context + 1)], dtype=np.int64)
+        return window[:, :-1], window[:, 1:]
+
+
+def evaluation_blocks(ids: np.ndarray[Any, Any], *, context: int, batch_size: int, overlap: bool = True) -> Iterator[Batch]:
+    """Blocks of T + 1 that advance by T: every token but the first is a target exactly once, whatever the batch size.
+
+    The tail is padded with tokens 0 and targets −100. With ``overlap=False``, the paper's protocol: blocks that advance by T + 1, the
+    incomplete tail left out.
+
+    Raises:
+        InputError: where ``ids`` are shorter than one block.
+    """
+    check_length(ids, context)
+    advance = context if overlap else context + 1
+    last_start = len(ids) - 1 if overlap else len(ids) - context
+    starts = np.arange(0, last_start, advance)
+    for first in range(0, len(starts), batch_size):
+        starts_B = starts[first : first + batch_size]
+        places = starts_B[:, None] + np.arange(context + 1)
+        window = np.asarray(ids[np.minimum(places, len(ids) - 1)], dtype=np.int64)
+        beyond = places >= len(ids)
+        yield np.where(beyond[:, :-1], 0, window[:, :-1]), np.where(beyond[:, 1:], IGNORE, window[:, 1:])
+
+
+def check_length(ids: np.ndarray[Any, Any], context: int) -> None:
+    """Raise InputError where ``ids`` do not fill one block."""
+    if len(ids) < context + 1:
+        raise InputError(f"the text has {len(ids)} tokens, one block of context {context} needs {context + 1}: use more text or a shorter context")

@@ -1,0 +1,79 @@
+"""Where text comes from: a corpus by name, or a path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from gam_lm.data import stdlib
+from gam_lm.errors import unknown_name
+
+Documents = Callable[[], Iterator[str]]
+"""Iterates the documents of a split anew at each call, holding one at a time."""
+
+SPLITS = ("train", "valid", "test")
+
+CORPUS_NAMES = ("stdlib", "gutenberg", "wikitext-2", "wikitext-103", "tinystories")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Named text, split into train, valid and, where there is one, test."""
+
+    name: str
+    splits: Mapping[str, Documents]
+    stamp: str
+    """Changes whenever the text may have changed, and costs nothing to find: what prepared ids are found again by."""
+
+    def limited(self, row_limits: Mapping[str, int] | None) -> Corpus:
+        """The same corpus with at most so many documents per split."""
+        if not row_limits:
+            return self
+        limited = {name: _first(documents, row_limits.get(name)) for name, documents in self.splits.items()}
+        return Corpus(self.name, limited, f"{self.stamp} {sorted(row_limits.items())}")
+
+
+def load_corpus(data: str, *, rows: bool = False) -> Corpus:
+    """The corpus called ``data``, or the one at that path.
+
+    Args:
+        data: one of CORPUS_NAMES, or the path of a .txt, .md, .py, .jsonl or .parquet file or of a folder.
+        rows: whether a document of a hub corpus is a row of its data set, as the paper's protocol takes it, rather than an article.
+
+    Raises:
+        InputError: where there is no such corpus or path, or its text cannot be read.
+    """
+    if data == "stdlib":
+        return Corpus(data, stdlib.splits(), stdlib.stamp())
+    if data == "gutenberg":
+        from gam_lm.data import gutenberg
+
+        return Corpus(data, gutenberg.splits(), gutenberg.stamp())
+    if data in CORPUS_NAMES:
+        from gam_lm.data import hub
+
+        return Corpus(data, hub.splits(data, rows=rows), hub.stamp(data, rows=rows))
+    from gam_lm.data import text_files
+
+    path = Path(data)
+    if not path.exists() and os.sep not in data and not path.suffix:
+        raise unknown_name("data", data, CORPUS_NAMES)
+    return Corpus(path.resolve().stem, text_files.splits(path), text_files.stamp(path))
+
+
+def cache_root() -> Path:
+    """Where prepared and downloaded things live: $XDG_CACHE_HOME/gam-lm, by default ~/.cache/gam-lm."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gam-lm"
+
+
+def data_root() -> Path | None:
+    """Where the user keeps named corpora: $GAM_DATA."""
+    value = os.environ.get("GAM_DATA")
+    return Path(value) if value else None
+
+
+def _first(documents: Documents, limit: int | None) -> Documents:
+    return documents if limit is None else lambda: islice(documents(), limit)

@@ -1,0 +1,139 @@
+"""Corpora from the Hugging Face Hub: WikiText-2, WikiText-103, TinyStories.
+
+A local copy under $GAM_DATA is used where there is one: a folder with the corpus's name (or wikitext-2-raw, as the original archive calls it) that
+holds train, valid and test as .parquet, .txt or .raw files. Else the ``datasets`` library fetches it once into its own cache.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gam_lm.data import text_files
+from gam_lm.data.corpora import data_root
+from gam_lm.errors import InputError, MissingExtraError
+
+Documents = Callable[[], Iterator[str]]
+
+HEADING = re.compile(r"^ = [^=].*[^=] = ?$")
+"""A line that opens an article of WikiText; sections have more equals signs."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a corpus is on the Hub."""
+
+    repository: str
+    configuration: str | None
+    articles: bool
+    """Whether rows are lines of articles, rather than documents."""
+
+
+SOURCES = {
+    "wikitext-2": Source("Salesforce/wikitext", "wikitext-2-raw-v1", True),
+    "wikitext-103": Source("Salesforce/wikitext", "wikitext-103-raw-v1", True),
+    "tinystories": Source("roneneldan/TinyStories", None, False),
+}
+
+HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
+
+
+def splits(name: str, *, rows: bool) -> Mapping[str, Documents]:
+    """The splits of a corpus of the Hub.
+
+    Args:
+        name: a key of SOURCES.
+        rows: whether a document is a row, as in the paper's protocol, rather than an article.
+
+    Raises:
+        InputError: where it is neither at hand nor to be fetched.
+    """
+    source = SOURCES[name]
+    local = local_copy(name)
+    found = _local_rows(name, local) if local is not None else load_rows(name, source.repository, source.configuration)
+    if rows or not source.articles:
+        return found
+    return {split: _articles_of(documents) for split, documents in found.items()}
+
+
+def stamp(name: str, *, rows: bool) -> str:
+    """The files of a local copy; the Hub's own data sets do not change."""
+    local = local_copy(name)
+    return f"{SOURCES[name]} rows={rows} {text_files.stamp(local) if local is not None else 'hub'}"
+
+
+def local_copy(name: str) -> Path | None:
+    """The folder under $GAM_DATA that holds the corpus, or None."""
+    root = data_root()
+    for folder in (name, f"{name}-raw"):
+        if root is not None and (root / folder).is_dir():
+            return root / folder
+    return None
+
+
+def load_rows(name: str, repository: str, configuration: str | None = None) -> Mapping[str, Documents]:
+    """The rows of every split, through ``datasets``; ``repository`` may be a local folder in the Hub's own layout.
+
+    Raises:
+        InputError: where it cannot be reached and is not in the cache.
+        MissingExtraError: where ``datasets`` is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "data", f"data {name!r}") from error
+    try:
+        loaded = datasets.load_dataset(repository, configuration)
+    except (ConnectionError, OSError, ValueError) as error:
+        cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+        raise InputError(
+            f"data {name!r} is not in the cache and the Hub cannot be reached ({str(error).splitlines()[0][:120]}): run `gam data prepare {name}` on a machine "
+            f"that is online and copy its folder {cache} here, or put the files under $GAM_DATA/{name}"
+        ) from error
+    return {split: _column(loaded[theirs]) for split, theirs in HUB_SPLITS.items() if theirs in loaded}
+
+
+def _local_rows(name: str, folder: Path) -> Mapping[str, Documents]:
+    """Rows of a local copy: those of a parquet file, or the lines of a text file with their ends, as the Hub has them."""
+    found = {}
+    for split, names in text_files.SPLIT_NAMES.items():
+        paths = [path for path in sorted(folder.rglob("*")) if path.suffix in text_files.SUFFIXES and (text_files.names_split(path, names) or path.parent.name in names)]
+        if paths:
+            found[split] = _lines(paths)
+    for split in ("train", "valid"):
+        if split not in found:
+            raise InputError(f"data {name!r}: {folder} has no file of the {split} split, put one there or unset GAM_DATA")
+    return found
+
+
+def _lines(paths: list[Path]) -> Documents:
+    def rows() -> Iterator[str]:
+        for path in paths:
+            for document in text_files.read(path):
+                yield from [document] if path.suffix in (".parquet", ".jsonl") else document.splitlines(keepends=True)
+
+    return rows
+
+
+def _column(split: Any) -> Documents:
+    return lambda: (row["text"] for row in split)
+
+
+def _articles_of(rows: Documents) -> Documents:
+    return lambda: articles(rows())
+
+
+def articles(rows: Iterator[str]) -> Iterator[str]:
+    """Join the rows of WikiText into articles, which start at a heading of the first level."""
+    held: list[str] = []
+    for row in rows:
+        if HEADING.match(row.rstrip("\n")) and any(line.strip() for line in held):
+            yield "".join(held)
+            held = []
+        held.append(row)
+    if any(line.strip() for line in held):
+        yield "".join(held)

@@ -1,0 +1,100 @@
+"""Pictures in one style: colour-blind safe, labelled at the lines themselves, as SVG and PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gam_lm.errors import MissingExtraError
+from gam_lm.files import replacing
+from gam_lm.report.tables import by_model
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's palette (jfly.uni-koeln.de/color): told apart with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+FAMILIES = (("gam-paper", 5), ("gam-static", 0), ("gam-mean", 2), ("gam-delta", 3), ("transformer-paper", 4), ("transformer", 1), ("mamba-paper", 7), ("mamba", 6))
+GREY = "#767676"
+
+
+def colour(model: str) -> str:
+    """The colour that a model has in every picture."""
+    return next((COLOURS[i] for name, i in FAMILIES if model.startswith(name)), GREY)
+
+
+def loss_curves(results: Mapping[str, Any], stem: Path) -> list[Path]:
+    """Validation loss against training tokens, a line per model: the mean over its seeds, with their range as a band.
+
+    Args:
+        results: content of a results.json.
+        stem: the pictures' path without its ending.
+
+    Returns:
+        The SVG and the PNG.
+    """
+    figure, axes = new_figure()
+    rows = results["rows"]
+    ends = []
+    for model, group in by_model(row for row in rows if not row.get("floor")).items():
+        tokens = np.array([point["tokens"] for point in group[0]["curve"]])
+        losses = np.array([[point["val_nats"] for point in row["curve"]] for row in group])
+        axes.fill_between(tokens / 1e6, losses.min(0), losses.max(0), color=colour(model), alpha=0.18, linewidth=0)
+        axes.plot(tokens / 1e6, losses.mean(0), color=colour(model), marker="o", markersize=3.5)
+        ends.append((tokens[-1] / 1e6, float(losses.mean(0)[-1]), model, colour(model)))
+    for row in rows:
+        if row.get("floor"):
+            axes.axhline(row["val_nats_per_token"], color=GREY, linestyle="--", linewidth=1)
+            ends.append((ends[0][0] if ends else 1.0, row["val_nats_per_token"], f"{row['model']} counts", GREY))
+    label_ends(axes, ends)
+    axes.set_xlabel("training tokens (millions)")
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.set_title(f"{results['corpus']['name']}: same tokens, same order", loc="left")
+    return save(figure, stem)
+
+
+def new_figure() -> tuple[Figure, Axes]:
+    """A figure of the house's size with light axes. Raises MissingExtraError where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot", "a plot") from error
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each line's name beside its end (x, y, name, colour), moved apart where they would touch."""
+    if not ends:
+        return
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.055
+    places: list[float] = []
+    for x, y, name, shade in sorted(ends, key=lambda end: end[1]):
+        place = y if not places else max(y, places[-1] + gap)
+        places.append(place)
+        axes.annotate(
+            name, (x, y), xytext=(1.02, place), textcoords=axes.get_yaxis_transform(), color=shade, va="center", annotation_clip=False, fontsize=9
+        )
+    axes.set_ylim(low, max(high, places[-1] + gap / 2))
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem``.svg and ``stem``.png, the same bytes for the same picture."""
+    import matplotlib as mpl
+
+    paths = []
+    for ending, extra in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 160})):
+        path = stem.with_name(stem.name + ending)
+        with mpl.rc_context({"svg.hashsalt": stem.name, "svg.fonttype": "none"}), replacing(path) as temporary:
+            figure.savefig(temporary, format=ending[1:], facecolor="white", **extra)
+        paths.append(path)
+    return paths

@@ -1,0 +1,158 @@
+"""results.json: what every measuring command writes as it goes, and every table and plot is made from. Imports no torch.
+
+    {"command", "environment": {device, processor, cores, memory_gb, python, torch, commit, dirty},
+     "corpus": {name, sha256, tokens, bytes, tokenizer, …}, "rows": [{…}, …]}
+
+A row is known by IDENTITY together with the corpus: a repeated command skips the rows that are there. Figures carry their unit in the name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gam_lm.errors import InputError
+from gam_lm.files import explained, replacing, write_text
+
+IDENTITY = ("model", "seed", "backend", "model_config", "train_config", "sequence_length", "batch_size", "pairs")
+"""The keys of a row that tell it from the others, as far as it has them."""
+
+Row = Mapping[str, Any]
+
+
+class Results:
+    """One results.json; made by :meth:`open`. A row is on the disk when :meth:`add` returns."""
+
+    def __init__(self, path: Path, content: dict[str, Any], environment: dict[str, Any]) -> None:
+        self.path = path
+        self._content = content
+        self._environment = environment
+
+    @classmethod
+    def open(cls, path: Path, *, command: str, environment: Mapping[str, Any], corpus: Mapping[str, Any] | None) -> Results:
+        """Start a file, or go on with the one that is there.
+
+        Raises:
+            InputError: where the file is broken, of another corpus, or cannot be written.
+        """
+        if path.exists():
+            content = read_results(path)
+            if content["corpus"] != _plain(corpus):
+                raise InputError(f"{path} holds results of another corpus or tokenizer: choose a new folder, or give the same data")
+        else:
+            content = {"command": command, "environment": _plain(environment), "corpus": _plain(corpus), "rows": []}
+            write_text(path, json.dumps(content, indent=1) + "\n")
+        return cls(path, content, _plain(environment))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far."""
+        return list(self._content["rows"])
+
+    def find(self, wanted: Row) -> dict[str, Any] | None:
+        """The row with the identity of ``wanted``, or None."""
+        key = identity(wanted)
+        return next((row for row in self._content["rows"] if identity(row) == key), None)
+
+    def add(self, row: Row) -> None:
+        """Write a row, in place of one with the same identity. Another process may be adding to the same file.
+
+        A row measured elsewhere than the file's first carries its own ``environment``.
+
+        Raises:
+            ValueError: for a figure that is not finite.
+        """
+        row = _plain(row)
+        _check_finite(row, row.get("model", "row"))
+        with _locked(self.path):
+            self._content = read_results(self.path)
+            if self._environment != self._content["environment"]:
+                row["environment"] = self._environment
+            key = identity(row)
+            rows = self._content["rows"]
+            same = [i for i, other in enumerate(rows) if identity(other) == key]
+            if same:
+                rows[same[0]] = row
+            else:
+                rows.append(row)
+            write_text(self.path, json.dumps(self._content, indent=1) + "\n")
+
+
+def identity(row: Row) -> str:
+    """What tells a row from the others, as text."""
+    return json.dumps({key: row[key] for key in IDENTITY if key in row}, sort_keys=True)
+
+
+def read_results(path: Path | str) -> dict[str, Any]:
+    """The content of a results.json. Raises InputError where it is missing or broken."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"results {str(path)!r}: there is no such file") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"results {str(path)!r} cannot be read ({error}): restore the file, or move it away to start anew") from error
+    if not isinstance(content, dict) or not {"command", "environment", "corpus", "rows"} <= content.keys():
+        raise InputError(f"results {str(path)!r} is no results.json of this library: it needs command, environment, corpus and rows")
+    return content
+
+
+def write_blocks(directory: Path, label: str, nats: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any]) -> str:
+    """Keep the loss of every validation block beside results.json, for paired comparisons.
+
+    Args:
+        directory: of results.json.
+        label: of the row.
+        nats: sum of the loss over each block (blocks,).
+        tokens: predicted tokens of each block (blocks,).
+
+    Returns:
+        The file's name within ``directory``, for the row's ``val_blocks``.
+    """
+    name = f"blocks/{label}.npy"
+    with replacing(directory / name) as temporary, temporary.open("wb") as file:
+        np.save(file, np.stack([nats, tokens]).astype(np.float32), allow_pickle=False)
+    return name
+
+
+def read_blocks(directory: Path, row: Row) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The loss and the predicted tokens of every validation block of a row. Raises InputError where they are missing."""
+    path = directory / str(row.get("val_blocks"))
+    if not path.is_file():
+        raise InputError(f"{path}: the losses by block of {row.get('model')} are not there, copy the folder blocks/ with its results.json")
+    nats, tokens = np.load(path, allow_pickle=False)
+    return nats, tokens
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def _check_finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}: a row holds finite figures only")
+    if isinstance(value, dict):
+        for key, each in value.items():
+            _check_finite(each, f"{where}.{key}")
+    elif isinstance(value, list):
+        for each in value:
+            _check_finite(each, where)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the file against other processes, where the system can."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: one process at a time
+        yield
+        return
+    with explained(path), path.with_name(".results.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -11,31 +11,14 @@ Shapes: B rows, T tokens, D = hidden_size, K taps, M slots.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.conv import causal_conv
+from gam_lm.conv import CausalConv
 from gam_lm.memory import retrieve
 from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear
 from gam_lm.segments import read_segments
-
-
-class CausalConv(nn.Module):
-    """The parameters of one causal depthwise convolution."""
-
-    def __init__(self, channels: int, kernel_size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels, kernel_size))
-        self.bias = nn.Parameter(torch.empty(channels))
-
-    def init_weights(self) -> None:
-        """PyTorch's start values of a depthwise Conv1d: U(±1/√K)."""
-        bound = 1 / math.sqrt(self.weight.shape[1])
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
 
 
 class StaticMemory(nn.Module):
@@ -74,7 +57,7 @@ class GatedAssociativeMemory(Mixer):
         local_BTD, global_BTD = None, None
         if self.conv is not None:
             segments = None if segments_BT is None else read_segments(segments_BT)
-            local_BTD, conv_state = causal_conv(x_BTD, self.conv.weight, self.conv.bias, state[0] if state else None, segments)
+            local_BTD, conv_state = self.conv(x_BTD, state[0] if state else None, segments)
             state = (conv_state,)
         if self.memory is not None:
             global_BTD = self.memory(x_BTD)

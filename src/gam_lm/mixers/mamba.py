@@ -1,0 +1,123 @@
+"""Mamba, the other opponent (Gu & Dao, arXiv 2312.00752, section 3.4 and figure 3): a selective state space behind a short convolution, gated.
+
+    x, z       = split(W_in h)                              two branches of E = expand · D channels
+    x          = SiLU(causal_conv(x))
+    dt, B, C   = split(W_x x);  dt = softplus(W_dt dt + bias)     step size, input and output maps from the token itself: the selection
+    s_t        = exp(dt A) ∘ s_{t−1} + dt x ⊗ B             A = −exp(A_log) < 0
+    y_t        = W_out ((C · s_t + D_skip ∘ x) ∘ SiLU(z))
+
+Shapes: B rows, T tokens, D = hidden_size, E inner channels, N = state_size, R rank of the step size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gam_lm.config import ModelConfig
+from gam_lm.conv import CausalConv
+from gam_lm.mixers.base import INIT_STD, Cost, Mixer, MixerState
+from gam_lm.segments import read_segments
+from gam_lm.selective_scan import selective_scan
+
+STEP_RANGE = (1e-3, 0.1)
+"""Step sizes at the start, log-uniform (section 3.6)."""
+
+
+def step_rank(config: ModelConfig) -> int:
+    """R = D / 16, rounded up: the rank of the map to step sizes."""
+    return math.ceil(config.hidden_size / 16)
+
+
+def inner_size(config: ModelConfig) -> int:
+    """E: the channels of the state space."""
+    return round(config.expand * config.hidden_size)
+
+
+class Mamba(Mixer):
+    """The token mixer of Mamba, with the scan in plain PyTorch.
+
+    State: the last K − 1 inputs of the convolution (B, K − 1, E) and the state space (B, N, E), together 4·E·(K − 1 + N) bytes a sequence in fp32.
+    """
+
+    uses = frozenset({"conv_kernel_size", "state_size", "expand", "chunk_size"})
+    backends = ("chunked",)
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        D, E, N, R = config.hidden_size, inner_size(config), config.state_size, step_rank(config)
+        self.in_proj = nn.Linear(D, 2 * E, bias=False)
+        self.conv = CausalConv(E, config.conv_kernel_size)
+        self.x_proj = nn.Linear(E, R + 2 * N, bias=False)
+        self.dt_proj = nn.Linear(R, E)
+        self.A_log = nn.Parameter(torch.empty(N, E))
+        self.skip = nn.Parameter(torch.empty(E))
+        self.out_proj = nn.Linear(E, D, bias=False)
+
+    def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
+        """See :meth:`Mixer.forward`."""
+        segments = None if segments_BT is None else read_segments(segments_BT)
+        conv_state, scan_state = state if state else (None, None)
+        x_BTE, z_BTE = self.in_proj(x_BTD).chunk(2, dim=-1)
+        x_BTE, conv_state = self.conv(x_BTE, conv_state, segments)
+        x_BTE = F.silu(x_BTE)
+        N = self.config.state_size
+        dt_BTR, B_BTN, C_BTN = self.x_proj(x_BTE).split([step_rank(self.config), N, N], dim=-1)
+        dt_BTE = F.softplus(self.dt_proj(dt_BTR))
+        index_BT = None
+        if segments is not None:
+            dt_BTE = dt_BTE * segments.real_BT[..., None]  # a step of size 0 changes nothing
+            index_BT = segments.index_BT
+        y_BTE, scan_state = selective_scan(
+            x_BTE, dt_BTE, -self.A_log.exp(), B_BTN, C_BTN, scan_state, chunk_size=self.config.chunk_size, index_BT=index_BT
+        )
+        y_BTE = (y_BTE + self.skip * x_BTE).to(x_BTE.dtype) * F.silu(z_BTE)
+        return self.out_proj(y_BTE), (conv_state, scan_state)
+
+    def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
+        """Zeros: nothing came before."""
+        dtype = dtype or torch.get_default_dtype()
+        E = inner_size(self.config)
+        conv_state = torch.zeros(batch_size, self.config.conv_kernel_size - 1, E, device=device, dtype=dtype)
+        scan_dtype = torch.promote_types(dtype, torch.float32)
+        return conv_state, torch.zeros(batch_size, self.config.state_size, E, device=device, dtype=scan_dtype)
+
+    def init_weights(self) -> None:
+        """Rates 1 … N and log-uniform step sizes, as published; the projections by ``config.initialization``."""
+        self.conv.init_weights()
+        with torch.no_grad():
+            rates_N = torch.arange(1, self.config.state_size + 1, device=self.A_log.device, dtype=self.A_log.dtype)
+            self.A_log.copy_(rates_N.log()[:, None].expand_as(self.A_log))
+            self.skip.fill_(1.0)
+            bound = step_rank(self.config) ** -0.5
+            self.dt_proj.weight.uniform_(-bound, bound)
+            low, high = (math.log(x) for x in STEP_RANGE)
+            step_E = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
+            self.dt_proj.bias.copy_(step_E + torch.log(-torch.expm1(-step_E)))  # the inverse of softplus
+        for linear, std in ((self.in_proj, INIT_STD), (self.x_proj, INIT_STD), (self.out_proj, self.residual_std)):
+            if self.config.initialization == "paper":
+                linear.reset_parameters()
+            else:
+                nn.init.normal_(linear.weight, std=std)
+
+    @classmethod
+    def cost(cls, config: ModelConfig, context: int) -> Cost:
+        """Constant per token at every context; the scan counts as its multiply-adds."""
+        D, E, N, R, K = config.hidden_size, inner_size(config), config.state_size, step_rank(config), config.conv_kernel_size
+        projections = 2 * D * E + E * (R + 2 * N) + R * E + E * D
+        flops = 2 * (projections + K * E + 3 * N * E)
+        return Cost(
+            parameters=projections + E * (K + 1) + E + N * E + E,
+            forward_flops=flops,
+            decode_flops=flops,
+            activations=7 * E + R + 2 * N + D,
+            state_bytes=4 * E * (K - 1 + N),
+        )
+
+    @classmethod
+    def reach(cls, config: ModelConfig) -> int | None:
+        """Everything before, as far as the decay lets it through."""
+        return None

@@ -116,7 +116,9 @@ def test_every_field_is_explained_where_it_stands():
         assert explained == {field.name for field in dataclasses.fields(kind)}
 
 
-@pytest.mark.parametrize("module", ["gam_lm", "gam_lm.config", "gam_lm.presets", "gam_lm.results", "gam_lm.training.recipe", "gam_lm.report.tables", "gam_lm.cli"])
+@pytest.mark.parametrize(
+    "module", ["gam_lm", "gam_lm.config", "gam_lm.presets", "gam_lm.results", "gam_lm.training.recipe", "gam_lm.report.tables", "gam_lm.cli"]
+)
 def test_the_ground_floor_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

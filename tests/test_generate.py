@@ -54,6 +54,7 @@ def test_the_state_of_gam_does_not_grow():
 def test_top_k_and_top_p_leave_only_the_likeliest():
     generator = torch.Generator().manual_seed(0)
     logits = torch.tensor([0.0, 3.0, 2.0, 1.0])
+
     def drawn(top_k, top_p):
         return {int(draw(logits, 1.0, top_k, top_p, generator)) for _ in range(200)}
 
@@ -84,13 +85,20 @@ def test_text_comes_in_whole_characters():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=257, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=257, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(["ab"], trainer)
 
     class Replay(torch.nn.Module):  # a model that always goes on with the same ids
         def __init__(self, ids):
             super().__init__()
-            self.ids, self.config, self.embed_positions, self.embed_tokens = ids, ModelConfig(vocab_size=300, positions="none"), None, torch.nn.Embedding(1, 1)
+            self.ids, self.config, self.embed_positions, self.embed_tokens = (
+                ids,
+                ModelConfig(vocab_size=300, positions="none"),
+                None,
+                torch.nn.Embedding(1, 1),
+            )
 
         def stream(self, tokens, state=None):
             place = 0 if state is None else state

@@ -101,7 +101,10 @@ def save_state(directory: Path, step: int, model: LanguageModel, optimizer: torc
     path = directory / "state" / f"step-{step:08d}"
     with replacing(path) as temporary:
         temporary.mkdir()
-        _save_tensors(temporary / "model.safetensors", {k: v for k, v in model.state_dict().items() if k != "lm_head.weight" or not model.config.tie_word_embeddings})
+        _save_tensors(
+            temporary / "model.safetensors",
+            {k: v for k, v in model.state_dict().items() if k != "lm_head.weight" or not model.config.tie_word_embeddings},
+        )
         moments = {f"{i}.{name}": value for i, values in optimizer.state_dict()["state"].items() for name, value in values.items()}
         _save_tensors(temporary / "optimizer.safetensors", moments)
         generators = {"cpu": torch.get_rng_state()}
@@ -180,7 +183,13 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 
 def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    names = {"<|endoftext|>": ("eos_token", "bos_token"), "[UNK]": ("unk_token",), "[PAD]": ("pad_token",), "[SOS]": ("bos_token",), "[EOS]": ("eos_token",)}
+    names = {
+        "<|endoftext|>": ("eos_token", "bos_token"),
+        "[UNK]": ("unk_token",),
+        "[PAD]": ("pad_token",),
+        "[SOS]": ("bos_token",),
+        "[EOS]": ("eos_token",),
+    }
     for token, roles in names.items():
         if tokenizer.token_to_id(token) is not None:
             config |= dict.fromkeys(roles, token)

@@ -221,7 +221,9 @@ class Bench:
         if self.dry_run:
             rows = describe_plan(contenders, corpus, device)
             for row in rows:
-                print(f"{row['model']}, seed {row['seed']}: {row['parameters']:,} parameters, {row['steps']} steps, about {row['expected_seconds']:.0f} s")
+                print(
+                    f"{row['model']}, seed {row['seed']}: {row['parameters']:,} parameters, {row['steps']} steps, about {row['expected_seconds']:.0f} s"
+                )
             print(json.dumps(rows))
             return
         path = self.out / "results.json"
@@ -305,7 +307,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # whoever read our output has gone: nothing is left to flush to
+        sys.stdout = None  # whoever read our output has gone: nothing is left to flush to
     return 0
 
 
@@ -359,9 +361,7 @@ def _defaults(verb: str, rest: list[str], chosen: Preset | None) -> Verb | None:
     text, base, recipe = Data(), Bench.architecture, TrainConfig()
     if chosen is not None:
         limits = chosen.row_limits or {}
-        text = Data(
-            data=chosen.data, tokenizer=chosen.tokenizer, train_rows=limits.get("train"), valid_rows=limits.get("valid")
-        )
+        text = Data(data=chosen.data, tokenizer=chosen.tokenizer, train_rows=limits.get("train"), valid_rows=limits.get("valid"))
         base, recipe = ModelConfig(vocab_size=chosen.vocab_size, **chosen.model), chosen.train
     if verb == "train":
         name = _peek(rest, "--model") or (chosen.models[0] if chosen else "gam")

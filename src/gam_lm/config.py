@@ -85,7 +85,9 @@ class ModelConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{field} is {value!r}: use a whole number of at least 1")
         if self.intermediate_size is not None and (not isinstance(self.intermediate_size, int) or self.intermediate_size < 0):
-            raise InputError(f"intermediate_size is {self.intermediate_size!r}: use a whole number, 0 for no feed-forward network, or None for 4 × hidden_size")
+            raise InputError(
+                f"intermediate_size is {self.intermediate_size!r}: use a whole number, 0 for no feed-forward network, or None for 4 × hidden_size"
+            )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout!r}: use a probability from 0 to below 1")
         if self.layer_norm_eps <= 0:
@@ -106,19 +108,27 @@ class ModelConfig:
                 f"use a multiple of {self.num_attention_heads} or another number of heads"
             )
         if self.positions == "rotary" and self.mixer != "attention":
-            raise InputError(f"positions is 'rotary', which turns the queries and keys of attention: use 'none' or 'learned' with mixer={self.mixer!r}")
+            raise InputError(
+                f"positions is 'rotary', which turns the queries and keys of attention: use 'none' or 'learned' with mixer={self.mixer!r}"
+            )
         if self.positions == "rotary" and self.head_size % 2:
-            raise InputError(f"positions is 'rotary', which needs an even width per head and finds {self.head_size}: change hidden_size or num_attention_heads")
+            raise InputError(
+                f"positions is 'rotary', which needs an even width per head and finds {self.head_size}: change hidden_size or num_attention_heads"
+            )
         if self.mixer == "gam" and self.write != "none":
             if self.fusion in ("global", "local"):
-                raise InputError(f"fusion is {self.fusion!r} with write={self.write!r}: a written memory needs both paths, use 'gate' or 'sum', or write='none'")
+                raise InputError(
+                    f"fusion is {self.fusion!r} with write={self.write!r}: a written memory needs both paths, use 'gate' or 'sum', or write='none'"
+                )
             if self.num_memory_slots % self.num_attention_heads:
                 raise InputError(
                     f"num_memory_slots is {self.num_memory_slots}, which num_attention_heads={self.num_attention_heads} does not divide: "
                     "a written memory gives every head the same number of slots"
                 )
             if self.conv_kernel_size < 2:
-                raise InputError(f"conv_kernel_size is {self.conv_kernel_size} with write={self.write!r}: a write is addressed by what came before its value, use 2 or more")
+                raise InputError(
+                    f"conv_kernel_size is {self.conv_kernel_size} with write={self.write!r}: a write is addressed by what came before its value, use 2 or more"
+                )
 
     @property
     def uses_heads(self) -> bool:

@@ -11,7 +11,12 @@ from pathlib import Path
 
 from gam_lm.errors import InputError
 
-REASONS = {errno.ENOSPC: "no space is left on the device", errno.EDQUOT: "the disk quota is used up", errno.EACCES: "permission is denied", errno.EROFS: "the file system is read-only"}
+REASONS = {
+    errno.ENOSPC: "no space is left on the device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission is denied",
+    errno.EROFS: "the file system is read-only",
+}
 
 
 @contextmanager

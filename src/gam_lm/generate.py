@@ -103,7 +103,9 @@ def _check(model: LanguageModel, prompt: Sequence[int], max_new_tokens: int | No
     if not prompt:
         raise InputError("prompt is empty and the tokenizer has no <|endoftext|> to start from: give a prompt of at least one token")
     if config.positions == "learned" and len(prompt) > config.max_position_embeddings:
-        raise InputError(f'prompt has {len(prompt)} tokens, positions end at {config.max_position_embeddings}: use positions="none" or a shorter prompt')
+        raise InputError(
+            f'prompt has {len(prompt)} tokens, positions end at {config.max_position_embeddings}: use positions="none" or a shorter prompt'
+        )
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: use a whole number of at least 1")
     if temperature < 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -91,7 +92,7 @@ class LanguageModel(nn.Module):
         learned = config.positions == "learned"
         self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.layers: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -178,7 +179,7 @@ class LanguageModel(nn.Module):
         limit = self.config.max_position_embeddings
         if torch.compiler.is_compiling():
             return
-        if T > limit or (position_BT.device.type == "cpu" and position_BT.numel() and int(position_BT.max()) >= limit):
+        if limit < T or (position_BT.device.type == "cpu" and position_BT.numel() and int(position_BT.max()) >= limit):
             end = int(position_BT.max()) + 1
             raise InputError(f'the sequence has {end} tokens, learned positions end at {limit}: use positions="none" or a shorter text')
 

@@ -72,7 +72,15 @@ class Preset:
 
 
 PAPER_TRAIN = TrainConfig(
-    epochs=5, batch_size=32, context=256, learning_rate=3e-4, warmup_steps=100, paper_warmup=True, decay="everything", precision="fp32", blocks="paper"
+    epochs=5,
+    batch_size=32,
+    context=256,
+    learning_rate=3e-4,
+    warmup_steps=100,
+    paper_warmup=True,
+    decay="everything",
+    precision="fp32",
+    blocks="paper",
 )
 PAPER_MODELS = ("gam-paper", "transformer-paper", "mamba-paper")
 
@@ -93,7 +101,7 @@ PRESETS: Mapping[str, Preset] = {
         train=TrainConfig(steps=1200, batch_size=16, context=256, learning_rate=1e-3, validate_every=300),
     ),
     "paper-wikitext2": Preset(
-        summary="gam bench --preset paper-wikitext2 --out runs/paper-wikitext2 · one GPU, about 2 minutes an epoch and model · published PPL: 882.57 GAM, 918.99 Transformer, 1017.54 Mamba",
+        summary="gam bench --preset paper-wikitext2 --out runs/paper-wikitext2 · one GPU · published PPL: 882.57 GAM, 918.99 Transformer, 1017.54 Mamba",
         data="wikitext-2",
         models=PAPER_MODELS,
         model={},
@@ -102,7 +110,7 @@ PRESETS: Mapping[str, Preset] = {
         match_parameters=False,
     ),
     "paper-tinystories": Preset(
-        summary="gam bench --preset paper-tinystories --out runs/paper-tinystories · one GPU, about 10 minutes an epoch and model · published PPL: 23.15 GAM, 23.55 Transformer",
+        summary="gam bench --preset paper-tinystories --out runs/paper-tinystories · one GPU · published PPL: 23.15 GAM, 23.55 Transformer",
         data="tinystories",
         models=PAPER_MODELS,
         model={},

@@ -30,7 +30,16 @@ class Progress:
             self._said = now
             rate = self.done / (now - self._started)
             left = f", {(self.total - self.done) / rate:.0f} s left" if self.total else ""
-            logger.info("%s: %d%s %s, %.1f/s%s%s", self.description, self.done, f"/{self.total}" if self.total else "", self.unit, rate, left, note and ", " + note)
+            logger.info(
+                "%s: %d%s %s, %.1f/s%s%s",
+                self.description,
+                self.done,
+                f"/{self.total}" if self.total else "",
+                self.unit,
+                rate,
+                left,
+                note and ", " + note,
+            )
 
 
 class _Bar(Progress):
@@ -57,6 +66,13 @@ def progress(description: str, total: int | None, unit: str = "steps") -> Iterat
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         yield _Bar(description, total, unit, bars)

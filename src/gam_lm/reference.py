@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,7 +32,11 @@ GAM_BLOCK_NAMES = FFN_NAMES | {
     **{f"ln{i}.{kind}": f"{name}.{kind}" for i, name in ((1, "mixer_norm"), (2, "mlp_norm")) for kind in ("weight", "bias")},
 }
 TRANSFORMER_BLOCK_NAMES = FFN_NAMES | {
-    **{f"attn.{theirs}.{kind}": f"mixer.{ours}.{kind}" for theirs, ours in (("c_attn", "qkv_proj"), ("c_proj", "out_proj")) for kind in ("weight", "bias")},
+    **{
+        f"attn.{theirs}.{kind}": f"mixer.{ours}.{kind}"
+        for theirs, ours in (("c_attn", "qkv_proj"), ("c_proj", "out_proj"))
+        for kind in ("weight", "bias")
+    },
     **{f"ln_{i}.{kind}": f"{name}.{kind}" for i, name in ((1, "mixer_norm"), (2, "mlp_norm")) for kind in ("weight", "bias")},
 }
 IGNORED = re.compile(r"blocks\.\d+\.attn\.bias")  # the baseline's causal mask, a buffer
@@ -85,7 +89,7 @@ def load_reference(weights: Mapping[str, Tensor] | str | Path, num_heads: int | 
 
 def _config(own: Mapping[str, Tensor], num_heads: int | None) -> ModelConfig:
     vocab_size, hidden_size = own["embed_tokens.weight"].shape
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "num_hidden_layers": 1 + max(int(name.split(".")[1]) for name in own if name.startswith("layers.")),

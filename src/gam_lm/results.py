@@ -68,19 +68,19 @@ class Results:
         Raises:
             ValueError: for a figure that is not finite.
         """
-        row = _plain(row)
-        _check_finite(row, row.get("model", "row"))
+        new: dict[str, Any] = _plain(row)
+        _check_finite(new, str(new.get("model", "row")))
         with _locked(self.path):
             self._content = read_results(self.path)
             if self._environment != self._content["environment"]:
-                row["environment"] = self._environment
-            key = identity(row)
+                new["environment"] = self._environment
+            key = identity(new)
             rows = self._content["rows"]
             same = [i for i, other in enumerate(rows) if identity(other) == key]
             if same:
-                rows[same[0]] = row
+                rows[same[0]] = new
             else:
-                rows.append(row)
+                rows.append(new)
             write_text(self.path, json.dumps(self._content, indent=1) + "\n")
 
 

@@ -98,4 +98,6 @@ def _download(book: Book, source: str) -> str:
 def _check(raw: bytes, book: Book, where: str) -> None:
     found = hashlib.sha256(raw).hexdigest()
     if found != book.sha256:
-        raise InputError(f"gutenberg: {where} has the checksum {found[:12]}…, the index says {book.sha256[:12]}…: remove the file, or fetch that edition")
+        raise InputError(
+            f"gutenberg: {where} has the checksum {found[:12]}…, the index says {book.sha256[:12]}…: remove the file, or fetch that edition"
+        )

@@ -101,7 +101,11 @@ def _local_rows(name: str, folder: Path) -> Mapping[str, Documents]:
     """Rows of a local copy: those of a parquet file, or the lines of a text file with their ends, as the Hub has them."""
     found = {}
     for split, names in text_files.SPLIT_NAMES.items():
-        paths = [path for path in sorted(folder.rglob("*")) if path.suffix in text_files.SUFFIXES and (text_files.names_split(path, names) or path.parent.name in names)]
+        paths = [
+            path
+            for path in sorted(folder.rglob("*"))
+            if path.suffix in text_files.SUFFIXES and (text_files.names_split(path, names) or path.parent.name in names)
+        ]
         if paths:
             found[split] = _lines(paths)
     for split in ("train", "valid"):

@@ -35,7 +35,7 @@ def splits(path: Path) -> Mapping[str, Documents]:
     if path.is_dir():
         named = {split: part for split, names in SPLIT_NAMES.items() if (part := _named_part(path, names)) is not None}
         if "train" in named:
-            return {split: _reader(found) for split, found in named.items()} | _validation_of(named)
+            return {**{split: _reader(found) for split, found in named.items()}, **_validation_of(named)}
     return _split_one(_reader(find(path)))
 
 
@@ -102,7 +102,7 @@ def _reader(paths: list[Path]) -> Documents:
 def _split_one(documents: Documents) -> Mapping[str, Documents]:
     few = sum(1 for _ in islice(documents(), FEW_DOCUMENTS)) < FEW_DOCUMENTS
     pieces = (lambda: _blocks(documents())) if few else documents
-    places = {"valid": (FEW_DOCUMENTS // 2,), "test": (FEW_DOCUMENTS // 2 + 1,)}
+    places: dict[str, tuple[int, ...]] = {"valid": (FEW_DOCUMENTS // 2,), "test": (FEW_DOCUMENTS // 2 + 1,)}
     places["train"] = tuple(set(range(FEW_DOCUMENTS)) - {*places["valid"], *places["test"]})
 
     def part(split: str) -> Documents:

@@ -187,5 +187,3 @@ def _open(directory: Path) -> TokenCorpus | None:
     except (OSError, ValueError, KeyError):
         return None
     return TokenCorpus(meta["name"], meta["sha256"], meta["tokenizer_name"], meta["tokenizer_sha256"], meta["vocab_size"], splits, directory)
-
-

@@ -65,7 +65,9 @@ def describe_plan(contenders: Sequence[Contender], corpus: TokenCorpus, device: 
     return rows
 
 
-def benchmark(contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool = False) -> None:
+def benchmark(
+    contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool = False
+) -> None:
     """Train what is missing in ``results``, a row at a time; each finished row is written at once.
 
     Args:
@@ -151,5 +153,3 @@ def _step_seconds(each: Contender, corpus: TokenCorpus, device: torch.device) ->
         float(train_step(model, optimizer, batch, each.recipe, 0.0, dtype)[0])
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:])
-
-

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's palette (jfly.uni-koeln.de/color): told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-FAMILIES = (("gam-paper", 5), ("gam-static", 0), ("gam-mean", 2), ("gam-delta", 3), ("transformer-paper", 4), ("transformer", 1), ("mamba-paper", 7), ("mamba", 6))
+FAMILIES = (
+    ("gam-paper", 5),
+    ("gam-static", 0),
+    ("gam-mean", 2),
+    ("gam-delta", 3),
+    ("transformer-paper", 4),
+    ("transformer", 1),
+    ("mamba-paper", 7),
+    ("mamba", 6),
+)
 GREY = "#767676"
 
 

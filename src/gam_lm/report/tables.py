@@ -33,7 +33,17 @@ def quality_table(results: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     for row in rows:
         if row.get("floor"):
-            cells = [f"*{row['model']} counts*", "", "", f"{row['val_nats_per_token']:.4f}", f"{row['val_ppl']:,.2f}", f"{row['val_bits_per_byte']:.4f}", "", "", ""]
+            cells = [
+                f"*{row['model']} counts*",
+                "",
+                "",
+                f"{row['val_nats_per_token']:.4f}",
+                f"{row['val_ppl']:,.2f}",
+                f"{row['val_bits_per_byte']:.4f}",
+                "",
+                "",
+                "",
+            ]
             if paper:
                 cells.insert(5, "")
             lines.append("| " + " | ".join(cells) + " |")

@@ -135,9 +135,17 @@ def fit(
                     if measures:
                         validation = validate()
                         figures["val_nats"] = validation.nats_per_token
-                        point = {"step": step, "tokens": tokens, "seconds": round(seconds, 3), "train_nats": figures["train_nats"], "val_nats": figures["val_nats"]}
+                        point = {
+                            "step": step,
+                            "tokens": tokens,
+                            "seconds": round(seconds, 3),
+                            "train_nats": figures["train_nats"],
+                            "val_nats": figures["val_nats"],
+                        }
                         curve.append(point)
-                        logger.info("%s: step %d/%d, train %.4f, validation %.4f nats/token", label, step, total, point["train_nats"], point["val_nats"])
+                        logger.info(
+                            "%s: step %d/%d, train %.4f, validation %.4f nats/token", label, step, total, point["train_nats"], point["val_nats"]
+                        )
                     _append(directory / "metrics.jsonl", {"step": step, "tokens": tokens, "seconds": round(seconds, 3), **figures})
                     tracker.log(figures, step)
                     note = f"loss {figures['train_nats']:.3f}"
@@ -199,7 +207,9 @@ def claim_directory(directory: Path, config: ModelConfig, recipe: TrainConfig, c
     path = directory / "recipe.json"
     if path.is_file():
         if read_json(path) != json.loads(json.dumps(described)):
-            raise InputError(f"out is {str(directory)!r}, which holds another run: choose a new folder, or give the same model, recipe and data to go on with it")
+            raise InputError(
+                f"out is {str(directory)!r}, which holds another run: choose a new folder, or give the same model, recipe and data to go on with it"
+            )
         return
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise InputError(f"out is {str(directory)!r}, which is not empty and no run directory: choose a new folder")

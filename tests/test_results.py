@@ -1,0 +1,140 @@
+"""results.json, statistics, tables and plots."""
+
+import json
+import math
+import multiprocessing
+
+import numpy as np
+import pytest
+
+from gam_lm.errors import InputError
+from gam_lm.report.statistics import paired, summarise, t_distribution, t_quantile, verdict
+from gam_lm.report.tables import quality_table
+from gam_lm.results import Results, read_blocks, read_results, write_blocks
+
+CORPUS = {"name": "novels", "sha256": "ab" * 32, "tokens": 1000, "bytes": 4000, "tokenizer": "bpe"}
+MACHINE = {"device": "cpu", "processor": "x", "cores": 2, "memory_gb": 8, "python": "3.11", "torch": "2.9", "commit": None, "dirty": None}
+
+
+def row(model="gam-static", seed=0, nats=5.0, **more):
+    curve = [{"step": s, "tokens": s * 100, "seconds": 1.0 * s, "train_nats": nats + 1, "val_nats": nats + 1 / s} for s in (1, 2, 4)]
+    return {
+        "model": model, "seed": seed, "backend": "torch", "model_config": {"hidden_size": 8}, "train_config": {"steps": 4, "seed": seed},
+        "parameters": 1234, "train_tokens": 400, "val_nats_per_token": nats, "val_ppl": math.exp(nats), "val_bits_per_byte": 1.5,
+        "tokens_per_second": 100.0, "epoch_seconds": 10.0, "state_bytes": 64, "curve": curve,
+    } | more  # fmt: skip
+
+
+FLOOR = {"model": "unigram", "floor": True, "val_nats_per_token": 6.5, "val_ppl": math.exp(6.5), "val_bits_per_byte": 2.5, "val_word_ppl": 900.0}
+
+
+def opened(path, corpus=CORPUS, machine=MACHINE):
+    return Results.open(path, command="gam bench", environment=machine, corpus=corpus)
+
+
+def test_a_row_is_on_the_disk_at_once_and_found_again(tmp_path):
+    results = opened(tmp_path / "results.json")
+    results.add(row())
+    assert read_results(tmp_path / "results.json")["rows"] == [row()]
+    again = opened(tmp_path / "results.json")
+    assert again.find(row(nats=1.0)) == row() and again.find(row(seed=1)) is None and again.find(row(model_config={"hidden_size": 9})) is None
+    again.add(row(nats=4.0))
+    assert again.rows == [row(nats=4.0)]
+
+
+def _add(path, seed):
+    opened(path).add(row(seed=seed))
+
+
+def test_two_processes_lose_no_row(tmp_path):
+    path = tmp_path / "results.json"
+    opened(path)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.starmap(_add, [(path, seed) for seed in range(12)])
+    assert sorted(r["seed"] for r in read_results(path)["rows"]) == list(range(12))
+
+
+def test_a_row_of_another_machine_says_so(tmp_path):
+    opened(tmp_path / "results.json").add(row())
+    opened(tmp_path / "results.json", machine=MACHINE | {"cores": 64}).add(row(seed=1))
+    first, second = read_results(tmp_path / "results.json")["rows"]
+    assert "environment" not in first and second["environment"]["cores"] == 64
+
+
+def test_results_of_another_corpus_are_refused_and_left_alone(tmp_path):
+    opened(tmp_path / "results.json").add(row())
+    with pytest.raises(InputError, match="another corpus"):
+        opened(tmp_path / "results.json", corpus=CORPUS | {"tokens": 5})
+    assert len(read_results(tmp_path / "results.json")["rows"]) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": []}'])
+def test_a_broken_file_is_named(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(InputError, match="results.json"):
+        opened(tmp_path / "results.json")
+    assert (tmp_path / "results.json").read_text() == content
+
+
+def test_a_figure_that_is_not_finite_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="val_ppl is inf"):
+        opened(tmp_path / "results.json").add(row(val_ppl=math.inf))
+
+
+def test_losses_by_block_come_back(tmp_path):
+    nats, tokens = np.array([1.5, 2.5]), np.array([4, 3])
+    name = write_blocks(tmp_path, "gam-seed0", nats, tokens)
+    for ours, theirs in zip(read_blocks(tmp_path, {"val_blocks": name}), (nats, tokens), strict=True):
+        np.testing.assert_allclose(ours, theirs)
+    with pytest.raises(InputError, match="blocks/"):
+        read_blocks(tmp_path, {"model": "x", "val_blocks": "blocks/none.npy"})
+
+
+# 97.5 % quantiles of Student's t as every table has them.
+@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (9, 2.26216), (10, 2.22814), (30, 2.04227)])
+def test_students_t_is_the_tabulated_one(freedom, quantile):
+    assert t_quantile(0.975, freedom) == pytest.approx(quantile, abs=5e-5)
+    assert t_distribution(0.0, freedom) == 0.5
+    assert t_distribution(-1.3, freedom) == pytest.approx(1 - t_distribution(1.3, freedom))
+
+
+def test_an_interval_needs_two_values():
+    assert summarise([3.0]).half_width == math.inf
+    summary = summarise([1.0, 2.0, 3.0])
+    assert (summary.mean, summary.deviation) == (2.0, 1.0) and summary.half_width == pytest.approx(4.30265 / math.sqrt(3), abs=1e-4)
+
+
+def test_a_difference_within_the_noise_is_said_to_show_nothing():
+    assert "no difference shown" in verdict(paired([1.0, 2.0], [1.1, 1.9]), "a", "b", "nats")
+    assert verdict(paired([1.0, 2.0, 3.0], [1.5, 2.5, 3.5001]), "a", "b", "nats").startswith("a is lower than b by 0.5")
+    assert "no difference shown" in verdict(paired([1.0], [2.0]), "a", "b", "nats")
+
+
+def test_the_quality_table_has_a_line_per_model_and_the_floors_below():
+    results = {"corpus": CORPUS, "environment": MACHINE, "rows": [FLOOR, row(), row(seed=1, nats=5.2), row(model="mamba", nats=4.9)]}
+    lines = quality_table(results).splitlines()
+    assert lines[0].startswith("| Model | Parameters | s/epoch | Val loss (nats) | PPL |")
+    assert lines[2].startswith("| gam-static | 1,234 | 10 | 5.1000 ± 1.2706 |") and lines[2].endswith("| 2 |")
+    assert lines[3].startswith("| mamba | 1,234 | 10 | 4.9000 | 134.29 |")
+    assert lines[4].startswith("| *unigram counts* |")
+    assert len({line.count("|") for line in lines[:5]}) == 1
+
+
+def test_loss_curves_are_drawn_twice_to_the_same_bytes(tmp_path):
+    pytest.importorskip("matplotlib")
+    from gam_lm.report.plots import loss_curves
+
+    results = {"corpus": CORPUS, "environment": MACHINE, "rows": [FLOOR, row(), row(seed=1, nats=5.2), row(model="mamba", nats=4.9)]}
+    first = [path.read_bytes() for path in loss_curves(results, tmp_path / "curves")]
+    second = [path.read_bytes() for path in loss_curves(results, tmp_path / "curves")]
+    assert first == second
+    svg = first[0].decode()
+    assert all(name in svg for name in ("gam-static", "mamba", "unigram counts", "nats per token"))
+    assert first[1].startswith(b"\x89PNG")
+
+
+def test_the_environment_names_the_machine():
+    from gam_lm.measure import environment
+
+    found = environment()
+    assert set(found) == set(MACHINE) and found["cores"] >= 1 and json.dumps(found)

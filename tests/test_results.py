@@ -91,7 +91,9 @@ def test_losses_by_block_come_back(tmp_path):
 
 
 # 97.5 % quantiles of Student's t as every table has them.
-@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (9, 2.26216), (10, 2.22814), (30, 2.04227)])
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (9, 2.26216), (10, 2.22814), (30, 2.04227)]
+)
 def test_students_t_is_the_tabulated_one(freedom, quantile):
     assert t_quantile(0.975, freedom) == pytest.approx(quantile, abs=5e-5)
     assert t_distribution(0.0, freedom) == 0.5

@@ -33,7 +33,15 @@ def corpus(tmp_path):
 
 
 def config(**changes):
-    sizes = {"vocab_size": 270, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_memory_slots": 8, "dropout": 0.1, "positions": "none"}
+    sizes = {
+        "vocab_size": 270,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_memory_slots": 8,
+        "dropout": 0.1,
+        "positions": "none",
+    }
     return ModelConfig(**(sizes | changes))
 
 

@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Iterable
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """The user's input cannot be used.
 
-    The message is one line that names the field, its value and the fix. The
-    command line prints it and exits with 2; it never shows a traceback.
+    The message is one line that names the field, its value and the fix. The command line prints it and exits with 2; it never
+    shows a traceback. (No ValueError: the parser of flags would take that for its own and print a box around it.)
     """
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gam_lm.checkpoint import load_state, read_json, save_model, save_state
 from gam_lm.config import ModelConfig
-from gam_lm.data.blocks import TrainingBlocks
+from gam_lm.data.blocks import TrainingBlocks, check_length
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import InputError
 from gam_lm.files import explained, write_text
@@ -85,12 +85,12 @@ def fit(
         KeyboardInterrupt: after the state has been saved.
     """
     _check(model, corpus, recipe)
-    claim_directory(directory, model.config, recipe, corpus)
     device = model.embed_tokens.weight.device
     dtype = choose_dtype(recipe.precision, device)
     blocks = TrainingBlocks(
         corpus.splits["train"].ids, context=recipe.context, batch_size=recipe.batch_size, seed=recipe.seed, overlap=recipe.blocks == "overlapping"
     )
+    claim_directory(directory, model.config, recipe, corpus)
     total = recipe.total_steps(blocks.steps_per_epoch)
     optimizer = make_optimizer(model, recipe)
     tracker = tracker or NoTracker()
@@ -237,6 +237,7 @@ def _check(model: LanguageModel, corpus: TokenCorpus, recipe: TrainConfig) -> No
     for split in ("train", "valid"):
         if split not in corpus.splits:
             raise InputError(f"data {corpus.name!r} has no {split} split: training needs train and valid")
+    check_length(corpus.splits["valid"].ids, recipe.context)
 
 
 def _append(path: Path, figures: dict[str, Any]) -> None:

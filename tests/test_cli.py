@@ -1,0 +1,189 @@
+"""The command line, as a person meets it."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from gam_lm.cli import VERBS, parse, run
+
+TINY = ["--hidden-size", "16", "--num-hidden-layers", "1", "--num-attention-heads", "2", "--num-memory-slots", "8", "--vocab-size", "270",
+        "--context", "16", "--batch-size", "4", "--precision", "fp32", "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "novel.txt"
+    rng = np.random.default_rng(0)
+    path.write_text("".join(" ".join(rng.choice(["alpha", "beta", "gamma"], 9)) + "\n" for _ in range(600)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert run(["train", "--data", str(text), "--out", str(out), "--steps", "3", *TINY]) == 0
+    return out
+
+
+def refused(capsys, arguments):
+    """Run a command that must fail on the user's input; return its one line."""
+    assert run(arguments) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in said if line.startswith("gam: ")]
+    assert len(errors) == 1 and "Traceback" not in "\n".join(said)
+    return errors[0]
+
+
+def test_help_lists_every_verb_quickly():
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "gam_lm", "--help"], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 5  # 0.1 s on a quiet machine; what counts is that nothing heavy is loaded
+    assert all(verb in done.stdout for verb in VERBS) and "laptop" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["train", "eval", "generate", "bench", "env"])
+def test_every_verb_explains_its_flags(verb, capsys):
+    with pytest.raises(SystemExit) as done:
+        run([verb, "--help"])
+    assert done.value.code == 0 and "--" in capsys.readouterr().out
+
+
+def test_a_preset_gives_the_defaults_and_flags_change_them():
+    (verb,) = parse(["bench", "--preset", "laptop", "--out", "x", "--steps", "7"])
+    assert (verb.recipe.steps, verb.recipe.batch_size, verb.architecture.hidden_size, verb.text.data) == (7, 8, 128, "stdlib")
+    (verb,) = parse(["train", "--preset", "paper-wikitext2", "--out", "x", "--model", "mamba-paper", "--hidden-size", "64"])
+    assert (verb.architecture.stack, verb.architecture.expand, verb.architecture.hidden_size, verb.recipe.blocks) == ("bare", 3, 64, "paper")
+
+
+def test_the_paper_preset_is_table_1_whole():
+    first, second = parse(["bench", "--preset", "paper", "--out", "x"])
+    assert (first.text.data, second.text.data) == ("wikitext-2", "tinystories")
+    assert first.models == ("gam-paper", "transformer-paper", "mamba-paper") and first.recipe.epochs == 5 and not first.match_parameters
+    assert (second.text.train_rows, second.text.valid_rows) == (50_000, 5_000)
+    assert {str(first.out), str(second.out)} == {"x/wikitext2", "x/tinystories"}
+
+
+def test_train_eval_and_generate_work_on_ones_own_text(trained, text, capsys):
+    assert run(["eval", str(trained), "--data", str(text), "--json", "--device", "cpu"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["valid_nats_per_token"] > 0 and set(figures) == {f"valid_{n}" for n in ("nats_per_token", "ppl", "bits_per_byte", "word_ppl")}
+    outputs = []
+    for _ in range(2):
+        assert run(["generate", str(trained), "--prompt", "alpha", "--max-new-tokens", "12", "--seed", "3", "--device", "cpu"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and outputs[0].startswith("alpha")
+
+
+def test_bench_compares_models_and_goes_on_where_it_stopped(text, tmp_path, capsys):
+    out = tmp_path / "bench"
+    command = [
+        "bench",
+        "--data",
+        str(text),
+        "--models",
+        "gam",
+        "transformer",
+        "mamba",
+        "--steps",
+        "4",
+        "--validate-every",
+        "2",
+        "--out",
+        str(out),
+        *TINY,
+    ]
+    assert run([*command, "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["model"] for row in plan] == ["gam-static", "transformer", "mamba"] and not out.exists()
+    assert all(row["steps"] == 4 and row["train_tokens"] == 4 * 4 * 16 and row["expected_seconds"] >= 0 for row in plan)
+
+    assert run(command) == 0
+    content = json.loads((out / "results.json").read_text())
+    rows = {row["model"]: row for row in content["rows"]}
+    assert set(rows) == {"unigram", "bigram", "gam-static", "transformer", "mamba"}
+    assert {row["train_tokens"] for name, row in rows.items() if "gram" not in name} == {4 * 4 * 16}
+    for name in ("gam-static", "transformer", "mamba"):
+        assert [point["step"] for point in rows[name]["curve"]] == [2, 4]
+        assert rows[name]["val_nats_per_token"] == rows[name]["curve"][-1]["val_nats"]
+        assert rows[name]["state_bytes"] > 0 and rows[name]["tokens_per_second"] > 0
+        assert not (out / "runs" / f"{name}-seed0" / "state").exists()
+    assert all((out / name).is_file() for name in ("table.md", "loss_curves.svg", "loss_curves.png"))
+
+    lost = [row for row in content["rows"] if row["model"] != "mamba"]
+    (out / "results.json").write_text(json.dumps(content | {"rows": lost}))
+    shutil.rmtree(out / "runs" / "mamba-seed0")
+    before = (out / "runs" / "gam-static-seed0" / "model.safetensors").stat().st_mtime_ns
+    assert run(command) == 0
+    again = {row["model"]: row for row in json.loads((out / "results.json").read_text())["rows"]}
+    assert (out / "runs" / "gam-static-seed0" / "model.safetensors").stat().st_mtime_ns == before
+    assert again["mamba"]["val_nats_per_token"] == rows["mamba"]["val_nats_per_token"]  # the same run once more
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "unknown verb 'trian': did you mean 'train'"),
+        (["data", "fetch"], "gam data prepare NAME"),
+        (["train", "--preset", "laptap", "--out", "{out}"], "did you mean 'laptop'"),
+        (["train", "--data", "{text}", "--model", "gam-statik", "--out", "{out}"], "did you mean 'gam-static'"),
+        (["bench", "--data", "{text}", "--models", "mambo", "--out", "{out}", *TINY], "did you mean 'mamba'"),
+        (["train", "--out", "{out}"], "data is not given"),
+        (["train", "--data", "{out}/none.txt", "--out", "{out}", *TINY], "no such file or folder"),
+        (["train", "--data", "{text}", "--out", "{out}", *TINY, "--context", "100000"], "needs 100001"),
+        (
+            ["train", "--data", "{text}", "--out", "{out}", *TINY, "--mixer", "attention", "--hidden-size", "15"],
+            "num_attention_heads=2 does not divide",
+        ),
+        (["train", "--data", "{text}", "--out", "{text}", *TINY], "not empty and no run directory"),
+        (["train", "--data", "{text}", "--out", "{trained}", "--steps", "9", *TINY], "holds another run"),
+        (["bench", "--data", "{text}", "--out", "{trained}", *TINY], "not empty and has no results.json"),
+        (["eval", "{trained}", "--data", "{text}", "--split", "test", "--context", "100000"], "needs 100001"),
+        (["eval", "{out}", "--data", "{text}"], "does not exist"),
+        (["eval", "{trained}"], "data is not given"),
+        (["generate", "{out}"], "does not exist"),
+        (["generate", "{trained}", "--temperature", "-1"], "temperature is -1.0"),
+        (["generate", "{trained}", "--device", "cuda:77"], "device is 'cuda:77'"),
+        (["train", "--data", "tinystories", "--out", "{out}", *TINY], "gam data prepare tinystories"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, said, text, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    places = {"text": text, "trained": trained, "out": tmp_path / "new"}
+    assert said in refused(capsys, [argument.format(**places) for argument in arguments])
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_unknown_flag_is_exit_code_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as done:
+        run(["train", "--out", str(tmp_path), "--stepz", "3"])
+    assert done.value.code == 2
+
+
+def test_a_prompt_longer_than_the_positions_is_named(text, tmp_path, capsys):
+    out = tmp_path / "run"
+    learned = ["--positions", "learned", "--max-position-embeddings", "16"]
+    assert run(["train", "--data", str(text), "--out", str(out), "--steps", "1", *TINY, *learned]) == 0
+    assert "positions end at 16" in refused(capsys, ["generate", str(out), "--prompt", "alpha beta " * 50])
+
+
+def test_an_interrupt_is_exit_code_130(monkeypatch):
+    import gam_lm.cli as cli
+
+    monkeypatch.setattr(cli.Env, "run", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run(["env"]) == 130
+
+
+def test_env_names_machine_and_backends(capsys):
+    assert run(["env"]) == 0
+    said = capsys.readouterr().out
+    assert "torch: " in said and "mixer mamba: chunked" in said
+
+
+def test_data_prepare_describes_the_corpus(text, capsys):
+    assert run(["data", "prepare", str(text), "--vocab-size", "270"]) == 0
+    assert "train: " in capsys.readouterr().out

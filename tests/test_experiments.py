@@ -1,0 +1,49 @@
+"""Equal sizes, and the floors below every table."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from gam_lm.config import ModelConfig
+from gam_lm.experiments.contenders import CLOSE_ENOUGH, contender
+from gam_lm.experiments.floors import bigram_nats, unigram_nats
+from gam_lm.model import count_parameters
+from gam_lm.presets import MODELS, PRESETS
+
+SETTINGS = [ModelConfig(vocab_size=preset.vocab_size, **preset.model) for preset in PRESETS.values()]
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"gam-mean", "gam-delta", "mamba-paper"}))
+@pytest.mark.parametrize("base", SETTINGS[:3], ids=list(PRESETS)[:3])
+def test_contenders_have_the_parameters_of_the_static_gam(name, base):
+    _, config = contender(name, base, match=True)
+    target = count_parameters(contender("gam-static", base, match=False)[1])
+    assert abs(count_parameters(config) - target) <= CLOSE_ENOUGH * target
+    assert config.mixer == contender(name, base, match=False)[1].mixer
+
+
+def test_the_papers_sizes_are_left_as_published():
+    _, config = contender("transformer-paper", ModelConfig(vocab_size=10_000), match=False)
+    assert count_parameters(config) == 24_166_400
+
+
+def test_the_floors_are_the_smoothed_counts_by_hand():
+    rng = np.random.default_rng(0)
+    train, valid, V = rng.integers(0, 6, 200), rng.integers(0, 8, 60), 8  # 6 and 7 were never seen
+    counts = Counter(train.tolist())
+    unigram = {x: (counts[x] + 1) / (200 + V) for x in range(V)}
+    assert sum(unigram.values()) == pytest.approx(1)
+    assert unigram_nats(train, valid, V) == pytest.approx(-np.mean([math.log(unigram[x]) for x in valid[1:].tolist()]))
+
+    pairs = Counter(zip(train[:-1].tolist(), train[1:].tolist(), strict=True))
+
+    def bigram(x, y):
+        followed = sum(count for (a, _), count in pairs.items() if a == x)
+        kinds = sum(1 for a, _ in pairs if a == x)
+        return (pairs[x, y] + kinds * unigram[y]) / (followed + kinds) if followed else unigram[y]
+
+    assert sum(bigram(2, y) for y in range(V)) == pytest.approx(1)
+    by_hand = -np.mean([math.log(bigram(x, y)) for x, y in zip(valid[:-1].tolist(), valid[1:].tolist(), strict=True)])
+    assert bigram_nats(train, valid, V) == pytest.approx(by_hand)

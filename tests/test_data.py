@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import itertools
 import json
 import os
 import threading
@@ -165,7 +166,7 @@ def test_any_tokenizer_json_can_be_used(novel, tmp_path):
 def test_a_single_source_is_split_by_document_or_by_whole_lines(tmp_path, novel):
     (tmp_path / "many.jsonl").write_text("".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(60)))
     many = {name: list(documents()) for name, documents in load_corpus(str(tmp_path / "many.jsonl")).splits.items()}
-    assert sorted(sum(many.values(), [])) == sorted(f"document {i}" for i in range(60))
+    assert sorted(itertools.chain(*many.values())) == sorted(f"document {i}" for i in range(60))
     assert len(many["valid"]) == len(many["test"]) == 3
     one = {name: "".join(documents()) for name, documents in load_corpus(str(novel)).splits.items()}
     assert sorted("".join(one.values()).splitlines()) == sorted(novel.read_text().splitlines())
@@ -191,7 +192,7 @@ def test_rows_can_be_limited(tmp_path):
 
 def test_the_built_in_corpus_is_real_prose_without_repeats():
     splits = {name: list(documents()) for name, documents in stdlib.splits().items()}
-    everything = sum(splits.values(), [])
+    everything = list(itertools.chain(*splits.values()))
     assert len(set(everything)) == len(everything)
     size = {name: sum(len(d.encode()) for d in documents) for name, documents in splits.items()}
     assert 1_000_000 < sum(size.values()) < 5_000_000

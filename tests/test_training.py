@@ -237,8 +237,9 @@ def test_a_config_that_does_not_fit_the_weights_is_named(corpus, tmp_path):
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
-    import gam_lm.checkpoint as module
     from safetensors import SafetensorError
+
+    import gam_lm.checkpoint as module
 
     def full(*arguments, **options):
         raise SafetensorError("No space left on device")

@@ -34,6 +34,7 @@ VERBS = {
     "generate": "continue a prompt, token by token",
     "bench": "train several models on the same tokens and compare them (Table 1)",
     "data": "prepare NAME: turn a corpus into token ids ahead of time",
+    "report": "--readme FILE: render the tables of a Markdown file from their results.json",
     "env": "what this machine is and which backends it has",
 }
 
@@ -265,6 +266,20 @@ class Prepare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Report:
+    """Render results for people."""
+
+    readme: Path
+    """Markdown file whose marked tables are made anew from the results.json files they name."""
+
+    def run(self) -> None:
+        """Render in place."""
+        from gam_lm.report.readme import update
+
+        print(f"{self.readme}: {'tables made anew' if update(self.readme) else 'up to date'}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Env:
     """What this machine is and which backends it has."""
 
@@ -279,7 +294,7 @@ class Env:
             print(f"mixer {name}: {', '.join(mixer_class(name).backends)}")
 
 
-COMMANDS: dict[str, type[Any]] = {"train": Train, "eval": Eval, "generate": Generate, "bench": Bench, "data": Prepare, "env": Env}
+COMMANDS: dict[str, type[Any]] = {"train": Train, "eval": Eval, "generate": Generate, "bench": Bench, "data": Prepare, "report": Report, "env": Env}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -46,10 +46,10 @@ def test_help_lists_every_verb_quickly():
     assert all(verb in done.stdout for verb in VERBS) and "laptop" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "generate", "bench", "env"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_its_flags(verb, capsys):
     with pytest.raises(SystemExit) as done:
-        run([verb, "--help"])
+        run([*verb.split(" "), "--help"])
     assert done.value.code == 0 and "--" in capsys.readouterr().out
 
 
@@ -65,7 +65,7 @@ def test_the_paper_preset_is_table_1_whole():
     assert (first.text.data, second.text.data) == ("wikitext-2", "tinystories")
     assert first.models == ("gam-paper", "transformer-paper", "mamba-paper") and first.recipe.epochs == 5 and not first.match_parameters
     assert (second.text.train_rows, second.text.valid_rows) == (50_000, 5_000)
-    assert {str(first.out), str(second.out)} == {"x/wikitext2", "x/tinystories"}
+    assert (first.part, second.part) == ("wikitext2", "tinystories")  # folders below --out
 
 
 def test_train_eval_and_generate_work_on_ones_own_text(trained, text, capsys):
@@ -128,7 +128,7 @@ def test_bench_compares_models_and_goes_on_where_it_stopped(text, tmp_path, caps
     ("arguments", "said"),
     [
         (["trian"], "unknown verb 'trian': did you mean 'train'"),
-        (["data", "fetch"], "gam data prepare NAME"),
+        (["data", "fetch"], "use `gam data prepare`"),
         (["train", "--preset", "laptap", "--out", "{out}"], "did you mean 'laptop'"),
         (["train", "--data", "{text}", "--model", "gam-statik", "--out", "{out}"], "did you mean 'gam-static'"),
         (["bench", "--data", "{text}", "--models", "mambo", "--out", "{out}", *TINY], "did you mean 'mamba'"),
@@ -172,9 +172,9 @@ def test_a_prompt_longer_than_the_positions_is_named(text, tmp_path, capsys):
 
 
 def test_an_interrupt_is_exit_code_130(monkeypatch):
-    import gam_lm.cli as cli
+    from gam_lm.verbs.report import Env
 
-    monkeypatch.setattr(cli.Env, "run", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Env, "run", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run(["env"]) == 130
 
 

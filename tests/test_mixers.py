@@ -16,6 +16,12 @@ VARIANTS = {
     "gam-sum": {"fusion": "sum"},
     "gam-global": {"fusion": "global"},
     "gam-local": {"fusion": "local"},
+    "gam-mean": {"write": "mean"},
+    "gam-delta": {"write": "delta"},
+    "gam-delta-k2-sum": {"write": "delta", "fusion": "sum", "conv_kernel_size": 2},
+    "gam-delta-closed": {"write": "delta", "write_gate": "closed"},
+    "gam-delta-keys": {"write": "delta", "write_address": "keys"},
+    "gam-delta-beside": {"write": "delta", "static_path": True},
     "attention": {"mixer": "attention"},
     "attention-rotary": {"mixer": "attention", "positions": "rotary"},
     "attention-materialised": {"mixer": "attention", "backend": "materialised"},
@@ -184,13 +190,13 @@ def compiled_equals_eager(name, backend):
         same(ours.grad, theirs.grad)
 
 
-@pytest.mark.parametrize("name", ["gam", "attention", "attention-rotary", "mamba"])
+@pytest.mark.parametrize("name", ["gam", "gam-mean", "gam-delta", "attention", "attention-rotary", "mamba"])
 def test_a_compiled_model_equals_eager(name):
     compiled_equals_eager(name, "aot_eager")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gam", "attention", "mamba"])
+@pytest.mark.parametrize("name", ["gam", "gam-mean", "gam-delta", "attention", "mamba"])
 def test_a_model_compiled_by_inductor_equals_eager(name):
     compiled_equals_eager(name, "inductor")
 

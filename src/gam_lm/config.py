@@ -64,6 +64,13 @@ class ModelConfig:
     """What the sequence writes into the memory: nothing (the paper's static bank), a decayed weighted mean of
     the values that came to a slot, or the difference to what the slot held (gam)."""
 
+    write_gate: Literal["learned", "closed"] = "learned"
+    """How strongly a token writes: as it learns to, or not at all, with the same parameters (what is writing worth?)."""
+    write_address: Literal["slots", "keys"] = "slots"
+    """Where a written memory is addressed: softmax over learned slots, or plain keys, SiLU and length 1, as in DeltaNet."""
+    static_path: bool = False
+    """Whether the paper's static bank stands beside a written memory."""
+
     state_size: int = 16
     """States per channel of the selective scan (mamba)."""
     expand: float = 2
@@ -115,6 +122,8 @@ class ModelConfig:
             raise InputError(
                 f"positions is 'rotary', which needs an even width per head and finds {self.head_size}: change hidden_size or num_attention_heads"
             )
+        if self.write_address == "keys" and self.write == "mean":
+            raise InputError("write_address is 'keys' with write='mean', whose weights are shares of slots: use 'slots', or write='delta'")
         if self.mixer == "gam" and self.write != "none":
             if self.fusion in ("global", "local"):
                 raise InputError(

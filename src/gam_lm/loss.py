@@ -77,6 +77,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grads[0], grads[1], None
 
 
+@torch.no_grad()
+def token_losses(h_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
+    """−log softmax(h Wᵀ)[target] of every token, in fp32 or wider (N,), 0 where the target is −100; for measuring, without gradients."""
+    device = h_ND.device.type
+    product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
+    dtype = torch.promote_types(product_dtype, torch.float32)
+    weight = weight_VD.to(product_dtype)
+    losses_N = torch.empty(len(h_ND), dtype=dtype, device=h_ND.device)
+    rows = min(CHUNK_TOKENS, len(h_ND))
+    products = torch.empty(rows, len(weight), dtype=product_dtype, device=h_ND.device)
+    values = torch.empty(rows, len(weight), dtype=dtype, device=h_ND.device)
+    for start in range(0, len(h_ND), CHUNK_TOKENS):
+        h, target = h_ND[start : start + CHUNK_TOKENS].to(product_dtype), target_N[start : start + CHUNK_TOKENS]
+        low, logits = products[: len(h)], values[: len(h)]
+        torch.mm(h, weight.T, out=low)
+        logits.copy_(low)
+        losses_N[start : start + len(h)] = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
+    return losses_N
+
+
 def cross_entropy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     """The same mean from logits that are at hand anyway, in fp32 or wider."""
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))

@@ -118,7 +118,7 @@ class LanguageModel(nn.Module):
         Raises:
             InputError: for an id outside the vocabulary, or more tokens than learned positions.
         """
-        h_BTD, _ = self._hidden(tokens, None, segments)
+        h_BTD, _ = self.hidden(tokens, None, segments)
         flat_ND = h_BTD.reshape(-1, h_BTD.shape[-1])
         if return_logits:
             logits_BTV = self.lm_head(h_BTD)
@@ -137,7 +137,7 @@ class LanguageModel(nn.Module):
         Returns:
             Logits (B, T, V) and the state after the last token.
         """
-        h_BTD, state = self._hidden(tokens, state, segments)
+        h_BTD, state = self.hidden(tokens, state, segments)
         return self.lm_head(h_BTD), state
 
     def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
@@ -147,7 +147,8 @@ class LanguageModel(nn.Module):
         layers = tuple(layer.mixer.initial_state(batch_size, device=device, dtype=dtype) for layer in self.layers)
         return State(torch.zeros(batch_size, dtype=torch.long, device=device), layers)
 
-    def _hidden(self, tokens_BT: Tensor, state: State | None, segments_BT: Tensor | None) -> tuple[Tensor, State]:
+    def hidden(self, tokens_BT: Tensor, state: State | None = None, segments_BT: Tensor | None = None) -> tuple[Tensor, State]:
+        """What the output head reads (B, T, D), and the state after the last token: :meth:`stream` without the head."""
         B, T = tokens_BT.shape
         self._check_ids(tokens_BT)
         before_B = tokens_BT.new_zeros(B, dtype=torch.long) if state is None else state.position_B

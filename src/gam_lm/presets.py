@@ -21,6 +21,9 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "gam-static": {"mixer": "gam", "positions": "none"},
     "gam-mean": {"mixer": "gam", "write": "mean", "positions": "none"},
     "gam-delta": {"mixer": "gam", "write": "delta", "positions": "none"},
+    "gam-delta-closed": {"mixer": "gam", "write": "delta", "write_gate": "closed", "positions": "none"},
+    "gam-delta-keys": {"mixer": "gam", "write": "delta", "write_address": "keys", "positions": "none"},
+    "gam-delta-beside": {"mixer": "gam", "write": "delta", "static_path": True, "positions": "none"},
     "transformer": {"mixer": "attention", "positions": "learned"},
     "transformer-paper": {"mixer": "attention", "positions": "learned", "initialization": "paper"},
     "transformer-rotary": {"mixer": "attention", "positions": "rotary"},
@@ -123,8 +126,58 @@ PRESETS: Mapping[str, Preset] = {
 """Setups by name; ``paper`` is both paper setups, one after the other."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecallPreset:
+    """A setup of `gam recall`."""
+
+    summary: str
+    """Command, machine, minutes and what to expect."""
+    models: tuple[str, ...]
+    """Names of the models."""
+    pairs: tuple[int, ...]
+    """Pairs per sequence."""
+    length: tuple[int, ...]
+    """Tokens per sequence, one for each number of pairs."""
+    model: Mapping[str, Any]
+    """Fields of ModelConfig besides vocab_size."""
+    train: TrainConfig
+    """The recipe."""
+    vocab_size: int
+    """Token ids: the lower half keys, the upper half values."""
+
+
+RECALL: Mapping[str, RecallPreset] = {
+    "minutes": RecallPreset(
+        summary="gam recall --preset minutes --out runs/recall · 2 CPU cores, a few minutes · see docs/memory.md for the accuracies to expect",
+        models=("gam-static", "gam-mean", "gam-delta", "transformer-rotary", "mamba"),
+        pairs=(8,),
+        length=(64,),
+        model={"hidden_size": 64, "num_hidden_layers": 2, "num_memory_slots": 64, "num_attention_heads": 4, "dropout": 0.0},
+        train=TrainConfig(steps=250, batch_size=64, context=64, learning_rate=5e-3, warmup_steps=25, precision="fp32"),
+        vocab_size=512,
+    ),
+    "zoology": RecallPreset(
+        summary="gam recall --preset zoology --out runs/zoology · one GPU · the sizes of arXiv 2312.04927",
+        models=("gam-static", "gam-mean", "gam-delta", "transformer-rotary", "mamba"),
+        pairs=(4, 8, 16, 32, 64),
+        length=(64, 64, 128, 256, 512),
+        model={"hidden_size": 128, "num_hidden_layers": 2, "num_memory_slots": 256, "num_attention_heads": 4, "dropout": 0.0},
+        train=TrainConfig(steps=20_000, batch_size=256, context=64, learning_rate=1e-3, warmup_steps=2_000),
+        vocab_size=8_192,
+    ),
+}
+"""Setups of `gam recall` by name."""
+
+
 def preset(name: str) -> Preset:
     """The setup called ``name``. Raises InputError with the nearest name."""
     if name not in PRESETS:
         raise unknown_name("preset", name, PRESETS)
     return PRESETS[name]
+
+
+def recall_preset(name: str) -> RecallPreset:
+    """The setup of `gam recall` called ``name``. Raises InputError with the nearest name."""
+    if name not in RECALL:
+        raise unknown_name("preset", name, RECALL)
+    return RECALL[name]

@@ -8,6 +8,7 @@ A row is known by IDENTITY together with the corpus: a repeated command skips th
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -17,10 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.files import explained, replacing, write_text
+from gam_lm.training.recipe import TrainConfig
 
-IDENTITY = ("model", "seed", "backend", "model_config", "train_config", "sequence_length", "batch_size", "pairs")
+IDENTITY = (
+    "model", "seed", "backend", "model_config", "train_config", "sequence_length", "batch_size", "task", "pairs", "vocab", "gap_power", "split", "context",
+)  # fmt: skip
 """The keys of a row that tell it from the others, as far as it has them."""
 
 Row = Mapping[str, Any]
@@ -29,8 +34,9 @@ Row = Mapping[str, Any]
 class Results:
     """One results.json; made by :meth:`open`. A row is on the disk when :meth:`add` returns."""
 
-    def __init__(self, path: Path, content: dict[str, Any], environment: dict[str, Any]) -> None:
+    def __init__(self, path: Path, content: dict[str, Any], environment: dict[str, Any], command: str) -> None:
         self.path = path
+        self._command = command
         self._content = content
         self._environment = environment
 
@@ -48,7 +54,7 @@ class Results:
         else:
             content = {"command": command, "environment": _plain(environment), "corpus": _plain(corpus), "rows": []}
             write_text(path, json.dumps(content, indent=1) + "\n")
-        return cls(path, content, _plain(environment))
+        return cls(path, content, _plain(environment), command)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -72,6 +78,7 @@ class Results:
         _check_finite(new, str(new.get("model", "row")))
         with _locked(self.path):
             self._content = read_results(self.path)
+            self._content["command"] = self._command  # the latest one that added a row: it names them all when it is given again
             if self._environment != self._content["environment"]:
                 new["environment"] = self._environment
             key = identity(new)
@@ -85,8 +92,21 @@ class Results:
 
 
 def identity(row: Row) -> str:
-    """What tells a row from the others, as text."""
-    return json.dumps({key: row[key] for key in IDENTITY if key in row}, sort_keys=True)
+    """What tells a row from the others, as text. A configuration's fields that are younger than the row have their default values."""
+    own = {key: row[key] for key in IDENTITY if key in row}
+    for key, fields in (("model_config", ModelConfig), ("train_config", TrainConfig)):
+        if key in own:
+            defaults = {field.name: field.default for field in dataclasses.fields(fields) if field.default is not dataclasses.MISSING}
+            own[key] = {name: value for name, value in own[key].items() if name not in defaults or value != _plain(defaults[name])}
+    return json.dumps(own, sort_keys=True)
+
+
+def results_file(out: Path) -> Path:
+    """The results.json of an output folder. Raises InputError for a folder that holds something else."""
+    path = out / "results.json"
+    if out.is_dir() and any(out.iterdir()) and not path.is_file():
+        raise InputError(f"out is {str(out)!r}, which is not empty and has no results.json: choose a new folder")
+    return path
 
 
 def read_results(path: Path | str) -> dict[str, Any]:

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 LOG2_E = math.log2(math.e)
 """exp(x) = 2^(x log2 e): on a CPU the power of 2 takes a third of the time."""
 

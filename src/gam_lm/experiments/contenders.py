@@ -6,7 +6,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.model import count_parameters
 from gam_lm.presets import model_name, named_model
 
-CLOSE_ENOUGH = 0.015
+CLOSE_ENOUGH = 0.01
 """A model within this share of the target is left as its name says."""
 
 

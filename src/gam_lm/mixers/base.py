@@ -7,6 +7,7 @@ Shapes: B rows, T tokens, D = hidden_size.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -40,11 +41,14 @@ class Cost:
     state_bytes: int
     """Bytes carried from token to token after the context, in fp32."""
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in dataclasses.fields(self)})
+
 
 class Mixer(nn.Module, ABC):
     """y = mixer(x): the one part of a block in which tokens meet."""
 
-    uses: ClassVar[frozenset[str]] = frozenset()
+    uses: frozenset[str] = frozenset()
     """The fields of ModelConfig that this mixer reads, besides those that every model reads."""
 
     backends: ClassVar[tuple[str, ...]] = ("torch",)

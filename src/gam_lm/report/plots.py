@@ -107,3 +107,104 @@ def save(figure: Figure, stem: Path) -> list[Path]:
             figure.savefig(temporary, format=ending[1:], facecolor="white", **extra)
         paths.append(path)
     return paths
+
+
+def recall_plot(results: Mapping[str, Any], stem: Path) -> list[Path]:
+    """Accuracy against the number of pairs, a line per model: the mean over its seeds, with their range as a band. Returns the SVG and the PNG."""
+    figure, axes = new_figure()
+    ends = []
+    for model, group in by_model(results["rows"]).items():
+        sizes = sorted({row["pairs"] for row in group})
+        values = [[100 * row["accuracy"] for row in group if row["pairs"] == size] for size in sizes]
+        means = [float(np.mean(some)) for some in values]
+        axes.fill_between(sizes, [min(some) for some in values], [max(some) for some in values], color=colour(model), alpha=0.18, linewidth=0)
+        axes.plot(sizes, means, color=colour(model), marker="o", markersize=3.5)
+        ends.append((float(sizes[-1]), means[-1], model, colour(model)))
+    axes.set_ylim(-2, 102)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({row["pairs"] for row in results["rows"]})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    label_ends(axes, ends)
+    axes.set_xlabel("pairs of key and value in a sequence")
+    axes.set_ylabel("right answers (%)")
+    axes.set_title("Recall: " + ", ".join(sorted({row["task"] for row in results["rows"]})), loc="left")
+    return save(figure, stem)
+
+
+def context_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
+    """What the files of ``gam eval --out`` allow: context use, loss by position, loss by context length. Returns the pictures."""
+    pictures = []
+    groups = by_model(results["rows"])
+    used = {model: [row["context_use"] for row in rows if "context_use" in row] for model, rows in groups.items()}
+    if any(used.values()):
+        figure, axes = new_figure()
+        ends = []
+        for model, group in used.items():
+            points = {int(d): [each["by_distance"][d] for each in group if each["by_distance"].get(d)] for d in (group[0]["by_distance"] if group else ())}
+            points = {d: some for d, some in sorted(points.items()) if some}
+            if points:
+                gains = [float(np.mean([each["gain"] for each in some])) for some in points.values()]
+                spread = [float(np.mean([each["half_width"] for each in some])) for some in points.values()]
+                axes.errorbar(list(points), gains, yerr=spread, color=colour(model), marker="o", markersize=3.5, capsize=2)
+                ends.append((float(max(points)), gains[-1], model, colour(model)))
+        axes.set_xscale("log", base=2)
+        label_ends(axes, ends)
+        axes.set_xlabel("true tokens before the target, d")
+        axes.set_ylabel("worth of the text before those (nats)")
+        axes.set_title("Context use: loss with d true tokens over loss with all", loc="left")
+        pictures += save(figure, directory / "context_use")
+
+    figure, axes = new_figure()
+    ends = []
+    for model, rows in groups.items():
+        shortest = min(len(row["position_nats"]) for row in rows)
+        mean = np.mean([row["position_nats"][:shortest] for row in rows], 0)
+        edges = np.unique(np.round(np.geomspace(1, shortest, 25)).astype(int))
+        centres = [float(np.sqrt(low * high)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+        binned = [float(mean[low - 1 : high - 1].mean()) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+        if binned:
+            axes.plot(centres, binned, color=colour(model))
+            ends.append((centres[-1], binned[-1], model, colour(model)))
+    axes.set_xscale("log", base=2)
+    label_ends(axes, ends)
+    axes.set_xlabel("tokens read before")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title("Loss by position", loc="left")
+    pictures += save(figure, directory / "position")
+
+    lengths = {model: [row["contexts"] for row in rows if row.get("contexts")] for model, rows in groups.items()}
+    if any(lengths.values()):
+        figure, axes = new_figure()
+        ends = []
+        for model, group in lengths.items():
+            points = {int(n): [each[n] for each in group if each.get(n) is not None] for n in (group[0] if group else ())}
+            points = {n: some for n, some in sorted(points.items()) if some}
+            if points:
+                means = [float(np.mean(some)) for some in points.values()]
+                axes.plot(list(points), means, color=colour(model), marker="o", markersize=3.5)
+                ends.append((float(max(points)), means[-1], model, colour(model)))
+        axes.set_xscale("log", base=2)
+        label_ends(axes, ends)
+        axes.set_xlabel("context length in evaluation (tokens)")
+        axes.set_ylabel("loss (nats per token)")
+        axes.set_title("Beyond the training length", loc="left")
+        pictures += save(figure, directory / "length")
+    return pictures
+
+
+def receptive_field_plot(effects: Mapping[int, float], stem: Path) -> list[Path]:
+    """The effect of one changed token on the last prediction, by its distance. Returns the SVG and the PNG."""
+    figure, axes = new_figure()
+    distances = [distance + 1 for distance in effects]
+    seen = [(d, effect) for d, effect in zip(distances, effects.values(), strict=True) if effect > 0]
+    axes.plot([d for d, _ in seen], [effect for _, effect in seen], color=COLOURS[0], marker="o", markersize=3.5, linestyle="none")
+    for d in distances:
+        if d not in {each for each, _ in seen}:
+            axes.axvline(d, color=GREY, alpha=0.25, linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlim(0.8, max(distances) * 1.25)
+    axes.set_xlabel("tokens back (1 is the current one); grey: no effect at all")
+    axes.set_ylabel("effect on the prediction (nats)")
+    axes.set_title("Receptive field", loc="left")
+    return save(figure, stem)

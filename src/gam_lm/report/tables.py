@@ -76,3 +76,24 @@ def _mean(group: list[Row], key: str, form: str) -> str:
 def _interval(group: list[Row], key: str, form: str) -> str:
     summary = summarise([row[key] for row in group])
     return form.format(summary.mean) + (f" ± {form.format(summary.half_width)}" if summary.count > 1 else "")
+
+
+def recall_table(results: Mapping[str, Any]) -> str:
+    """Accuracy by task and size, a column per model, with the bytes that each carries from token to token; ± is the 95 % interval over seeds."""
+    rows = results["rows"]
+    models = list(by_model(rows))
+    lines = ["| Task | Pairs | Length | " + " | ".join(models) + " |", "|---|--:|--:" + "|--:" * len(models) + "|"]
+    sizes = list(dict.fromkeys((row["task"], row["pairs"], row["sequence_length"]) for row in rows))
+    for task, pairs, length in sizes:
+        cells = [task, str(pairs), str(length)]
+        for model in models:
+            group = [row for row in rows if (row["model"], row["task"], row["pairs"], row["sequence_length"]) == (model, task, pairs, length)]
+            if not group:
+                cells.append("")
+                continue
+            summary = summarise([100 * row["accuracy"] for row in group])
+            spread = f" ± {summary.half_width:.1f}" if summary.count > 1 else ""
+            cells.append(f"{summary.mean:.1f} %{spread} ({group[0]['state_bytes'] / 1024:,.0f} KiB)")
+        lines.append("| " + " | ".join(cells) + " |")
+    machine = results["environment"]
+    return "\n".join([*lines, "", f"{machine['device']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}.", ""])

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from gam_lm.data.blocks import evaluation_blocks
 from gam_lm.data.tokens import Split
-from gam_lm.loss import IGNORE
+from gam_lm.loss import IGNORE, token_losses
 from gam_lm.model import LanguageModel
+from gam_lm.training.precision import autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class Evaluation:
     """Predicted tokens of each block, int64 (blocks,)."""
     batch_means: np.ndarray
     """Mean loss of each batch, float64: the paper's protocol averages these."""
+    position_nats: np.ndarray
+    """Mean loss by place in the block, float64 (context,); the first place has no context."""
     bytes: int
     """Raw UTF-8 bytes of the split."""
     words: int
@@ -58,9 +60,11 @@ def evaluate(
     context: int,
     batch_size: int = 16,
     overlap: bool = True,
+    window: int | None = None,
+    dtype: torch.dtype = torch.float32,
     advance: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Measure ``model`` on a whole split, in the format of its weights (no autocast).
+    """Measure ``model`` on a whole split.
 
     Args:
         model: its training mode is restored afterwards.
@@ -68,6 +72,8 @@ def evaluate(
         context: tokens per block; the context starts anew in each.
         batch_size: blocks at once; of no influence on any figure but ``batch_means``.
         overlap: False is the paper's protocol, blocks that advance by context + 1.
+        window: tokens per call of the model, the state carried from call to call; None takes whole blocks. Of no influence on any figure.
+        dtype: of the matrix products; float32 computes in the format of the weights.
         advance: called with the number of blocks after each batch.
 
     Raises:
@@ -77,17 +83,25 @@ def evaluate(
     was_training = model.training
     model.eval()
     nats, counts, means = [], [], []
+    position_nats, position_counts = np.zeros(context), np.zeros(context, np.int64)
     for tokens, targets in evaluation_blocks(split.ids, context=context, batch_size=batch_size, overlap=overlap):
-        target_BT = torch.from_numpy(targets).to(device)
-        logits_BTV, _ = model(torch.from_numpy(tokens).to(device))
-        loss_N = F.cross_entropy(logits_BTV.flatten(0, 1).float(), target_BT.flatten(), ignore_index=IGNORE, reduction="none")
-        loss_BT = loss_N.view_as(target_BT).double()
-        nats.append(loss_BT.sum(1).cpu().numpy())
-        counts.append((target_BT != IGNORE).sum(1).cpu().numpy())
+        token_BT, target_BT = (torch.from_numpy(part).to(device) for part in (tokens, targets))
+        state, losses = None, []
+        with autocast(device, dtype):
+            for some_BT, wanted_BT in zip(token_BT.split(window or context, 1), target_BT.split(window or context, 1), strict=True):
+                hidden_BTD, state = model.hidden(some_BT, state)
+                losses.append(token_losses(hidden_BTD.flatten(0, 1), model.lm_head.weight, wanted_BT.flatten()).view_as(wanted_BT))
+        loss_BT = torch.cat(losses, 1).double().cpu().numpy()
+        counted_BT = targets != IGNORE
+        nats.append(loss_BT.sum(1))
+        counts.append(counted_BT.sum(1))
         means.append(nats[-1].sum() / counts[-1].sum())
+        position_nats += loss_BT.sum(0)
+        position_counts += counted_BT.sum(0)
         if advance is not None:
             advance(len(tokens))
     model.train(was_training)
     return Evaluation(
-        block_nats=np.concatenate(nats), block_tokens=np.concatenate(counts), batch_means=np.array(means), bytes=split.bytes, words=split.words
-    )
+        block_nats=np.concatenate(nats), block_tokens=np.concatenate(counts), batch_means=np.array(means),
+        position_nats=position_nats / np.maximum(position_counts, 1), bytes=split.bytes, words=split.words,
+    )  # fmt: skip

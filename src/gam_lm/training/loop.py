@@ -109,9 +109,13 @@ def fit(
         reached = {"tokens": tokens, "seconds": seconds, "step_seconds": step_seconds[-1000:], "curve": curve, "pending": [float(x) for x in pending]}
         save_state(directory, step, model, optimizer, reached)
 
-    def validate() -> Evaluation:
+    def validate(last: bool) -> Evaluation:
+        """Within the run in the format of the products, at its end in that of the weights."""
         with progress(f"{label}: validation", None, "blocks") as bar:
-            return evaluate(model, corpus.splits["valid"], context=recipe.context, overlap=recipe.blocks == "overlapping", advance=bar.advance)
+            return evaluate(
+                model, corpus.splits["valid"], context=recipe.context, overlap=recipe.blocks == "overlapping",
+                dtype=torch.float32 if last else dtype, advance=bar.advance,
+            )  # fmt: skip
 
     model.train()
     try:
@@ -133,7 +137,7 @@ def fit(
                     figures = {"train_nats": float(torch.stack(pending).mean()), "learning_rate": rate, "gradient_norm": float(norm)}
                     pending.clear()
                     if measures:
-                        validation = validate()
+                        validation = validate(last)
                         figures["val_nats"] = validation.nats_per_token
                         point = {
                             "step": step,
@@ -158,7 +162,7 @@ def fit(
         raise
     tracker.finish()
     if validation is None:  # killed between the last step and its end
-        validation = validate()
+        validation = validate(last=True)
     save()
     return Trained(
         steps=step, tokens=tokens, seconds=seconds, step_seconds=statistics.median(step_seconds), steps_per_epoch=blocks.steps_per_epoch,
@@ -206,7 +210,7 @@ def claim_directory(directory: Path, config: ModelConfig, recipe: TrainConfig, c
     described = {"model_config": config.to_dict(), "train_config": recipe.to_dict(), "corpus": corpus_figures(corpus)}
     path = directory / "recipe.json"
     if path.is_file():
-        if read_json(path) != json.loads(json.dumps(described)):
+        if not _same_run(read_json(path), config, recipe, corpus):
             raise InputError(
                 f"out is {str(directory)!r}, which holds another run: choose a new folder, or give the same model, recipe and data to go on with it"
             )
@@ -214,6 +218,13 @@ def claim_directory(directory: Path, config: ModelConfig, recipe: TrainConfig, c
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise InputError(f"out is {str(directory)!r}, which is not empty and no run directory: choose a new folder")
     write_text(path, json.dumps(described, indent=2) + "\n")
+
+
+def _same_run(found: dict[str, Any], config: ModelConfig, recipe: TrainConfig, corpus: TokenCorpus) -> bool:
+    """Whether a recipe.json describes this run; a field that is younger than the file has its default."""
+    if found.get("corpus") != corpus_figures(corpus):
+        return False
+    return ModelConfig.from_dict(found["model_config"]) == config and TrainConfig.from_dict(found["train_config"]) == recipe
 
 
 def corpus_figures(corpus: TokenCorpus) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+"""How much of its context a model really uses.
+
+The same targets are predicted again and again: from the true text before them, and from a text of the same length of which only the last d tokens
+are true and the rest comes from another document. What the loss gains as d grows is what the model draws from further back. Targets and positions are the same
+throughout, so that nothing but the context differs.
+
+Shapes: N targets, T = context tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gam_lm.errors import InputError
+from gam_lm.model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextUse:
+    """The loss of the same targets by the number of true tokens before them."""
+
+    context: int
+    """Tokens before each target, true or not."""
+    targets: int
+    """Number of targets."""
+    nats: dict[int, float | None]
+    """By d: mean loss with d true tokens; None where the model's positions do not allow it. ``context`` itself is the true text."""
+    gains: dict[int, float | None]
+    """By d: how much lower the loss is with the whole true text than with d tokens of it."""
+    half_widths: dict[int, float | None]
+    """Half the 95 % interval of each gain, over the targets."""
+
+
+@torch.no_grad()
+def context_use(
+    model: LanguageModel,
+    ids: np.ndarray[Any, Any],
+    separator: int | None,
+    distances: Sequence[int],
+    *,
+    context: int = 256,
+    targets: int = 2048,
+    batch_size: int = 32,
+    advance: Callable[[int], None] | None = None,
+) -> ContextUse:
+    """Measure on a split.
+
+    Args:
+        model: its training mode is restored afterwards.
+        ids: tokens of the split.
+        separator: the id between documents; None where there is none.
+        distances: values of d; those above ``context`` make the context longer, where the model's positions allow it.
+        context: tokens before each target at least.
+        targets: how many, spread evenly over the split.
+        batch_size: of no influence on the result.
+        advance: called with the number of sequences after each batch.
+
+    Raises:
+        InputError: for d < 1, or a split that has no two documents longer than the context.
+    """
+    if min(distances, default=1) < 1:
+        raise InputError(f"context_use holds {min(distances)}: use numbers of tokens from 1 up")
+    limit = model.config.max_position_embeddings if model.config.positions == "learned" else math.inf
+    wanted = sorted({*distances})
+    allowed = [d for d in wanted if d <= limit]
+    context = max(min(context, int(min(limit, 2**62))), *allowed) if allowed else context
+    true_NT, other_NT, target_N = _contexts(ids, separator, context, targets)
+    was_training = model.training
+    model.eval()
+    losses = {}
+    for d in sorted({*allowed, context}):
+        mixed_NT = np.concatenate([other_NT[:, : context - d], true_NT[:, context - d :]], 1)
+        losses[d] = _losses(model, mixed_NT, target_N, batch_size, advance)
+    model.train(was_training)
+    nats: dict[int, float | None] = dict.fromkeys(wanted)
+    gains, half_widths = dict(nats), dict(nats)
+    for d, loss_N in losses.items():
+        difference_N = loss_N - losses[context]
+        nats[d], gains[d] = float(loss_N.mean()), float(difference_N.mean())
+        half_widths[d] = float(1.96 * difference_N.std(ddof=1) / math.sqrt(len(difference_N)))
+    return ContextUse(context=context, targets=len(target_N), nats=nats, gains=gains, half_widths=half_widths)
+
+
+def _contexts(ids: np.ndarray[Any, Any], separator: int | None, context: int, targets: int) -> tuple[np.ndarray[Any, Any], ...]:
+    """True contexts, contexts of another document, targets: each target deep enough in a document, its stranger half the split away."""
+    whole = np.asarray(ids).astype(np.int64)
+    document = np.zeros(len(whole), np.int64) if separator is None else np.cumsum(whole == separator)
+    places = np.arange(context, len(whole))
+    places = places[document[places - context] == document[places]]  # the context lies within the target's document
+    if len(places) < targets:
+        raise InputError(
+            f"the split has {len(places):,} places with {context} tokens of the same document before them, {targets:,} are needed: use a longer text"
+        )
+    chosen = places[np.linspace(0, len(places) - 1, targets).round().astype(np.int64)]
+    stranger = places[(np.searchsorted(places, chosen) + len(places) // 2) % len(places)]
+    for step in range(1, 17):  # where half the split away is the same document, further on is another
+        same = document[stranger] == document[chosen]
+        if not same.any():
+            break
+        stranger = np.where(same, places[(np.searchsorted(places, chosen) + len(places) // 2 + step * len(places) // 17) % len(places)], stranger)
+    if (document[stranger] == document[chosen]).any():
+        raise InputError("the split has no second document as long as the context: context use needs text of several documents")
+    before = np.arange(-context, 0)
+    return whole[chosen[:, None] + before], whole[stranger[:, None] + before], whole[chosen]
+
+
+def _losses(
+    model: LanguageModel, tokens_NT: np.ndarray[Any, Any], target_N: np.ndarray[Any, Any], batch_size: int, advance: Callable[[int], None] | None
+) -> np.ndarray[Any, Any]:
+    """Loss of each target, in float64."""
+    device = model.embed_tokens.weight.device
+    losses = []
+    for start in range(0, len(tokens_NT), batch_size):
+        part = slice(start, start + batch_size)
+        hidden_BTD, _ = model.hidden(torch.from_numpy(tokens_NT[part]).to(device))
+        logits_BV = model.lm_head(hidden_BTD[:, -1]).float()
+        losses.append(F.cross_entropy(logits_BV, torch.from_numpy(target_N[part]).to(device), reduction="none").double().cpu().numpy())
+        if advance is not None:
+            advance(len(tokens_NT[part]))
+    return np.concatenate(losses)

@@ -1,0 +1,1 @@
+"""How a model is trained: the recipe, the loop, the validation number."""

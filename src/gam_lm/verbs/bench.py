@@ -1,0 +1,104 @@
+"""`gam bench`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import Suppress
+
+from gam_lm.config import ModelConfig
+from gam_lm.presets import preset
+from gam_lm.training.recipe import TrainConfig
+from gam_lm.verbs.data import Data
+from gam_lm.verbs.flags import command_line, peek
+
+PARTS = {"paper": ("paper-wikitext2", "paper-tinystories")}
+"""Presets of several setups, each in a folder of its own below --out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Train several models on the same tokens in the same order and compare them; the same command goes on with what is missing."""
+
+    out: Path
+    """Folder for results.json, table.md, loss_curves.svg and .png, and the runs."""
+    preset: str | None = None
+    """Setup that gives the defaults of all other flags; paper is both paper setups."""
+    models: tuple[str, ...] = ("gam", "transformer", "mamba")
+    """Names of the models."""
+    seeds: tuple[int, ...] = (0,)
+    """One row for each seed and model."""
+    text: Data = Data()
+    architecture: ModelConfig = ModelConfig(vocab_size=10_000, dropout=0.0)
+    recipe: TrainConfig = TrainConfig()
+    match_parameters: bool = True
+    """Size every model to the parameters of the static GAM."""
+    test: bool = False
+    """Measure the test split of every finished model as well."""
+    device: str = "auto"
+    """auto, cpu, cuda …"""
+    dry_run: bool = False
+    """Print the plan, as JSON on the last line, and train nothing."""
+    part: Suppress[str] = ""
+    """Folder below ``out``, for a preset of several setups."""
+
+    @classmethod
+    def defaults(cls, arguments: list[str]) -> list[Bench]:
+        """A preset gives the defaults of the other flags."""
+        chosen = peek(arguments, "--preset")
+        if chosen is None:
+            return [cls(out=tyro.MISSING)]
+        found = []
+        for name in PARTS.get(chosen, (chosen,)):
+            setup = preset(name)
+            architecture = ModelConfig(vocab_size=setup.vocab_size, **setup.model)
+            part = name.removeprefix("paper-") if chosen in PARTS else ""
+            found.append(cls(
+                out=tyro.MISSING, models=setup.models, seeds=setup.seeds, text=Data.of(setup), architecture=architecture, recipe=setup.train,
+                match_parameters=setup.match_parameters, part=part,
+            ))  # fmt: skip
+        return found
+
+    def run(self) -> None:
+        """Train what is missing, then write table and plot."""
+        from gam_lm.experiments.benchmark import benchmark, describe_plan, plan
+        from gam_lm.measure import environment
+        from gam_lm.results import Results, results_file
+        from gam_lm.training.loop import corpus_figures
+        from gam_lm.training.precision import choose_device
+
+        device = choose_device(self.device)
+        corpus = self.text.prepare(self.architecture.vocab_size)
+        contenders = plan(self.models, self.seeds, self.architecture.replace(vocab_size=corpus.vocab_size), self.recipe, match=self.match_parameters)
+        if self.dry_run:
+            rows = describe_plan(contenders, corpus, device)
+            for row in rows:
+                print(
+                    f"{row['model']}, seed {row['seed']}: {row['parameters']:,} parameters, {row['steps']} steps, about {row['expected_seconds']:.0f} s"
+                )
+            print(json.dumps(rows))
+            return
+        out = self.out / self.part
+        path = results_file(out)
+        results = Results.open(path, command=command_line(), environment=environment(), corpus=corpus_figures(corpus))
+        benchmark(contenders, corpus, results, out, device, test=self.test)
+        _show(out)
+
+
+def _show(out: Path) -> None:
+    """Write and print table and plot."""
+    from gam_lm.files import write_text
+    from gam_lm.report.plots import loss_curves
+    from gam_lm.report.tables import quality_table
+    from gam_lm.results import read_results
+
+    results = read_results(out / "results.json")
+    table = quality_table(results)
+    write_text(out / "table.md", table)
+    print(table)
+    print(f"runs:  {out / 'runs'}\ntable: {out / 'table.md'}")
+    for picture in loss_curves(results, out / "loss_curves"):
+        print(f"plot:  {picture}")

@@ -1,0 +1,63 @@
+"""`gam data prepare`, and the flags that say which text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gam_lm.errors import InputError
+
+if TYPE_CHECKING:
+    from gam_lm.data.tokens import TokenCorpus
+    from gam_lm.presets import Preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which text and which tokenizer."""
+
+    data: str | None = None
+    """Corpus name (stdlib, gutenberg, wikitext-2, wikitext-103, tinystories) or path (.txt .md .py .jsonl .parquet, or a folder)."""
+    tokenizer: str = "bpe"
+    """bpe (byte-level, trained on the training split), paper (the paper's protocol), or the path of a tokenizer.json."""
+    train_rows: int | None = None
+    """Rows of the training split that are used; None uses all."""
+    valid_rows: int | None = None
+    """Rows of the validation split that are used; None uses all."""
+
+    @classmethod
+    def of(cls, preset: Preset) -> Data:
+        """What a preset reads."""
+        limits = preset.row_limits or {}
+        return cls(data=preset.data, tokenizer=preset.tokenizer, train_rows=limits.get("train"), valid_rows=limits.get("valid"))
+
+    def prepare(self, vocab_size: int) -> TokenCorpus:
+        """The corpus as token ids; ``vocab_size`` is that of a tokenizer that is trained."""
+        from gam_lm.data.tokens import prepare
+
+        if self.data is None:
+            raise InputError("data is not given: use --data with a corpus name or a path, or --preset")
+        limits = {split: rows for split, rows in (("train", self.train_rows), ("valid", self.valid_rows)) if rows is not None}
+        return prepare(self.data, tokenizer=self.tokenizer, vocab_size=vocab_size, row_limits=limits or None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Turn a corpus into token ids ahead of time, where every model will find them."""
+
+    text: Data = Data()
+    vocab_size: int = 10_000
+    """Entries of a tokenizer that is trained."""
+
+    @classmethod
+    def defaults(cls, arguments: list[str]) -> list[None]:
+        """`gam data prepare NAME` is `gam data prepare --data NAME`."""
+        if arguments and not arguments[0].startswith("-"):
+            arguments.insert(0, "--data")
+        return [None]
+
+    def run(self) -> None:
+        """Prepare and describe."""
+        from gam_lm.data.tokens import describe
+
+        print(describe(self.text.prepare(self.vocab_size)))

@@ -1,0 +1,142 @@
+"""`gam eval`: the loss of a trained model, and how much of its context it uses."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gam_lm.errors import InputError
+from gam_lm.verbs.flags import command_line
+
+if TYPE_CHECKING:
+    from gam_lm.data.tokens import TokenCorpus
+    from gam_lm.model import LanguageModel
+    from gam_lm.training.evaluate import Evaluation
+
+logger = logging.getLogger("gam_lm")
+
+STREAMED_AT_ONCE = 4096
+"""Tokens per call of a long context: bounds the memory for logits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Measure a trained model on a whole split."""
+
+    run_directory: Path
+    """Run directory of the model."""
+    data: str | None = None
+    """Corpus name or path."""
+    split: Literal["train", "valid", "test"] = "valid"
+    """Which split."""
+    context: int | None = None
+    """Tokens per block; by default what the model was trained with."""
+    context_use: tuple[int, ...] = ()
+    """Also the loss of fixed targets with only so many true tokens before them, e.g. 4 12 13 16 64 256."""
+    targets: int = 2048
+    """Targets of --context-use."""
+    contexts: tuple[int, ...] = ()
+    """Also the loss with other context lengths, e.g. 512 1024 4096 16384: what it does beyond its training length."""
+    stream: bool = False
+    """Also the loss over the whole split as one text, the state carried over all block borders."""
+    out: Path | None = None
+    """Folder for results.json and the plots; further models are added to what is there."""
+    batch_size: int = 16
+    """Blocks at once; changes no figure."""
+    device: str = "auto"
+    """auto, cpu, cuda …"""
+    json: bool = False
+    """Print the figures as JSON on the last line."""
+
+    def run(self) -> None:
+        """Evaluate, print, and with --out write."""
+        from gam_lm.checkpoint import load_model, load_tokenizer_of, read_json
+        from gam_lm.data.tokens import prepare
+        from gam_lm.training.evaluate import evaluate
+        from gam_lm.training.precision import choose_device
+
+        if self.data is None:
+            raise InputError("data is not given: use --data with a corpus name or a path")
+        model = load_model(self.run_directory, device=choose_device(self.device))
+        load_tokenizer_of(self.run_directory)
+        corpus = prepare(self.data, tokenizer=str(self.run_directory / "tokenizer.json"))
+        if self.split not in corpus.splits:
+            raise InputError(f"split is {self.split!r}: data {corpus.name!r} has {', '.join(corpus.splits)}")
+        recipe_file = self.run_directory / "recipe.json"
+        recipe = read_json(recipe_file)["train_config"] if recipe_file.is_file() else {}
+        context = self.context or recipe.get("context") or model.config.max_position_embeddings
+        if model.config.positions == "learned" and context > model.config.max_position_embeddings:
+            raise InputError(f"context is {context}, learned positions end at {model.config.max_position_embeddings}: use a shorter context")
+
+        measured = evaluate(model, corpus.splits[self.split], context=context, batch_size=self.batch_size)
+        print_evaluation(self.split, measured)
+        row: dict[str, Any] = {"model": self.run_directory.name, "seed": recipe.get("seed"), "split": self.split, "context": context}
+        row |= measured.figures(self.split) | {"position_nats": measured.position_nats.tolist()}
+        if self.context_use:
+            row["context_use"] = self._context_use(model, corpus, context)
+        if self.contexts:
+            row["contexts"] = {str(length): self._long(model, corpus, length, f"context {length}") for length in sorted(set(self.contexts))}
+        if self.stream:
+            row["stream_nats_per_token"] = self._long(model, corpus, corpus.splits[self.split].tokens - 1, "one stream")
+        if self.out is not None:
+            self._keep(row, model, corpus)
+        if self.json:
+            print(json.dumps(row if self.context_use or self.contexts or self.stream else measured.figures(self.split)))
+
+    def _context_use(self, model: LanguageModel, corpus: TokenCorpus, context: int) -> dict[str, Any]:
+        from gam_lm.data.tokenizer import END_OF_TEXT
+        from gam_lm.diagnostics.context_use import context_use
+        from gam_lm.progress import progress
+
+        separator = corpus.tokenizer.token_to_id(END_OF_TEXT)
+        with progress("context use", None, "sequences") as bar:
+            used = context_use(
+                model, corpus.splits[self.split].ids, separator, self.context_use, context=context, targets=self.targets, advance=bar.advance
+            )
+        print(f"context use, {used.targets} targets, {used.context} tokens before each; what the rest of the text is worth after d true tokens:")
+        for d, gain in used.gains.items():
+            print(f"  d = {d:5}: " + ("not measurable with its positions" if gain is None else f"{gain:+.4f} ± {used.half_widths[d]:.4f} nats/token"))
+        by_d = {
+            str(d): None if nats is None else {"nats": nats, "gain": used.gains[d], "half_width": used.half_widths[d]} for d, nats in used.nats.items()
+        }
+        return {"context": used.context, "targets": used.targets, "by_distance": by_d}
+
+    def _long(self, model: LanguageModel, corpus: TokenCorpus, length: int, name: str) -> float | None:
+        from gam_lm.training.evaluate import evaluate
+
+        if model.config.positions == "learned" and length > model.config.max_position_embeddings:
+            print(f"{name}: not measurable, learned positions end at {model.config.max_position_embeddings}")
+            return None
+        split = corpus.splits[self.split]
+        rows = max(1, min(self.batch_size, STREAMED_AT_ONCE // 256, 2**16 // length))
+        nats = evaluate(model, split, context=length, batch_size=rows, window=max(1, STREAMED_AT_ONCE // rows)).nats_per_token
+        print(f"{name}: {nats:.4f} nats/token")
+        return nats
+
+    def _keep(self, row: dict[str, Any], model: LanguageModel, corpus: TokenCorpus) -> None:
+        from gam_lm.measure import environment
+        from gam_lm.mixers import mixer_class
+        from gam_lm.report.plots import context_plots
+        from gam_lm.results import Results, read_results, results_file
+        from gam_lm.training.loop import corpus_figures
+
+        assert self.out is not None
+        path = results_file(self.out)
+        command = command_line()
+        results = Results.open(path, command=command, environment=environment(), corpus=corpus_figures(corpus))
+        identity = {"backend": mixer_class(model.config.mixer).backend_name(model.config), "model_config": model.config.to_dict()}
+        results.add(row | identity | {"command": command})
+        for picture in context_plots(read_results(path), self.out):
+            print(f"plot: {picture}")
+
+
+def print_evaluation(split: str, measured: Evaluation) -> None:
+    """The figures of an evaluation in one line."""
+    figures = measured.figures(split)
+    print(
+        f"{split}: {figures[f'{split}_nats_per_token']:.4f} nats/token, PPL {figures[f'{split}_ppl']:.2f}, "
+        f"{figures[f'{split}_bits_per_byte']:.4f} bits/byte, word PPL {figures[f'{split}_word_ppl']:.1f}"
+    )

@@ -1,0 +1,79 @@
+"""`gam recall`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from gam_lm.config import ModelConfig
+from gam_lm.errors import InputError
+from gam_lm.presets import RECALL, recall_preset
+from gam_lm.training.recipe import TrainConfig
+from gam_lm.verbs.flags import command_line, peek
+
+DEFAULT = RECALL["minutes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """Train models on synthetic recall and measure what they find again, against the size of their state."""
+
+    out: Path
+    """Folder for results.json, table.md and recall.svg and .png."""
+    preset: str | None = None
+    """Setup that gives the defaults of all other flags: minutes (2 CPU cores) or zoology (the paper's sizes, a GPU)."""
+    models: tuple[str, ...] = DEFAULT.models
+    """Names of the models."""
+    task: str = "mqar"
+    """mqar, forgetting, copying or induction."""
+    pairs: tuple[int, ...] = DEFAULT.pairs
+    """Pairs per sequence."""
+    length: tuple[int, ...] = DEFAULT.length
+    """Tokens per sequence: one number for all, or one for each number of pairs."""
+    gap_power: float = 0.01
+    """Exponent of the power law of the gaps: near 0 most are short, 1 is uniform."""
+    seeds: tuple[int, ...] = (0,)
+    """One row for each seed, model and size."""
+    architecture: ModelConfig = ModelConfig(vocab_size=DEFAULT.vocab_size, **DEFAULT.model)
+    recipe: TrainConfig = DEFAULT.train
+    match_parameters: bool = True
+    """Size every model to the parameters of the static GAM."""
+    device: str = "auto"
+    """auto, cpu, cuda …"""
+
+    @classmethod
+    def defaults(cls, arguments: list[str]) -> list[Recall]:
+        """A preset gives the defaults of the other flags."""
+        setup = recall_preset(peek(arguments, "--preset") or "minutes")
+        architecture = ModelConfig(vocab_size=setup.vocab_size, **setup.model)
+        return [cls(out=tyro.MISSING, models=setup.models, pairs=setup.pairs, length=setup.length, architecture=architecture, recipe=setup.train)]
+
+    def run(self) -> None:
+        """Train what is missing, then write table and plot."""
+        from gam_lm.experiments.contenders import contender
+        from gam_lm.experiments.recall import RecallTask, recall
+        from gam_lm.files import write_text
+        from gam_lm.measure import environment
+        from gam_lm.report.plots import recall_plot
+        from gam_lm.report.tables import recall_table
+        from gam_lm.results import Results, read_results, results_file
+        from gam_lm.training.precision import choose_device
+
+        if len(self.length) not in (1, len(self.pairs)):
+            raise InputError(f"length has {len(self.length)} numbers and pairs {len(self.pairs)}: give one for all, or one for each")
+        lengths = self.length * len(self.pairs) if len(self.length) == 1 else self.length
+        tasks = [
+            RecallTask(task=self.task, pairs=pairs, length=length, vocab=self.architecture.vocab_size, gap_power=self.gap_power)
+            for pairs, length in zip(self.pairs, lengths, strict=True)
+        ]
+        models = [contender(name, self.architecture, match=self.match_parameters) for name in dict.fromkeys(self.models)]
+        path = results_file(self.out)
+        results = Results.open(path, command=command_line(), environment=environment(), corpus=None)
+        recall(models, tasks, self.seeds, self.recipe, results, choose_device(self.device))
+        table = recall_table(read_results(path))
+        write_text(self.out / "table.md", table)
+        print(table)
+        for picture in recall_plot(read_results(path), self.out / "recall"):
+            print(f"plot: {picture}")

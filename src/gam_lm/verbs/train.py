@@ -1,0 +1,100 @@
+"""`gam train` and `gam generate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from gam_lm.config import ModelConfig
+from gam_lm.presets import named_model, preset
+from gam_lm.training.recipe import TrainConfig
+from gam_lm.verbs.data import Data
+from gam_lm.verbs.flags import peek
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one model; the same command goes on with a run that was killed."""
+
+    out: Path
+    """Run directory to write."""
+    preset: str | None = None
+    """Setup that gives the defaults of all other flags."""
+    model: str = "gam"
+    """Name of the model: gives the defaults of the architecture's flags."""
+    text: Data = Data()
+    architecture: ModelConfig = ModelConfig(vocab_size=10_000)
+    recipe: TrainConfig = TrainConfig()
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 …"""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Where figures go besides metrics.jsonl."""
+
+    @classmethod
+    def defaults(cls, arguments: list[str]) -> list[Train]:
+        """A preset gives the defaults of the other flags, and the model's name those of the architecture's."""
+        chosen, name = peek(arguments, "--preset"), peek(arguments, "--model")
+        if chosen is None:
+            name = name or cls.model
+            return [cls(out=tyro.MISSING, model=name, architecture=named_model(name, cls.architecture))]
+        setup = preset(chosen)
+        name = name or setup.models[0]
+        architecture = named_model(name, ModelConfig(vocab_size=setup.vocab_size, **setup.model))
+        return [cls(out=tyro.MISSING, model=name, text=Data.of(setup), architecture=architecture, recipe=setup.train)]
+
+    def run(self) -> None:
+        """Train and print the validation figures."""
+        from gam_lm.training.loop import fit, new_model
+        from gam_lm.training.precision import choose_device
+        from gam_lm.training.trackers import make_tracker
+        from gam_lm.verbs.evaluate import print_evaluation
+
+        device = choose_device(self.device)
+        corpus = self.text.prepare(self.architecture.vocab_size)
+        model = new_model(self.architecture.replace(vocab_size=corpus.vocab_size), self.recipe.seed, device)
+        tracker = make_tracker(self.tracker, self.out, model.config.to_dict() | self.recipe.to_dict())
+        trained = fit(model, corpus, self.recipe, self.out, tracker=tracker, label=self.model)
+        print_evaluation("validation", trained.validation)
+        print(f"run: {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Continue a prompt; GAM and Mamba take the same time and memory for every token."""
+
+    run_directory: Path
+    """Run directory of the model."""
+    prompt: str = ""
+    """Text to go on from; empty starts a new document."""
+    max_new_tokens: int = 256
+    """Where to end; 0 goes on until interrupted."""
+    temperature: float = 0.8
+    """0 takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens."""
+    top_p: float = 0.95
+    """Draw from the likeliest tokens that together have this probability."""
+    seed: int | None = None
+    """Of the draws; the same seed gives the same text."""
+    device: str = "auto"
+    """auto, cpu, cuda …"""
+
+    def run(self) -> None:
+        """Print the text as it comes."""
+        from gam_lm.checkpoint import load_model, load_tokenizer_of
+        from gam_lm.generate import generate_text
+        from gam_lm.training.precision import choose_device
+
+        model = load_model(self.run_directory, device=choose_device(self.device))
+        tokenizer = load_tokenizer_of(self.run_directory)
+        pieces = generate_text(
+            model, tokenizer, self.prompt, max_new_tokens=self.max_new_tokens or None, temperature=self.temperature, top_k=self.top_k,
+            top_p=self.top_p, seed=self.seed,
+        )  # fmt: skip
+        print(self.prompt, end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()

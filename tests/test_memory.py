@@ -1,0 +1,198 @@
+"""The written memory against its recurrence, token by token, and where it must equal the paper's retrieval."""
+
+import pytest
+import torch
+
+from gam_lm.memory import delta_memory, mean_memory, retrieve, unit_triangular_inverse
+
+
+def delta_by_recurrence(r, a, v, b, log_decay, V0, D=None):
+    """DESIGN: D_t = λ_t D_{t−1} + b_t a_t (v_t − (V0 + λ_t D_{t−1})ᵀ a_t)ᵀ, g_t = (V0 + D_t)ᵀ r_t, one row and head at a time."""
+    B, T, H, _ = r.shape
+    outputs, states = [], []
+    for n in range(B):
+        for h in range(H):
+            memory = torch.zeros_like(V0[h]) if D is None else D[n, h]
+            seen = []
+            for t in range(T):
+                memory = log_decay[n, t, h].exp() * memory
+                error = v[n, t, h] - (V0[h] + memory).T @ a[n, t, h]
+                memory = memory + b[n, t, h] * torch.outer(a[n, t, h], error)
+                seen.append((V0[h] + memory).T @ r[n, t, h])
+            outputs.append(torch.stack(seen))
+            states.append(memory)
+    return torch.stack(outputs).unflatten(0, (B, H)).transpose(1, 2), torch.stack(states).unflatten(0, (B, H))
+
+
+def mean_by_recurrence(r, a, v, b, log_decay, V0, c, state=None):
+    """DESIGN: Z_t = λ_t Z_{t−1} + b_t a_t, S_t = λ_t S_{t−1} + b_t a_t v_tᵀ, g_t = Σ_m r_tm (c_m V0_m + S_tm) / (c_m + Z_tm)."""
+    B, T, H, M = r.shape
+    S = v.new_zeros(B, H, M, v.shape[-1]) if state is None else state[0]
+    Z = v.new_zeros(B, H, M) if state is None else state[1]
+    seen = []
+    for t in range(T):
+        keep = log_decay[:, t, :, None].exp()
+        weight = b[:, t, :, None] * a[:, t]
+        Z = keep * Z + weight
+        S = keep[..., None] * S + weight[..., None] * v[:, t, :, None]
+        held = (c[..., None] * V0 + S) / (c + Z)[..., None]
+        seen.append((r[:, t, :, :, None] * held).sum(2))
+    return torch.stack(seen, 1), (S, Z)
+
+
+def parts(T, B=2, H=2, M=5, D=3, *, one_hot=False, decay=0.3, dtype=torch.float64):
+    """Inputs of both rules; ``decay`` is the mean of −log λ."""
+    read, write = (torch.randn(B, T, H, M, dtype=dtype).mul(2).softmax(-1) for _ in range(2))
+    if one_hot:
+        read, write = (torch.nn.functional.one_hot(x.argmax(-1), M).to(dtype) for x in (read, write))
+    values = {
+        "read_BTHM": read,
+        "write_BTHM": write / write.norm(dim=-1, keepdim=True),
+        "value_BTHD": torch.randn(B, T, H, D, dtype=dtype),
+        "gate_BTH": torch.rand(B, T, H, dtype=dtype),
+        "log_decay_BTH": -2 * decay * torch.rand(B, T, H, dtype=dtype),
+        "bank_HMD": torch.randn(H, M, D, dtype=dtype),
+    }
+    prior = {"prior_HM": 0.5 + torch.rand(H, M, dtype=dtype)}
+    return values, prior
+
+
+RULES = {"delta": (delta_memory, delta_by_recurrence), "mean": (mean_memory, mean_by_recurrence)}
+every_rule = pytest.mark.parametrize("rule", RULES)
+
+
+def arguments(rule, *sizes, **options):
+    values, prior = parts(*sizes, **options)
+    return values | prior if rule == "mean" else values
+
+
+def near(a, b, tolerance=1e-10):
+    a, b = a.detach(), b.detach()
+    assert a.isfinite().all()
+    assert (a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max()))
+
+
+def compare(rule, values, chunk, tolerance=1e-10):
+    """Outputs, states and the gradients of all inputs, against the recurrence in float64."""
+    chunked, by_recurrence = RULES[rule]
+    ours = {name: value.clone().requires_grad_() for name, value in values.items()}
+    theirs = {name: value.double().requires_grad_() for name, value in values.items()}
+    found, state = chunked(**ours, chunk_size=chunk)
+    expected, last = by_recurrence(*theirs.values())
+    near(found, expected, tolerance)
+    states = (last,) if rule == "delta" else last
+    for a, b in zip(state, states, strict=True):
+        near(a, b, tolerance)
+    weight = torch.randn_like(expected)
+    (expected * weight).sum().add((states[0] ** 2).sum()).backward()
+    (found * weight.to(found.dtype)).sum().add((state[0] ** 2).sum()).backward()
+    for name in values:
+        near(ours[name].grad, theirs[name].grad, tolerance)
+
+
+@every_rule
+@pytest.mark.parametrize("T", [1, 2, 16, 17, 50, 131])
+@pytest.mark.parametrize("chunk", [16, 64])
+def test_chunks_equal_the_recurrence(rule, T, chunk):
+    compare(rule, arguments(rule, T), chunk)
+
+
+@every_rule
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.01, 20.0])
+def test_chunks_equal_the_recurrence_for_one_hot_addresses_and_all_decays(rule, one_hot, decay):
+    compare(rule, arguments(rule, 70, one_hot=one_hot, decay=decay), 32)
+
+
+@pytest.mark.slow
+@every_rule
+@pytest.mark.parametrize("chunk", [16, 64, 128])
+def test_chunks_equal_the_recurrence_over_a_thousand_tokens(rule, chunk):
+    compare(rule, arguments(rule, 1000, 1, 2), chunk)
+
+
+@every_rule
+def test_single_precision_is_near_the_recurrence_in_double(rule):
+    compare(rule, arguments(rule, 200, dtype=torch.float32), 64, 1e-4)
+
+
+@every_rule
+def test_bf16_inputs_give_finite_fp32_outputs(rule):
+    values = {name: value.bfloat16() for name, value in arguments(rule, 100, one_hot=True, decay=20.0).items()}
+    values = {name: value.requires_grad_() for name, value in values.items()}
+    found, _ = RULES[rule][0](**values)
+    found.sum().backward()
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    assert all(value.grad.isfinite().all() for value in values.values())
+
+
+@every_rule
+def test_gradients_equal_finite_differences(rule):
+    values = {name: value.requires_grad_() for name, value in arguments(rule, 5, 1, 1, 3, 2).items()}
+    assert torch.autograd.gradcheck(lambda *inputs: RULES[rule][0](*inputs, chunk_size=2)[0], tuple(values.values()))
+
+
+@every_rule
+def test_a_state_goes_on_where_it_was_left(rule):
+    values = arguments(rule, 40)
+    shared = {name: value for name, value in values.items() if not name.startswith(("bank", "prior"))}
+    fixed = {name: value for name, value in values.items() if name not in shared}
+    whole, last = RULES[rule][0](**values, chunk_size=16)
+    state, pieces = None, []
+    for start, end in ((0, 7), (7, 8), (8, 39), (39, 40)):
+        piece, state = RULES[rule][0](**{name: value[:, start:end] for name, value in shared.items()}, **fixed, state=state, chunk_size=16)
+        pieces.append(piece)
+    near(torch.cat(pieces, 1), whole)
+    for a, b in zip(state, last, strict=True):
+        near(a, b)
+
+
+def test_delta_that_never_writes_reads_its_bank_bit_for_bit():
+    values, _ = parts(70)
+    found, (state,) = delta_memory(**(values | {"gate_BTH": torch.zeros_like(values["gate_BTH"])}))
+    assert torch.equal(found, (values["read_BTHM"].transpose(1, 2) @ values["bank_HMD"]).transpose(1, 2))
+    assert not state.any()
+
+
+def _per_head(read_BTHM, bank_HMD):
+    return torch.stack([read_BTHM[:, :, h] @ bank_HMD[h] for h in range(len(bank_HMD))], 2)
+
+
+def test_mean_that_never_writes_reads_its_bank():
+    values, prior = parts(70)
+    found, _ = mean_memory(**(values | prior | {"gate_BTH": torch.zeros_like(values["gate_BTH"])}))
+    near(found, _per_head(values["read_BTHM"], values["bank_HMD"]), 1e-14)
+
+
+@every_rule
+def test_one_head_with_tied_bank_that_never_writes_is_the_papers_retrieval(rule):
+    h, bank = torch.randn(2, 40, 6, dtype=torch.float64), torch.randn(9, 6, dtype=torch.float64)
+    read = (h @ bank.T).softmax(-1)[:, :, None]
+    nothing = torch.zeros(2, 40, 1, dtype=torch.float64)
+    prior = {"prior_HM": torch.ones(1, 9, dtype=torch.float64)} if rule == "mean" else {}
+    found, _ = RULES[rule][0](read, read, h[:, :, None], nothing, nothing, bank[None], **prior)
+    near(found[:, :, 0], retrieve(h, bank), 1e-14)
+
+
+def test_delta_replaces_what_a_slot_held():
+    """With one-hot addresses, gate 1 and no decay a slot holds the last value written to it."""
+    values, _ = parts(30, one_hot=True, decay=0.0)
+    values |= {"gate_BTH": torch.ones_like(values["gate_BTH"]), "read_BTHM": values["write_BTHM"]}
+    found, _ = delta_memory(**values)
+    near(found, values["value_BTHD"])
+
+
+def test_mean_averages_what_was_written():
+    """With one slot, gate 1 and no decay it is the running mean of the values and of the bank, which counts as ``prior`` of them."""
+    values, _ = parts(12, 1, 1, 1, 3, decay=0.0)
+    values |= {"gate_BTH": torch.ones(1, 12, 1, dtype=torch.float64), "prior_HM": torch.full((1, 1), 2.0, dtype=torch.float64)}
+    found, _ = mean_memory(**values)
+    count = torch.arange(1, 13, dtype=torch.float64)[:, None]
+    near(found[0, :, 0], (values["value_BTHD"][0, :, 0].cumsum(0) + 2 * values["bank_HMD"][0]) / (count + 2))
+
+
+def test_the_inverse_is_exact_where_the_doubling_product_is_not():
+    A = torch.rand(4, 64, 64, dtype=torch.float64).tril(-1)
+    inverse = unit_triangular_inverse(A)
+    near(inverse @ (A + torch.eye(64, dtype=torch.float64)), torch.eye(64, dtype=torch.float64).expand(4, 64, 64), 1e-9)
+    assert torch.autograd.gradcheck(unit_triangular_inverse, (A[:1, :4, :4].clone().requires_grad_(),))

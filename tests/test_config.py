@@ -48,6 +48,7 @@ def test_an_unknown_key_names_the_nearest_field():
         ({"write": "mean", "conv_kernel_size": 1}, "conv_kernel_size is 1"),
         ({"write": "mean", "fusion": "local"}, "fusion is 'local'"),
         ({"write": "delta", "fusion": "global"}, "fusion is 'global'"),
+        ({"keep_gate": True, "fusion": "sum"}, "keep_gate is True with fusion='sum'"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps"),
     ],
 )

@@ -16,6 +16,8 @@ VARIANTS = {
     "gam-sum": {"fusion": "sum"},
     "gam-global": {"fusion": "global"},
     "gam-local": {"fusion": "local"},
+    "gam-global-gated": {"fusion": "global", "keep_gate": True},
+    "gam-local-gated": {"fusion": "local", "keep_gate": True},
     "gam-mean": {"write": "mean"},
     "gam-delta": {"write": "delta"},
     "gam-delta-k2-sum": {"write": "delta", "fusion": "sum", "conv_kernel_size": 2},

@@ -34,6 +34,7 @@ VERBS = {
     "eval": Entry("evaluate:Eval", "measure a trained model on a text: its loss, and how much context it uses", True),
     "generate": Entry("train:Generate", "continue a prompt, token by token", True),
     "bench": Entry("bench:Bench", "train several models on the same tokens and compare them (Table 1)"),
+    "ablate": Entry("ablate:Ablate", "take the full model apart, one thing at a time (Table 3)"),
     "recall": Entry("recall:Recall", "train models on synthetic recall and measure what they find again"),
     "inspect receptive-field": Entry("inspect:ReceptiveField", "how far back a model can see", True),
     "data prepare": Entry("data:Prepare", "turn a corpus into token ids ahead of time"),

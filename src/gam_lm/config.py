@@ -60,6 +60,8 @@ class ModelConfig:
     """Slots of a block's memory in total; a written memory divides them over its heads (gam)."""
     fusion: Literal["gate", "sum", "global", "local"] = "gate"
     """How the two paths meet: gated (the paper's model), summed, or one of them alone, as in its ablation (gam)."""
+    keep_gate: bool = False
+    """Whether a path that stands alone (fusion global or local) keeps its gate, which the published ablation drops with the other path (gam)."""
     write: Literal["none", "mean", "delta"] = "none"
     """What the sequence writes into the memory: nothing (the paper's static bank), a decayed weighted mean of
     the values that came to a slot, or the difference to what the slot held (gam)."""
@@ -124,6 +126,8 @@ class ModelConfig:
             )
         if self.write_address == "keys" and self.write == "mean":
             raise InputError("write_address is 'keys' with write='mean', whose weights are shares of slots: use 'slots', or write='delta'")
+        if self.keep_gate and self.fusion not in ("global", "local"):
+            raise InputError(f"keep_gate is True with fusion={self.fusion!r}: it is for 'global' and 'local'; both paths with their gates are fusion='gate'")
         if self.mixer == "gam" and self.write != "none":
             if self.fusion in ("global", "local"):
                 raise InputError(

@@ -28,6 +28,9 @@ IDENTITY = (
 )  # fmt: skip
 """The keys of a row that tell it from the others, as far as it has them."""
 
+CONFIGURATIONS: Mapping[str, type[Any]] = {"model_config": ModelConfig, "train_config": TrainConfig}
+"""The keys of a row that hold a configuration, and its class."""
+
 Row = Mapping[str, Any]
 
 
@@ -93,12 +96,13 @@ class Results:
 
 def identity(row: Row) -> str:
     """What tells a row from the others, as text. A configuration's fields that are younger than the row have their default values."""
-    own = {key: row[key] for key in IDENTITY if key in row}
-    for key, fields in (("model_config", ModelConfig), ("train_config", TrainConfig)):
-        if key in own:
-            defaults = {field.name: field.default for field in dataclasses.fields(fields) if field.default is not dataclasses.MISSING}
-            own[key] = {name: value for name, value in own[key].items() if name not in defaults or value != _plain(defaults[name])}
-    return json.dumps(own, sort_keys=True)
+    return json.dumps({key: fields_set(row, key) if key in CONFIGURATIONS else row[key] for key in IDENTITY if key in row}, sort_keys=True)
+
+
+def fields_set(row: Row, key: str) -> dict[str, Any]:
+    """The fields of a row's ``model_config`` or ``train_config`` that do not have their default value."""
+    defaults = {field.name: field.default for field in dataclasses.fields(CONFIGURATIONS[key]) if field.default is not dataclasses.MISSING}
+    return {name: value for name, value in row.get(key, {}).items() if name not in defaults or value != _plain(defaults[name])}
 
 
 def results_file(out: Path) -> Path:

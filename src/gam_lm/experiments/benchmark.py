@@ -7,8 +7,8 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,15 @@ class Contender:
     name: str
     config: ModelConfig
     recipe: TrainConfig
+    variant: str = ""
+    """Tells apart the folders of rows that share a name and differ in their configuration."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """What the row says besides what is measured."""
 
     @property
     def label(self) -> str:
         """Name of the run's folder and progress bar."""
-        return f"{self.name}-seed{self.recipe.seed}"
+        return "-".join(part for part in (self.name, self.variant, f"seed{self.recipe.seed}") if part)
 
 
 def plan(names: Sequence[str], seeds: Sequence[int], base: ModelConfig, recipe: TrainConfig, *, match: bool) -> list[Contender]:
@@ -89,7 +93,7 @@ def benchmark(
         model = new_model(each.config, each.recipe.seed, device)
         trained = fit(model, corpus, each.recipe, run, label=each.label)
         blocks = write_blocks(directory, each.label, trained.validation.block_nats, trained.validation.block_tokens)
-        results.add(row | figures(model, trained, corpus, each.recipe, test=test) | {"val_blocks": blocks})
+        results.add({**row, **each.columns, **figures(model, trained, corpus, each.recipe, test=test), "val_blocks": blocks})
         shutil.rmtree(run / "state", ignore_errors=True)
 
 

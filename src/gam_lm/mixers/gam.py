@@ -170,7 +170,7 @@ class GatedAssociativeMemory(Mixer):
     if there is one (:class:`WrittenMemory`).
     """
 
-    uses = frozenset({"conv_kernel_size", "num_memory_slots", "fusion", "write"})
+    uses = frozenset({"conv_kernel_size", "num_memory_slots", "fusion", "keep_gate", "write"})
     backends = ("torch", "fla")
 
     def __init__(self, config: ModelConfig) -> None:
@@ -182,12 +182,13 @@ class GatedAssociativeMemory(Mixer):
         self.conv = CausalConv(D, config.conv_kernel_size) if config.fusion != "global" else None
         self.memory = StaticMemory(config.num_memory_slots, D) if config.fusion != "local" and (not written or config.static_path) else None
         self.written = WrittenMemory(config) if written else None
-        self.gate = nn.Linear(D, 2 * D) if config.fusion == "gate" else None
+        gated_paths = 2 if config.fusion == "gate" else int(config.keep_gate)
+        self.gate = nn.Linear(D, gated_paths * D) if gated_paths else None
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """See :meth:`Mixer.forward`."""
         segments = None if segments_BT is None else read_segments(segments_BT)
-        local_gate_BTD, global_gate_BTD = self.gate(x_BTD).sigmoid().chunk(2, -1) if self.gate is not None else (None, None)
+        local_gate_BTD, global_gate_BTD = self._gates(x_BTD)
         paths, new_state = [], []
         if self.conv is not None:
             local_BTD, conv_state = self.conv(x_BTD, state[0] if state else None, segments)
@@ -201,6 +202,13 @@ class GatedAssociativeMemory(Mixer):
             paths.append(written_BTD)
             new_state += memory_state
         return sum(paths[1:], paths[0]), tuple(new_state)
+
+    def _gates(self, x_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The gates of the local and the global path; a path that stands alone has the only one."""
+        if self.gate is None:
+            return None, None
+        gate_BTX = self.gate(x_BTD).sigmoid()
+        return gate_BTX.chunk(2, -1) if self.config.fusion == "gate" else (gate_BTX, gate_BTX)
 
     def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
         """Zeros: nothing came before."""
@@ -233,14 +241,15 @@ class GatedAssociativeMemory(Mixer):
     def cost(cls, config: ModelConfig, context: int) -> Cost:
         """Constant per token at every context."""
         D, K, slots = config.hidden_size, config.conv_kernel_size, config.num_memory_slots
-        has_conv, has_gate, written = config.fusion != "global", config.fusion == "gate", config.write != "none"
+        has_conv, written = config.fusion != "global", config.write != "none"
+        gates = 2 if config.fusion == "gate" else int(config.keep_gate)
         has_bank = config.fusion != "local" and (not written or config.static_path)
-        flops = 2 * has_conv * D * K + 4 * has_bank * slots * D + 4 * has_gate * D * D
+        flops = 2 * has_conv * D * K + 4 * has_bank * slots * D + 2 * gates * D * D
         common = Cost(
-            parameters=has_conv * D * (K + 1) + has_bank * slots * D + has_gate * (2 * D * D + 2 * D),
+            parameters=has_conv * D * (K + 1) + has_bank * slots * D + gates * (D * D + D),
             forward_flops=flops,
             decode_flops=flops,
-            activations=D + has_conv * D + has_bank * (slots + D) + 2 * has_gate * D,
+            activations=D + has_conv * D + has_bank * (slots + D) + gates * D,
             state_bytes=4 * has_conv * (K - 1) * D,
         )
         return common + _written_cost(config, context) if written else common

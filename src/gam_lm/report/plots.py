@@ -10,7 +10,7 @@ import numpy as np
 
 from gam_lm.errors import MissingExtraError
 from gam_lm.files import replacing
-from gam_lm.report.tables import by_model
+from gam_lm.report.rows import by_model, by_variant, floor_name, floors, trained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,18 +47,16 @@ def loss_curves(results: Mapping[str, Any], stem: Path) -> list[Path]:
         The SVG and the PNG.
     """
     figure, axes = new_figure()
-    rows = results["rows"]
     ends = []
-    for model, group in by_model(row for row in rows if not row.get("floor")).items():
+    for model, group in by_variant(trained(results)).items():
         tokens = np.array([point["tokens"] for point in group[0]["curve"]])
         losses = np.array([[point["val_nats"] for point in row["curve"]] for row in group])
         axes.fill_between(tokens / 1e6, losses.min(0), losses.max(0), color=colour(model), alpha=0.18, linewidth=0)
         axes.plot(tokens / 1e6, losses.mean(0), color=colour(model), marker="o", markersize=3.5)
         ends.append((tokens[-1] / 1e6, float(losses.mean(0)[-1]), model, colour(model)))
-    for row in rows:
-        if row.get("floor"):
-            axes.axhline(row["val_nats_per_token"], color=GREY, linestyle="--", linewidth=1)
-            ends.append((ends[0][0] if ends else 1.0, row["val_nats_per_token"], f"{row['model']} counts", GREY))
+    for row in floors(results):
+        axes.axhline(row["val_nats_per_token"], color=GREY, linestyle="--", linewidth=1)
+        ends.append((ends[0][0] if ends else 1.0, row["val_nats_per_token"], floor_name(row), GREY))
     label_ends(axes, ends)
     axes.set_xlabel("training tokens (millions)")
     axes.set_ylabel("validation loss (nats per token)")
@@ -66,13 +64,13 @@ def loss_curves(results: Mapping[str, Any], stem: Path) -> list[Path]:
     return save(figure, stem)
 
 
-def new_figure() -> tuple[Figure, Axes]:
-    """A figure of the house's size with light axes. Raises MissingExtraError where matplotlib is not installed."""
+def new_figure(height: float = 4.2) -> tuple[Figure, Axes]:
+    """A figure of the house's width, ``height`` inches high, with light axes. Raises MissingExtraError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", "a plot") from error
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.2, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)

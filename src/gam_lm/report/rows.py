@@ -1,0 +1,79 @@
+"""The rows of a results.json, sorted for a table: which are trainings of one and the same thing, and what each is called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gam_lm.results import CONFIGURATIONS, fields_set
+
+Row = Mapping[str, Any]
+
+OF_ONE_TRAINING = frozenset({"seed", "validate_every", "checkpoint_every"})
+"""Fields that may differ between trainings of one and the same thing."""
+
+
+def trained(results: Mapping[str, Any]) -> list[Row]:
+    """The rows of models."""
+    return [row for row in results["rows"] if not row.get("floor")]
+
+
+def floors(results: Mapping[str, Any]) -> list[Row]:
+    """The rows of what counting, or a compressor, gets."""
+    return [row for row in results["rows"] if row.get("floor")]
+
+
+def floor_name(row: Row) -> str:
+    """What a floor is called in a table or a picture."""
+    return "xz" if row["model"] == "xz" else f"{row['model']} counts"
+
+
+def by_model(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by model, in the order in which the models first appear."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["model"], []).append(row)
+    return found
+
+
+def by_variant(rows: Iterable[Row], named: Iterable[str] = ()) -> dict[str, list[Row]]:
+    """Rows by model and configuration.
+
+    Where a model's rows differ in more than their seed, the name says in which fields: ``full (initialization=paper)``. It says the fields ``named``
+    in any case, as far as they do not have their default value.
+    """
+    found: dict[str, list[Row]] = {}
+    for model, group in by_model(rows).items():
+        variants: dict[str, list[Row]] = {}
+        for row in group:
+            variants.setdefault(json.dumps(_fields(row), sort_keys=True), []).append(row)
+        settings = [_fields(some[0]) for some in variants.values()]
+        said = {*named, *differing(settings)}
+        for some, fields in zip(variants.values(), settings, strict=True):
+            words = [f"{name}={fields[name]}" for name in sorted(said) if name in fields]
+            found[f"{model} ({', '.join(words)})" if words else model] = some
+    return found
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The fields that are not the same in all of several configurations."""
+    return {name for each in settings for name in each if any(other.get(name) != each[name] for other in settings)}
+
+
+def settings_of(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """What each row was made with, as far as it is not the default; fields of one training, as the seed is, are left out."""
+    return [_fields(row) for row in rows]
+
+
+def same_but(row: Row, other: Row, names: Iterable[str]) -> bool:
+    """Whether two rows have the same configuration, the fields ``names`` and those of one training left aside."""
+    left_aside = set(names)
+    first, second = ({name: value for name, value in _fields(each).items() if name not in left_aside} for each in (row, other))
+    return first == second
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    """What a row was made with, as far as it is not the default."""
+    fields = {name: value for key in CONFIGURATIONS for name, value in fields_set(row, key).items() if name not in OF_ONE_TRAINING}
+    return fields | ({"implementation": row["backend"]} if "backend" in row else {})

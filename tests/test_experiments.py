@@ -1,5 +1,6 @@
 """Equal sizes, and the floors below every table."""
 
+import lzma
 import math
 from collections import Counter
 
@@ -8,7 +9,7 @@ import pytest
 
 from gam_lm.config import ModelConfig
 from gam_lm.experiments.contenders import CLOSE_ENOUGH, contender
-from gam_lm.experiments.floors import bigram_nats, unigram_nats
+from gam_lm.experiments.floors import bigram_nats, unigram_nats, xz_bytes
 from gam_lm.model import count_parameters
 from gam_lm.presets import MODELS, PRESETS
 
@@ -47,3 +48,10 @@ def test_the_floors_are_the_smoothed_counts_by_hand():
     assert sum(bigram(2, y) for y in range(V)) == pytest.approx(1)
     by_hand = -np.mean([math.log(bigram(x, y)) for x, y in zip(valid[:-1].tolist(), valid[1:].tolist(), strict=True)])
     assert bigram_nats(train, valid, V) == pytest.approx(by_hand)
+
+
+def test_the_xz_floor_is_the_size_that_xz_gives():
+    documents = ["naïve " * 700, "and something else\n" * 400, ""]
+    whole = lzma.compress("".join(documents).encode(), preset=9 | lzma.PRESET_EXTREME)
+    assert abs(xz_bytes(documents) - len(whole)) <= 8  # the header names another window
+    assert xz_bytes(iter(documents)) == xz_bytes(documents)

@@ -38,6 +38,7 @@ VERBS = {
     "recall": Entry("recall:Recall", "train models on synthetic recall and measure what they find again"),
     "inspect receptive-field": Entry("inspect:ReceptiveField", "how far back a model can see", True),
     "data prepare": Entry("data:Prepare", "turn a corpus into token ids ahead of time"),
+    "compare": Entry("compare:Compare", "whether one result is better than another: DIR or DIR:MODEL, twice", True),
     "report": Entry("report:Report", "--readme FILE: render the tables of a Markdown file from their results.json"),
     "env": Entry("report:Env", "what this machine is and which backends it has"),
 }

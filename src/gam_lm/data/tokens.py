@@ -60,6 +60,8 @@ class TokenCorpus:
     vocab_size: int
     splits: Mapping[str, Split]
     directory: Path
+    source: Corpus
+    """The text, which is read again only when it is asked for."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -87,7 +89,7 @@ def prepare(
     kind = tokenizer if given is None else f"file:{fingerprint(given)[:12]}"
     key = hashlib.sha256(repr((1, corpus.stamp, kind, vocab_size if given is None else 0)).encode()).hexdigest()[:16]
     directory = (cache or cache_root() / "tokens") / f"{corpus.name}-{kind.replace(':', '-')}-{key}"
-    found = _open(directory)
+    found = _open(directory, corpus)
     if found is not None:
         return found
     if directory.exists():
@@ -95,7 +97,7 @@ def prepare(
     with replacing(directory) as temporary:
         temporary.mkdir()
         _make(corpus, given, kind, vocab_size, temporary)
-    made = _open(directory)
+    made = _open(directory, corpus)
     assert made is not None  # it was written a moment ago
     return made
 
@@ -173,7 +175,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield held
 
 
-def _open(directory: Path) -> TokenCorpus | None:
+def _open(directory: Path, source: Corpus) -> TokenCorpus | None:
     """What :func:`prepare` left in ``directory``, or None where it is not there or not whole."""
     try:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
@@ -186,4 +188,4 @@ def _open(directory: Path) -> TokenCorpus | None:
             splits[name] = Split(ids, counts["bytes"], counts["words"], counts["documents"])
     except (OSError, ValueError, KeyError):
         return None
-    return TokenCorpus(meta["name"], meta["sha256"], meta["tokenizer_name"], meta["tokenizer_sha256"], meta["vocab_size"], splits, directory)
+    return TokenCorpus(meta["name"], meta["sha256"], meta["tokenizer_name"], meta["tokenizer_sha256"], meta["vocab_size"], splits, directory, source)

@@ -18,7 +18,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.data.blocks import TrainingBlocks
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.experiments.contenders import contender
-from gam_lm.experiments.floors import floors
+from gam_lm.experiments.floors import FLOORS, floors
 from gam_lm.mixers import mixer_class
 from gam_lm.model import LanguageModel, count_parameters
 from gam_lm.results import Results, write_blocks
@@ -130,8 +130,8 @@ def figures(model: LanguageModel, trained: Trained, corpus: TokenCorpus, recipe:
 
 
 def _add_floors(corpus: TokenCorpus, results: Results) -> None:
-    """Rows of what counting gets, which every table shows."""
-    if all(results.find({"model": name}) for name in ("unigram", "bigram")):
+    """Rows of what takes no model, which every table shows."""
+    if all(results.find({"model": name}) for name in FLOORS):
         return
     valid = corpus.splits["valid"]
     for name, nats in floors(corpus).items():

@@ -72,17 +72,14 @@ def find(place: str) -> list[Measured]:
 
 
 def compare(first: str, second: str) -> list[str]:
-    """Two results in words, a sentence for each pair of models: the two named ones, or those that both files have.
+    """Two results in words, a sentence for each pair of models: one with every other, or where both name several, those that both have.
 
     Raises:
         InputError: where there is nothing to compare.
     """
     found_a, found_b = find(first), find(second)
-    if len(found_a) == len(found_b) == 1:
-        pairs = [(found_a[0], found_b[0])]
-    else:
-        pairs = [(a, b) for a in found_a for b in found_b if a.name == b.name and len(found_a) > 1 and len(found_b) > 1]
-        pairs = pairs or [(a, b) for a in found_a for b in found_b if (len(found_a) == 1) != (len(found_b) == 1) and a is not b and _differ(a, b)]
+    one_with_all = len(found_a) == 1 or len(found_b) == 1
+    pairs = [(a, b) for a in found_a for b in found_b if (_place(a) != _place(b) if one_with_all else a.name == b.name)]
     if not pairs:
         names = [" ".join(each.name for each in found) for found in (found_a, found_b)]
         raise InputError(f"{first} has {names[0]}, {second} has {names[1]}: name one model of each, as DIR:MODEL")
@@ -96,5 +93,5 @@ def compare(first: str, second: str) -> list[str]:
     return sentences
 
 
-def _differ(a: Measured, b: Measured) -> bool:
-    return (a.directory.resolve(), a.name) != (b.directory.resolve(), b.name)
+def _place(model: Measured) -> tuple[Path, str]:
+    return model.directory.resolve(), model.name

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -43,6 +44,40 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in dataclasses.fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerTrace:
+    """What happened at each token of one call of a mixer: what each path did, and where a memory was read and written."""
+
+    paths: Mapping[str, Tensor]
+    """By path: what it added to the residual stream (B, T, D). Together they are the mixer's output."""
+    gates: Mapping[str, Tensor] = field(default_factory=dict)
+    """By path: its gate (B, T, D), where it has one."""
+    taps_BTK: Tensor | None = None
+    """Length of what each tap of the convolution brought, the last one being the current token."""
+    reads: Mapping[str, Tensor] = field(default_factory=dict)
+    """By memory: the share of each slot in the read (B, T, S), slots of all heads side by side; shares add up to 1."""
+    writes_BTS: Tensor | None = None
+    """The share of each slot in the write, likewise."""
+    write_gate_BT: Tensor | None = None
+    """How strongly each token wrote, the mean over the heads."""
+    sources_BTI: Tensor | None = None
+    """How much of each token of this call a token read from the memory (lengths, summed over the heads)."""
+    carried_BT: Tensor | None = None
+    """The same of what was written before the call."""
+    bank_BT: Tensor | None = None
+    """The same of the learned bank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """The learned slots of one memory of a mixer."""
+
+    address_SD: Tensor
+    """Where each slot is: it is read by inputs of the mixer that point its way."""
+    value_SD: Tensor
+    """What each slot adds to the residual stream when it alone is read, the gate left aside."""
 
 
 class Mixer(nn.Module, ABC):
@@ -97,6 +132,21 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def reach(cls, config: ModelConfig) -> int | None:
         """Tokens that one layer's output can depend on, the current one included; None is without limit."""
+
+    def trace(self, x_BTD: Tensor, state: MixerState | None = None) -> MixerTrace:
+        """What :meth:`forward` does at each token, for people to look at: it costs more than the forward pass. A mixer of one path says that one."""
+        return MixerTrace(paths={"mixer": self.forward(x_BTD, state)[0]})
+
+    def slots(self) -> Mapping[str, Slots]:
+        """The learned slots by memory; empty where the mixer has none."""
+        return {}
+
+    def silence(self, memory: str, slot: int | None) -> None:
+        """Take a slot out of every read and write, as if it were not there; None puts all slots of that memory back.
+
+        Raises KeyError where there is no such memory.
+        """
+        raise KeyError(memory)
 
     @property
     def residual_std(self) -> float:

@@ -18,156 +18,25 @@ Shapes: B rows, T tokens, D = hidden_size, K taps, H heads, M slots (of a head, 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.conv import CausalConv
 from gam_lm.errors import InputError
-from gam_lm.memory import delta_memory, fla_delta_memory, mean_memory, retrieve
-from gam_lm.mixers.base import INIT_STD, Cost, Mixer, MixerState, init_linear
+from gam_lm.mixers.base import Cost, Mixer, MixerState, MixerTrace, Slots, init_linear
+from gam_lm.mixers.memories import StaticMemory, WrittenMemory
 from gam_lm.segments import Segments, read_segments
-
-SHARPNESS = 4.0
-"""τ at the start: with addresses on the unit sphere, the standard deviation of a score."""
-
-RATE_RANGE, STEP_RANGE = (1.0, 16.0), (1e-3, 0.1)
-"""Decays at the start, as in Mamba-2 (arXiv 2405.21060): exp(A) uniform, softplus(·) log-uniform. A head forgets over 1 to 1,000 tokens."""
-
-
-class StaticMemory(nn.Module):
-    """The paper's memory: one learned bank, which is both keys and values."""
-
-    def __init__(self, num_slots: int, hidden_size: int) -> None:
-        super().__init__()
-        self.bank = nn.Parameter(torch.empty(num_slots, hidden_size))
-
-    def init_weights(self) -> None:
-        """Xavier-uniform, as published."""
-        nn.init.xavier_uniform_(self.bank)
-
-    def forward(self, h_BTD: Tensor) -> Tensor:
-        """softmax(h Mᵀ) M for every token."""
-        return retrieve(h_BTD, self.bank)
-
-
-class WrittenMemory(nn.Module):
-    """The memory that the sequence writes: slots are addresses, what they hold is the state.
-
-    State, in fp32 or wider: delta (B, H, M, E), the deviation from V0, 4·slots·E bytes a sequence in fp32; mean (B, H, M, E) and the weights
-    (B, H, M), 4·slots·(E + 1) bytes.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        D, H, slots = config.hidden_size, config.num_attention_heads, config.num_memory_slots
-        M, E = slots // H, D // H
-        self.address = nn.Parameter(torch.empty(slots, D))
-        plain = config.write_address == "keys"
-        self.read_proj = nn.Parameter(torch.empty(slots, D)) if plain else None
-        self.sharpness = None if plain else nn.Parameter(torch.empty(H))
-        self.bank = nn.Parameter(torch.empty(H, M, E))
-        self.prior = nn.Parameter(torch.empty(H, M)) if config.write == "mean" else None
-        self.before = CausalConv(D, config.conv_kernel_size)
-        self.value_proj = nn.Linear(D, D, bias=False)
-        self.write_proj = nn.Linear(D, 2 * H)
-        self.log_rate = nn.Parameter(torch.empty(H))
-        self.norm = nn.Parameter(torch.empty(D))
-        self.out_proj = nn.Linear(D, D, bias=False)
-
-    def forward(
-        self, h_BTD: Tensor, gate_BTD: Tensor | None, conv_state: Tensor | None, state: tuple[Tensor, ...] | None, segments: Segments | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Write and read for every token.
-
-        Args:
-            h_BTD: input of the mixer.
-            gate_BTD: the gate of the global path, or None for no gate.
-            conv_state: inputs of the convolution before h.
-            state: of the memory before h, or None.
-            segments: sequences and padding of the rows.
-
-        Returns:
-            The global path's output (B, T, D), and the new state.
-        """
-        H = self.config.num_attention_heads
-        u_BTD, _ = self.before(h_BTD, conv_state, segments)
-        read_BTHM, write_BTHM = self._addresses(h_BTD, u_BTD)
-        value_BTHE = self.value_proj(h_BTD).unflatten(-1, (H, -1))
-        gate_BTH, step_BTH = self.write_proj(h_BTD).float().chunk(2, -1) if h_BTD.dtype != torch.float64 else self.write_proj(h_BTD).chunk(2, -1)
-        gate_BTH = gate_BTH.sigmoid() if self.config.write_gate == "learned" else torch.zeros_like(gate_BTH)
-        log_decay_BTH = -self.log_rate.exp() * F.softplus(step_BTH)
-        index_BT = None
-        if segments is not None:  # padding writes nothing and forgets nothing
-            gate_BTH, log_decay_BTH = (each * segments.real_BT[..., None] for each in (gate_BTH, log_decay_BTH))
-            index_BT = segments.index_BT
-        written = (read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH, self.bank)
-        L = self.config.chunk_size
-        if self.prior is not None:
-            g_BTHE, state = mean_memory(*written, F.softplus(self.prior), state, chunk_size=L, index_BT=index_BT)
-        else:
-            rule = fla_delta_memory if self.config.backend == "fla" else delta_memory
-            g_BTHE, state = rule(*written, state, chunk_size=L, index_BT=index_BT)
-        g_BTD = F.rms_norm(g_BTHE, g_BTHE.shape[-1:], eps=self.config.layer_norm_eps).flatten(-2) * self.norm
-        return self.out_proj(g_BTD if gate_BTD is None else gate_BTD * g_BTD), state
-
-    def _addresses(self, h_BTD: Tensor, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each token reads and where it writes (B, T, H, M): a distribution over the slots, or plain keys of length 1."""
-        H, D, eps = self.config.num_attention_heads, self.config.hidden_size, self.config.layer_norm_eps
-        if self.read_proj is not None:
-            read, write = (F.silu(F.linear(x, w)).unflatten(-1, (H, -1)) for x, w in ((h_BTD, self.read_proj), (u_BTD, self.address)))
-            return F.normalize(_wide(read), dim=-1), F.normalize(_wide(write), dim=-1)
-        assert self.sharpness is not None
-        address = self.address * self.sharpness.repeat_interleave(self.config.num_memory_slots // H)[:, None]
-        read, write = (_wide(F.linear(F.rms_norm(x, (D,), eps=eps), address)).unflatten(-1, (H, -1)).softmax(-1) for x in (h_BTD, u_BTD))
-        return read, F.normalize(write, dim=-1) if self.config.write == "delta" else write
-
-    def initial_state(self, batch_size: int, device: torch.device | str | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Nothing written."""
-        D_BHME = torch.zeros(batch_size, *self.bank.shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
-        return (D_BHME,) if self.prior is None else (D_BHME, torch.zeros_like(D_BHME[..., 0]))
-
-    def init_weights(self) -> None:
-        """Addresses on the unit sphere, a bank of std 0.02 with prior weight 1, decays as in Mamba-2; the write address starts as the previous token."""
-        config = self.config
-        with torch.no_grad():
-            for address in (self.address, self.read_proj):
-                if address is not None:
-                    nn.init.normal_(address, std=INIT_STD)
-            if self.sharpness is not None:
-                self.address.copy_(F.normalize(self.address, dim=-1))
-                self.sharpness.fill_(SHARPNESS)
-            nn.init.normal_(self.bank, std=INIT_STD)
-            if self.prior is not None:
-                self.prior.fill_(math.log(math.e - 1))  # the inverse of softplus at 1
-            self.before.weight.zero_()
-            self.before.weight[:, -2] = 1.0
-            self.before.bias.zero_()
-            init_linear(self.value_proj)
-            init_linear(self.write_proj)
-            H = config.num_attention_heads
-            low, high = (math.log(x) for x in STEP_RANGE)
-            step_H = torch.empty_like(self.log_rate).uniform_(low, high).exp()
-            self.write_proj.bias[H:] = step_H + torch.log(-torch.expm1(-step_H))
-            self.log_rate.uniform_(*RATE_RANGE).log_()
-            self.norm.fill_(1.0)
-            nn.init.normal_(self.out_proj.weight, std=INIT_STD / math.sqrt(2 * config.num_hidden_layers))
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In fp32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class GatedAssociativeMemory(Mixer):
     """The token mixer of GAM.
 
     State: the last K − 1 inputs of the convolution, (B, K − 1, D), 4·(K − 1)·D bytes a sequence in fp32; then that of the written memory,
-    if there is one (:class:`WrittenMemory`).
+    if there is one (:class:`gam_lm.mixers.memories.WrittenMemory`).
     """
 
     uses = frozenset({"conv_kernel_size", "num_memory_slots", "fusion", "keep_gate", "write"})
@@ -188,7 +57,14 @@ class GatedAssociativeMemory(Mixer):
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """See :meth:`Mixer.forward`."""
         segments = None if segments_BT is None else read_segments(segments_BT)
-        local_gate_BTD, global_gate_BTD = self._gates(x_BTD)
+        paths, new_state = self._paths(x_BTD, self._gates(x_BTD), state, segments)
+        return sum(paths[1:], paths[0]), new_state
+
+    def _paths(
+        self, x_BTD: Tensor, gates: tuple[Tensor | None, Tensor | None], state: MixerState | None, segments: Segments | None
+    ) -> tuple[list[Tensor], MixerState]:
+        """What each path adds, in the order of ``path_names``, and the new state."""
+        local_gate_BTD, global_gate_BTD = gates
         paths, new_state = [], []
         if self.conv is not None:
             local_BTD, conv_state = self.conv(x_BTD, state[0] if state else None, segments)
@@ -201,7 +77,59 @@ class GatedAssociativeMemory(Mixer):
             written_BTD, memory_state = self.written(x_BTD, global_gate_BTD, state[0] if state else None, state[1:] if state else None, segments)
             paths.append(written_BTD)
             new_state += memory_state
-        return sum(paths[1:], paths[0]), tuple(new_state)
+        return paths, tuple(new_state)
+
+    @property
+    def path_names(self) -> list[str]:
+        """Names of the paths that there are: local, static, written."""
+        return [name for name, part in (("local", self.conv), ("static", self.memory), ("written", self.written)) if part is not None]
+
+    def trace(self, x_BTD: Tensor, state: MixerState | None = None) -> MixerTrace:
+        """See :meth:`Mixer.trace`."""
+        gates = self._gates(x_BTD)
+        paths, _ = self._paths(x_BTD, gates, state, None)
+        names = self.path_names
+        found: dict[str, Any] = {"reads": {}}
+        if self.conv is not None:
+            earlier_BJD = state[0] if state else x_BTD.new_zeros(len(x_BTD), self.config.conv_kernel_size - 1, x_BTD.shape[-1])
+            window_BTDK = torch.cat([earlier_BJD, x_BTD], 1).unfold(1, self.config.conv_kernel_size, 1)
+            found["taps_BTK"] = (window_BTDK * self.conv.weight).norm(dim=2)
+        if self.memory is not None:
+            found["reads"]["static"] = self.memory.shares(x_BTD)
+        if self.written is not None:
+            inputs = self.written.inputs(x_BTD, state[0] if state else None)
+            sources = self.written.sources(inputs, state[1:] if state else None)
+            found["reads"]["written"] = self.written.shares(inputs.read_BTHM)
+            length_BH1I = inputs.value_BTHE.to(sources.weight_BHTI.dtype).norm(dim=-1).mT[:, :, None]
+            found |= {
+                "writes_BTS": self.written.shares(inputs.write_BTHM), "write_gate_BT": inputs.gate_BTH.mean(-1),
+                "sources_BTI": (sources.weight_BHTI.abs() * length_BH1I).sum(1),
+                "carried_BT": sources.carried_BTHE.norm(dim=-1).sum(-1), "bank_BT": sources.bank_BTHE.norm(dim=-1).sum(-1),
+            }  # fmt: skip
+        gate_of = {"local": gates[0], "static": gates[1], "written": gates[1]}
+        return MixerTrace(
+            paths=dict(zip(names, paths, strict=True)), gates={name: gate for name in names if (gate := gate_of[name]) is not None}, **found
+        )
+
+    def slots(self) -> Mapping[str, Slots]:
+        """See :meth:`Mixer.slots`."""
+        found = {}
+        if self.memory is not None:
+            found["static"] = Slots(address_SD=self.memory.bank, value_SD=self.memory.bank)
+        if self.written is not None:
+            address_SD = self.written.address if self.written.read_proj is None else self.written.read_proj
+            found["written"] = Slots(address_SD=address_SD, value_SD=self.written.values())
+        return found
+
+    def silence(self, memory: str, slot: int | None) -> None:
+        """See :meth:`Mixer.silence`."""
+        part = {"static": self.memory, "written": self.written}[memory]
+        if part is None:
+            raise KeyError(memory)
+        part.silent_M = None
+        if slot is not None:
+            part.silent_M = torch.zeros(self.config.num_memory_slots, dtype=torch.bool, device=part.bank.device)
+            part.silent_M[slot] = True
 
     def _gates(self, x_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The gates of the local and the global path; a path that stands alone has the only one."""

@@ -1,0 +1,195 @@
+"""What the trace says is what the model does."""
+
+import json
+import tracemalloc
+
+import pytest
+import torch
+from test_mixers import VARIANTS, config, inputs, mixer_of, same
+
+from gam_lm.diagnostics.trace import records, trace
+from gam_lm.errors import InputError
+from gam_lm.memory import delta_memory, mean_memory
+from gam_lm.model import LanguageModel
+from gam_lm.sources import MemoryInputs, delta_sources, mean_sources
+
+WRITTEN = [name for name in VARIANTS if name.startswith(("gam-mean", "gam-delta"))]
+every_mixer = pytest.mark.parametrize("name", VARIANTS)
+
+
+@every_mixer
+def test_the_paths_add_up_to_the_output(name):
+    mixer, x = mixer_of(name), inputs()
+    _, state = mixer(x[:, :9])
+    for begun in (None, state):
+        found = mixer.trace(x[:, 9:], begun)
+        same(sum(found.paths.values()), mixer(x[:, 9:], begun)[0])
+        for shares in found.reads.values():
+            same(shares.sum(-1), torch.ones_like(shares[..., 0]))
+            assert (shares >= 0).all()
+
+
+def memory_inputs(T=13, B=2, H=2, M=3, E=4):
+    def random(*shape):
+        return torch.randn(*shape, dtype=torch.float64)
+
+    given = MemoryInputs(random(B, T, H, M).softmax(-1), random(B, T, H, M).softmax(-1), random(B, T, H, E), random(B, T, H).sigmoid(), -random(B, T, H).exp())
+    return given, random(H, M, E), random(H, M).exp(), random(B, H, M, E), random(B, H, M).exp()
+
+
+@pytest.mark.parametrize("rule", ["delta", "mean"])
+@pytest.mark.parametrize("begun", [True, False])
+def test_the_sources_are_the_derivative_of_the_read_by_the_values_and_add_up_to_it(rule, begun):
+    given, bank, prior, D, Z = memory_inputs()
+
+    def read(value):
+        changed = given._replace(value_BTHE=value)
+        if rule == "delta":
+            return delta_memory(*changed, bank, (D,) if begun else None, chunk_size=4)[0]
+        return mean_memory(*changed, bank, prior, (D, Z) if begun else None, chunk_size=4)[0]
+
+    found = {
+        "delta": lambda: delta_sources(given, bank, D if begun else None),
+        "mean": lambda: mean_sources(given, bank, prior, (D, Z) if begun else None),
+    }[rule]()
+    derivative = torch.autograd.functional.jacobian(read, given.value_BTHE)  # (B, T, H, E) by (B, T, H, E)
+    for b in range(2):
+        for h in range(2):
+            for e in range(4):
+                same(derivative[b, :, h, e, b, :, h, e], found.weight_BHTI[b, h])
+    parts = torch.einsum("bhti,bihe->bthe", found.weight_BHTI, given.value_BTHE) + found.carried_BTHE + found.bank_BTHE
+    same(parts, read(given.value_BTHE))
+    assert begun or not found.carried_BTHE.any()
+
+
+def model_of(name, **changes):
+    torch.manual_seed(3)
+    model = LanguageModel(config(name, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@every_mixer
+def test_surprise_is_the_loss_of_each_token_whatever_the_window(name):
+    model = model_of(name).double()
+    ids = torch.randint(31, (50,))
+    logits, _ = model(ids[None])
+    expected = torch.nn.functional.cross_entropy(logits[0, :-1], ids[1:], reduction="none").tolist()
+    for window in (7, 50, 256):
+        found = list(trace(model, ids.tolist(), window=window))
+        assert [each.index for each in found] == list(range(50)) and found[0].surprise_nats is None
+        assert [each.surprise_nats for each in found[1:]] == pytest.approx(expected, rel=1e-5)
+        assert all(sum(chance for _, chance in each.predictions) <= 1.0001 and len(each.layers) == 2 for each in found)
+    assert json.loads(json.dumps([each.to_dict() for each in found]))[-1]["index"] == 49
+    assert model.training
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_figures_do_not_depend_on_the_window_and_sources_name_earlier_tokens(name):
+    model = model_of(name).double()
+    ids = torch.randint(31, (40,)).tolist()
+    whole, pieces = list(trace(model, ids, window=64)), list(trace(model, ids, window=8))
+    for a, b in zip(whole, pieces, strict=True):
+        for x, y in zip(a.layers, b.layers, strict=True):
+            assert x.added == pytest.approx(y.added) and x.gates == pytest.approx(y.gates) and x.write_gate == pytest.approx(y.write_gate)
+            assert x.reads["written"].entropy_nats == pytest.approx(y.reads["written"].entropy_nats)
+            assert all(index <= a.index for index, _ in x.sources) and all(index <= a.index for index, _ in x.taps)
+            assert sum(share for _, share in x.taps) == pytest.approx(1)
+            assert sum(share for _, share in x.sources) + x.before + x.bank <= 1 + 1e-9
+            assert x.before == 0  # the whole text was one window
+    later = pieces[-1].layers[0]
+    assert name == "gam-delta-closed" or later.before > 0
+    assert all(index >= 40 - 16 for index, _ in later.sources)
+
+
+@torch.no_grad()
+def test_gates_and_entropy_are_those_of_the_paper():
+    model = model_of("gam")
+    ids = torch.randint(31, (9,))
+    found = list(trace(model, ids.tolist()))
+    block = model.layers[0]
+    h = block.mixer_norm(model.embed_tokens(ids))
+    gates = block.mixer.gate(h).sigmoid()
+    weights = (h @ block.mixer.memory.bank.T).softmax(-1)
+    for t, token in enumerate(found):
+        layer = token.layers[0]
+        assert layer.gates == pytest.approx({"local": float(gates[t, :8].mean()), "static": float(gates[t, 8:].mean())}, rel=1e-4)
+        assert layer.reads["static"].entropy_nats == pytest.approx(float(-(weights[t] * weights[t].log()).sum()), rel=1e-4)
+        assert layer.reads["static"].slots[0] == (int(weights[t].argmax()), pytest.approx(float(weights[t].max()), rel=1e-4))
+        assert layer.write_gate is None and not layer.sources
+
+
+def test_learned_positions_are_read_in_pieces_that_start_anew():
+    model = model_of("gam", positions="learned", max_position_embeddings=10)
+    ids = torch.randint(31, (25,)).tolist()
+    found = list(trace(model, ids, window=4))
+    assert [each.index for each in found if each.surprise_nats is None] == [0, 10, 20]
+    alone = list(trace(model, ids[10:20]))
+    assert [each.surprise_nats for each in found[11:20]] == pytest.approx([each.surprise_nats for each in alone[1:]], rel=1e-4)
+
+
+def test_records_are_flat_and_one_a_token_and_layer():
+    flat = list(records(trace(model_of("gam-delta"), [1, 2, 3])))
+    assert [(each["index"], each["layer"]) for each in flat] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert {"surprise_nats", "gate_local", "gate_written", "added_local", "added_written", "added_feed_forward", "written_entropy_nats", "write_gate"} <= set(flat[0])
+    assert all(not isinstance(value, dict) for each in flat for value in each.values())
+
+
+def test_a_long_text_is_never_held_whole():
+    model = model_of("gam-delta")
+    ids = torch.randint(31, (1500,)).tolist()
+    peaks = []
+    for use in (lambda tokens: sum(1 for _ in tokens), lambda tokens: len(list(tokens))):
+        tracemalloc.start()
+        assert use(trace(model, ids, window=32)) == len(ids)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < 0.15 * peaks[1]
+
+
+def test_an_empty_text_is_named():
+    with pytest.raises(InputError, match="text is empty"):
+        next(trace(model_of("gam"), []))
+
+
+@pytest.mark.parametrize("name", ["gam", "gam-mean", "gam-delta", "gam-delta-keys", "gam-delta-beside"])
+def test_a_silent_slot_is_as_if_it_were_not_there(name):
+    mixer, x = mixer_of(name), inputs()
+    for memory in mixer.slots():
+        before = mixer(x)[0]
+        mixer.silence(memory, 1)
+        changed = mixer(x)[0]
+        assert (changed - before).abs().max() > 1e-6
+        bank = mixer.memory.bank if memory == "static" else mixer.written.bank.flatten(0, 1)
+        with torch.no_grad():
+            bank[1] += 3.0  # what a silent slot holds changes nothing
+        same(mixer(x)[0], changed)
+        mixer.silence(memory, None)
+        with torch.no_grad():
+            bank[1] -= 3.0
+        same(mixer(x)[0], before)
+    with pytest.raises(KeyError):
+        mixer.silence("none", 0)
+
+
+def test_a_silent_static_slot_leaves_the_paper_formula_over_the_others():
+    mixer, x = mixer_of("gam-global"), inputs()
+    mixer.silence("static", 2)
+    rest = torch.cat([mixer.memory.bank[:2], mixer.memory.bank[3:]])
+    same(mixer(x)[0], (x @ rest.T).softmax(-1) @ rest)
+
+
+def test_the_value_of_a_written_slot_is_what_it_adds_when_it_alone_is_read():
+    mixer = mixer_of("gam-delta")
+    written = mixer.written
+    for slot in range(6):
+        g = torch.zeros(2, 4, dtype=torch.float64)  # (H, E)
+        g[slot // 3] = written.bank.flatten(0, 1)[slot]
+        g = torch.nn.functional.rms_norm(g, (4,), eps=mixer.config.layer_norm_eps).flatten() * written.norm
+        same(mixer.slots()["written"].value_SD[slot], written.out_proj(g))
+
+
+def test_a_mixer_without_slots_says_so():
+    assert mixer_of("mamba").slots() == {} and set(mixer_of("mamba").trace(inputs()).paths) == {"mixer"}

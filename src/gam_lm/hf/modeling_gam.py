@@ -54,7 +54,6 @@ class GAMPreTrainedModel(PreTrainedModel):
 class GAMModel(GAMPreTrainedModel, Backbone):
     """The model without its output head."""
 
-    config: GAMConfig
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Any]
 
@@ -96,8 +95,9 @@ class GAMModel(GAMPreTrainedModel, Backbone):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("input_ids and inputs_embeds are both given or both missing: give one of them")
+        config: Any = self.config
         cache = past_key_values if cache is None else cache
-        if cache is None and (self.config.use_cache and not self.training if use_cache is None else use_cache):
+        if cache is None and (config.use_cache and not self.training if use_cache is None else use_cache):
             cache = GAMCache()
         if cache is not None and not isinstance(cache, GAMCache):
             raise InputError(f"cache is a {type(cache).__name__}: a GAM model keeps its state in a gam_lm.hf.GAMCache")

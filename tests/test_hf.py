@@ -25,7 +25,15 @@ KINDS = {
     "attention": {"mixer": "attention", "positions": "rotary"},
     "mamba": {"mixer": "mamba", "conv_kernel_size": 4},
 }
-SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_memory_slots": 8, "positions": "none", "dropout": 0.0}
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_memory_slots": 8,
+    "positions": "none",
+    "dropout": 0.0,
+}
 
 
 def language_model(kind="static", **changes):
@@ -221,9 +229,27 @@ def test_pushing_uploads_the_model_with_its_records_and_a_card_made_from_them(tm
     monkeypatch.setattr(HfApi, "file_exists", lambda self, *_: False)
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     assert AutoModelForCausalLM.from_pretrained(run).push_to_hub("cats", tags=["cats"]) == "https://hub/someone/cats/commit"
-    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "recipe.json", "metrics.jsonl"} <= uploaded.keys()
+    assert {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "recipe.json",
+        "metrics.jsonl",
+    } <= uploaded.keys()
     card = uploaded["README.md"].decode()
-    for fact in (f"{model.count_parameters():,} parameters", "`delta`", "`cats`", "1,234 tokens", "| Steps | 12 |", "after 12 steps", "2.5000", "12.18", "- cats"):
+    for fact in (
+        f"{model.count_parameters():,} parameters",
+        "`delta`",
+        "`cats`",
+        "1,234 tokens",
+        "| Steps | 12 |",
+        "after 12 steps",
+        "2.5000",
+        "12.18",
+        "- cats",
+    ):
         assert fact in card
     (tmp_path / "copy").mkdir()
     for name, content in uploaded.items():

@@ -13,7 +13,7 @@ class GAMConfig(PreTrainedConfig):
     """The configuration of a GAM model. Every field is explained at :class:`~gam_lm.config.ModelConfig`, which also checks the values."""
 
     model_type = MODEL_TYPE
-    keys_to_ignore_at_inference = ("cache", "past_key_values")
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012 (Trainer adds it to a list)
 
     # The fields stand in one place: transformers makes a dataclass of this class from these annotations and defaults.
     __annotations__ = {field.name: field.type for field in dataclasses.fields(ModelConfig)} | {

@@ -166,7 +166,6 @@ class GAMForCausalLM(GAMPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
-        shift_labels: Tensor | None = None,
         return_logits: bool = True,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -176,9 +175,11 @@ class GAMForCausalLM(GAMPreTrainedModel, GenerationMixin):
             labels: the ids themselves (B, T), −100 where a token is not predicted: the shift by one is done here.
             logits_to_keep: the last so many places that get logits, 0 for all, or their indices; with labels, all count for the loss.
             num_items_in_batch: counted targets of the whole optimiser step, by which the sum is divided; None takes the mean of this call.
-            shift_labels: the id that follows each token, instead of ``labels``.
             return_logits: False spares the (B, T, V) logits of training, which are then never held whole.
+            kwargs: also ``shift_labels``, the id that follows each token, instead of ``labels``. (Trainer takes every argument
+                with "label" in its name for one that each batch must have.)
         """
+        shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
         outputs = self.model(
             input_ids, attention_mask, position_ids, cache, past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs
         )

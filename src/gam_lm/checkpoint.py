@@ -38,7 +38,12 @@ def save_model(directory: Path, model: LanguageModel, tokenizer: Tokenizer | Non
 
     The shared weight of embedding and head is written once.
     """
-    config = {"architectures": ["GAMForCausalLM"], "model_type": MODEL_TYPE, "dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch.")}
+    config: dict[str, Any] = {
+        "architectures": ["GAMForCausalLM"], "model_type": MODEL_TYPE, "dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch."),
+    }  # fmt: skip
+    if tokenizer is not None:
+        ids = {role: tokenizer.token_to_id(token) for role, token in _special_tokens(tokenizer).items()}
+        config |= {f"{role}_id": ids[role] for role in ("bos_token", "eos_token", "pad_token") if role in ids}
     write_text(directory / "config.json", json.dumps(config | model.config.to_dict(), indent=2) + "\n")
     tensors = {name if name.startswith("lm_head.") else PREFIX + name: tensor for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
@@ -182,15 +187,19 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "padding_side": "left",
+        "model_input_names": ["input_ids", "attention_mask"], **_special_tokens(tokenizer),
+    }  # fmt: skip
+
+
+def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """Role → token. The end of text also pads where there is nothing else: the mask tells which is which."""
     names = {
-        "<|endoftext|>": ("eos_token", "bos_token"),
+        "<|endoftext|>": ("eos_token", "bos_token", "pad_token"),
         "[UNK]": ("unk_token",),
         "[PAD]": ("pad_token",),
         "[SOS]": ("bos_token",),
         "[EOS]": ("eos_token",),
     }
-    for token, roles in names.items():
-        if tokenizer.token_to_id(token) is not None:
-            config |= dict.fromkeys(roles, token)
-    return config
+    return {role: token for token, roles in names.items() if tokenizer.token_to_id(token) is not None for role in roles}

@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,104 @@ class Block(nn.Module):
         return x_BTD, state
 
 
-class LanguageModel(nn.Module):
+class Backbone(nn.Module):
+    """Embedding, blocks and last norm: everything but the output head.
+
+    It has no constructor of its own, so that it also serves as the body of a class whose base class has one: call :meth:`build` in yours.
+    """
+
+    config: ModelConfig
+
+    def build(self, config: ModelConfig) -> None:
+        """Make the parts, without start values. Raises InputError where the config names an unknown mixer."""
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        learned = config.positions == "learned"
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))  # type: ignore[assignment]
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def hidden(self, tokens_BT: Tensor, state: State | None = None, segments_BT: Tensor | None = None) -> tuple[Tensor, State]:
+        """What the output head reads (B, T, D), and the state after the last token; see :meth:`LanguageModel.stream`."""
+        self._check_ids(tokens_BT)
+        return self.mix(self.embed_tokens(tokens_BT), state, segments_BT)
+
+    def mix(
+        self, x_BTD: Tensor, state: State | None = None, segments_BT: Tensor | None = None, *, recompute: Callable[..., Any] | None = None
+    ) -> tuple[Tensor, State]:
+        """:meth:`hidden` of tokens that are embedded already; ``recompute`` (torch.utils.checkpoint.checkpoint) trades activations for time."""
+        B, T, _ = x_BTD.shape
+        before_B = torch.zeros(B, dtype=torch.long, device=x_BTD.device) if state is None else state.position_B
+        if segments_BT is None:
+            position_BT, after_B = before_B[:, None] + torch.arange(T, device=x_BTD.device), before_B + T
+        else:
+            position_BT, after_B = positions_within(read_segments(segments_BT), before_B)
+        if self.embed_positions is not None:
+            self._check_positions(T, after_B, position_BT)
+            x_BTD = x_BTD + self.embed_positions(position_BT)
+        x_BTD = self.dropout(x_BTD)
+        states = []
+        for i, layer in enumerate(self.layers):
+            before = None if state is None else state.layers[i]
+            x_BTD, layer_state = layer(x_BTD, before, segments_BT) if recompute is None else recompute(layer, x_BTD, before, segments_BT)
+            states.append(layer_state)
+        return self.norm(x_BTD), State(after_B, tuple(states))
+
+    def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
+        """The state before the first token of ``batch_size`` rows, by default on the model's device in its dtype."""
+        weight = self.embed_tokens.weight
+        device, dtype = device or weight.device, dtype or weight.dtype
+        layers = tuple(layer.mixer.initial_state(batch_size, device=device, dtype=dtype) for layer in self.layers)
+        return State(torch.zeros(batch_size, dtype=torch.long, device=device), layers)
+
+    def draw_start_values(self, head: nn.Linear | None) -> None:
+        """Draw those of all parts and of the output head from torch's global generator, as ``config.initialization`` says."""
+        config = self.config
+        for norm in (m for m in self.modules() if isinstance(m, nn.LayerNorm)):
+            norm.reset_parameters()
+        for layer in self.layers:
+            layer.mixer.init_weights()
+            if layer.mlp is None:
+                continue
+            if config.initialization == "paper":
+                layer.mlp.up_proj.reset_parameters()
+                layer.mlp.down_proj.reset_parameters()
+            else:
+                init_linear(layer.mlp.up_proj)
+                init_linear(layer.mlp.down_proj, layer.mixer.residual_std)
+        if config.initialization == "paper":
+            if self.embed_positions is not None:
+                nn.init.normal_(self.embed_positions.weight)
+            if not config.tie_word_embeddings:
+                nn.init.normal_(self.embed_tokens.weight)
+            # The tie runs head → embedding: the shared weight keeps the Linear's U(±1/√D).
+            bound = 1 / math.sqrt(config.hidden_size)
+            if head is not None or config.tie_word_embeddings:
+                nn.init.uniform_((head or self.embed_tokens).weight, -bound, bound)
+        else:
+            for part in (self.embed_tokens, self.embed_positions, head):
+                if part is not None:
+                    nn.init.normal_(part.weight, std=INIT_STD)
+
+    def _check_ids(self, tokens_BT: Tensor) -> None:
+        if torch.compiler.is_compiling() or tokens_BT.device.type != "cpu" or not tokens_BT.numel():
+            return  # elsewhere the look would wait for the device, whose own assertion stands
+        low, high = (int(x) for x in tokens_BT.aminmax())
+        if low < 0 or high >= self.config.vocab_size:
+            raise InputError(
+                f"tokens hold the id {low if low < 0 else high}: vocab_size is {self.config.vocab_size}, use the tokenizer that the model was trained with"
+            )
+
+    def _check_positions(self, T: int, after_B: Tensor, position_BT: Tensor) -> None:
+        limit = self.config.max_position_embeddings
+        if torch.compiler.is_compiling():
+            return
+        if limit < T or (position_BT.device.type == "cpu" and position_BT.numel() and int(position_BT.max()) >= limit):
+            end = int(position_BT.max()) + 1
+            raise InputError(f'the sequence has {end} tokens, learned positions end at {limit}: use positions="none" or a shorter text')
+
+
+class LanguageModel(Backbone):
     """A causal language model with the mixer that ``config`` names.
 
     Raises InputError where the config names an unknown mixer. Built on the meta device, call :meth:`init_weights` after ``to_empty``.
@@ -88,12 +185,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        learned = config.positions == "learned"
-        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
-        self.dropout = nn.Dropout(config.dropout)
-        self.layers: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))  # type: ignore[assignment]
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.build(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
@@ -140,77 +232,9 @@ class LanguageModel(nn.Module):
         h_BTD, state = self.hidden(tokens, state, segments)
         return self.lm_head(h_BTD), state
 
-    def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
-        """The state before the first token of ``batch_size`` rows, by default on the model's device in its dtype."""
-        weight = self.embed_tokens.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
-        layers = tuple(layer.mixer.initial_state(batch_size, device=device, dtype=dtype) for layer in self.layers)
-        return State(torch.zeros(batch_size, dtype=torch.long, device=device), layers)
-
-    def hidden(self, tokens_BT: Tensor, state: State | None = None, segments_BT: Tensor | None = None) -> tuple[Tensor, State]:
-        """What the output head reads (B, T, D), and the state after the last token: :meth:`stream` without the head."""
-        B, T = tokens_BT.shape
-        self._check_ids(tokens_BT)
-        before_B = tokens_BT.new_zeros(B, dtype=torch.long) if state is None else state.position_B
-        if segments_BT is None:
-            position_BT, after_B = before_B[:, None] + torch.arange(T, device=tokens_BT.device), before_B + T
-        else:
-            position_BT, after_B = positions_within(read_segments(segments_BT), before_B)
-        x_BTD = self.embed_tokens(tokens_BT)
-        if self.embed_positions is not None:
-            self._check_positions(T, after_B, position_BT)
-            x_BTD = x_BTD + self.embed_positions(position_BT)
-        x_BTD = self.dropout(x_BTD)
-        states = []
-        for i, layer in enumerate(self.layers):
-            x_BTD, layer_state = layer(x_BTD, None if state is None else state.layers[i], segments_BT)
-            states.append(layer_state)
-        return self.norm(x_BTD), State(after_B, tuple(states))
-
-    def _check_ids(self, tokens_BT: Tensor) -> None:
-        if torch.compiler.is_compiling() or tokens_BT.device.type != "cpu" or not tokens_BT.numel():
-            return  # elsewhere the look would wait for the device, whose own assertion stands
-        low, high = (int(x) for x in tokens_BT.aminmax())
-        if low < 0 or high >= self.config.vocab_size:
-            raise InputError(
-                f"tokens hold the id {low if low < 0 else high}: vocab_size is {self.config.vocab_size}, use the tokenizer that the model was trained with"
-            )
-
-    def _check_positions(self, T: int, after_B: Tensor, position_BT: Tensor) -> None:
-        limit = self.config.max_position_embeddings
-        if torch.compiler.is_compiling():
-            return
-        if limit < T or (position_BT.device.type == "cpu" and position_BT.numel() and int(position_BT.max()) >= limit):
-            end = int(position_BT.max()) + 1
-            raise InputError(f'the sequence has {end} tokens, learned positions end at {limit}: use positions="none" or a shorter text')
-
     def init_weights(self) -> None:
         """Draw all start values from torch's global generator, as ``config.initialization`` says."""
-        config = self.config
-        for norm in (m for m in self.modules() if isinstance(m, nn.LayerNorm)):
-            norm.reset_parameters()
-        for layer in self.layers:
-            layer.mixer.init_weights()
-            if layer.mlp is None:
-                continue
-            if config.initialization == "paper":
-                layer.mlp.up_proj.reset_parameters()
-                layer.mlp.down_proj.reset_parameters()
-            else:
-                init_linear(layer.mlp.up_proj)
-                init_linear(layer.mlp.down_proj, layer.mixer.residual_std)
-        if config.initialization == "paper":
-            if self.embed_positions is not None:
-                nn.init.normal_(self.embed_positions.weight)
-            if not config.tie_word_embeddings:
-                nn.init.normal_(self.embed_tokens.weight)
-            # The tie runs head → embedding: the shared weight keeps the Linear's U(±1/√D).
-            bound = 1 / math.sqrt(config.hidden_size)
-            nn.init.uniform_(self.lm_head.weight, -bound, bound)
-        else:
-            for part in (self.embed_tokens, self.embed_positions, self.lm_head):
-                if part is not None:
-                    nn.init.normal_(part.weight, std=INIT_STD)
+        self.draw_start_values(self.lm_head)
 
     def count_parameters(self) -> int:
         """Number of parameters, the shared weight counted once."""

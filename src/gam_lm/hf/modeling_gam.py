@@ -1,0 +1,231 @@
+"""The adapter to transformers: the parts, the loss and the state are those of gam_lm.model; here is only what generate(), Trainer and PEFT ask for.
+
+Both are named alike, so that a run directory is a model directory: ``model.embed_tokens``, ``model.layers.{i}``, ``model.norm``, ``lm_head``.
+
+Shapes: B rows, T tokens, S tokens with those of the cache, D = hidden_size, V = vocab_size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from gam_lm.errors import InputError
+from gam_lm.hf.cache import GAMCache
+from gam_lm.hf.card import push_run
+from gam_lm.hf.configuration_gam import GAMConfig
+from gam_lm.loss import IGNORE, cross_entropy, linear_cross_entropy
+from gam_lm.model import Backbone, Block, LanguageModel
+
+CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)} else "past_key_values"
+"""What transformers calls the cache: ``cache`` from 5.24 on."""
+
+
+class GAMPreTrainedModel(PreTrainedModel):
+    """What both classes tell transformers about themselves."""
+
+    config_class = GAMConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("Block",)
+    _can_record_outputs = {"hidden_states": Block}  # noqa: RUF012
+    _is_stateful = False  # the cache can take tokens back, see GAMCache.crop
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Start values of a part that a checkpoint lacks; a whole model draws them as the library does."""
+        missing = any(not getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters(recurse=False))
+        draw: Callable[[], None] | None = getattr(module, "init_weights", None)
+        if missing and draw is not None and not isinstance(module, PreTrainedModel):
+            draw()
+        else:
+            super()._init_weights(module)
+
+
+class GAMModel(GAMPreTrainedModel, Backbone):
+    """The model without its output head."""
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Any]
+
+    def __init__(self, config: GAMConfig) -> None:
+        super().__init__(config)
+        self.build(config.to_model_config())
+        self.post_init()  # type: ignore[operator]
+
+    def init_weights(self) -> None:
+        """Draw the start values from torch's global generator."""
+        if not self.embed_tokens.weight.is_meta:
+            self.draw_start_values(None)
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: GAMCache | None = None,
+        past_key_values: GAMCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the blocks.
+
+        Args:
+            input_ids: the next ids (B, T).
+            attention_mask: 0 where a token is padding, on either side, over the new tokens (B, T) or over all so far (B, S).
+            position_ids: only tell where a row starts a new sequence, at each 0 (B, T); the state counts the positions itself.
+            cache: of the tokens before; its name up to transformers 5.23 is ``past_key_values``.
+            past_key_values: see ``cache``.
+            inputs_embeds: the next tokens, embedded (B, T, D), instead of ``input_ids``.
+            use_cache: whether a cache is wanted where none is given; by default outside of training.
+
+        Raises:
+            InputError: for a mask of more than two dimensions, a cache of another kind, both or none of ids and embeddings, or what LanguageModel refuses.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("input_ids and inputs_embeds are both given or both missing: give one of them")
+        config: Any = self.config
+        cache = past_key_values if cache is None else cache
+        if cache is None and (config.use_cache and not self.training if use_cache is None else use_cache):
+            cache = GAMCache()
+        if cache is not None and not isinstance(cache, GAMCache):
+            raise InputError(f"cache is a {type(cache).__name__}: a GAM model keeps its state in a gam_lm.hf.GAMCache")
+        if input_ids is not None:
+            self._check_ids(input_ids)
+            x_BTD = self.embed_tokens(input_ids)
+        else:
+            x_BTD = inputs_embeds
+        segments_BT = segments_of(attention_mask, position_ids, x_BTD.shape[1], x_BTD.device)
+        if cache is not None:
+            h_BTD = cache.advance(self.mix, x_BTD, segments_BT)
+        else:
+            recompute = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
+            h_BTD, _state = self.mix(x_BTD, None, segments_BT, recompute=recompute)
+        return BaseModelOutputWithPast(last_hidden_state=h_BTD, **{CACHE: cache})
+
+
+class GAMForCausalLM(GAMPreTrainedModel, GenerationMixin):
+    """A causal language model: :class:`~gam_lm.model.LanguageModel` in the shape that transformers works with."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: GAMConfig) -> None:
+        super().__init__(config)
+        self.model = GAMModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_language_model(cls, model: LanguageModel) -> GAMForCausalLM:
+        """The same model for transformers; the weights are shared, not copied."""
+        with torch.device("meta"):
+            wrapped = cls(GAMConfig(**model.config.to_dict(), architectures=[cls.__name__]))
+        wrapped.config.dtype = model.embed_tokens.weight.dtype
+        tensors = {name if name.startswith("lm_head.") else f"model.{name}": tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+        wrapped.load_state_dict(tensors, assign=True)
+        wrapped.tie_weights()
+        return wrapped.train(model.training)
+
+    def to_language_model(self) -> LanguageModel:
+        """The same model for the library; the weights are shared, not copied."""
+        with torch.device("meta"):
+            model = LanguageModel(self.config.to_model_config())
+        model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in self.state_dict(keep_vars=True).items()}, assign=True)
+        if self.config.tie_word_embeddings:
+            model.lm_head.weight = model.embed_tokens.weight
+        return model.train(self.training)
+
+    def init_weights(self) -> None:
+        """Draw the start values from torch's global generator."""
+        self.tie_weights()
+        if not self.lm_head.weight.is_meta:
+            self.model.draw_start_values(self.lm_head)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: GAMCache | None = None,
+        past_key_values: GAMCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        return_logits: bool = True,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the loss where labels are given; see :meth:`GAMModel.forward` for the other arguments.
+
+        Args:
+            labels: the ids themselves (B, T), −100 where a token is not predicted: the shift by one is done here.
+            logits_to_keep: the last so many places that get logits, 0 for all, or their indices; with labels, all count for the loss.
+            num_items_in_batch: counted targets of the whole optimiser step, by which the sum is divided; None takes the mean of this call.
+            return_logits: False spares the (B, T, V) logits of training, which are then never held whole.
+            kwargs: also ``shift_labels``, the id that follows each token, instead of ``labels``. (Trainer takes every argument
+                with "label" in its name for one that each batch must have.)
+        """
+        shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
+        outputs = self.model(
+            input_ids, attention_mask, position_ids, cache, past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs
+        )
+        h_BTD = outputs.last_hidden_state
+        targets = shift_labels if shift_labels is not None or labels is None else F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(h_BTD[:, kept]) if return_logits else None
+        loss = None
+        if targets is not None:
+            target_N = targets.flatten().to(h_BTD.device)
+            if logits is not None and logits.shape[1] == h_BTD.shape[1]:
+                loss = cross_entropy(logits.flatten(0, 1), target_N)
+            else:
+                loss = linear_cross_entropy(h_BTD.flatten(0, 1), self.lm_head.weight, target_N)
+            if num_items_in_batch is not None:
+                loss = loss * (target_N != IGNORE).sum() / num_items_in_batch
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, **{CACHE: getattr(outputs, CACHE)}
+        )  # fmt: skip
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        """One cache serves every implementation that can be asked for: the state is what it is."""
+        if model_kwargs.get(CACHE) is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE] = GAMCache()
+            if generation_config.is_assistant:
+                model_kwargs[CACHE].activate_past_recording()
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model with its run's records and a model card filled from them; see :func:`gam_lm.hf.card.push_run`."""
+        return push_run(self, repo_id, **options)
+
+
+def segments_of(attention_mask: Tensor | None, position_ids: Tensor | None, T: int, device: torch.device) -> Tensor | None:
+    """What the mixers need to know of the new tokens: None for one sequence without padding, else segments (B, T) as in gam_lm.segments."""
+    segments_BT = None
+    if attention_mask is not None:
+        if attention_mask.dim() != 2:
+            raise InputError(f"attention_mask has the shape {tuple(attention_mask.shape)}: use one of (rows, tokens), 0 at padding")
+        mask_BT = attention_mask[:, -T:].to(device)
+        if not bool(mask_BT.all()):
+            segments_BT = (mask_BT != 0).long()
+    if position_ids is not None and T > 1:
+        starts_BT = (position_ids[:, 1:] == 0).to(device)
+        if segments_BT is not None:  # transformers gives padding the position 0
+            starts_BT = starts_BT & (segments_BT[:, :-1] != 0)
+        if bool(starts_BT.any()):
+            number_BT = F.pad(starts_BT.long().cumsum(1), (1, 0)) + 1
+            segments_BT = number_BT if segments_BT is None else segments_BT * number_BT.expand_as(segments_BT)
+    return segments_BT

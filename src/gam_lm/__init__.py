@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "GatedAssociativeMemory": "mixers.gam",
+    "GatedAssociativeMemory": "layer",
     "InputError": "errors",
     "LanguageModel": "model",
     "ModelConfig": "config",
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gam_lm.errors import InputError as InputError
     from gam_lm.generate import generate as generate
     from gam_lm.generate import generate_text as generate_text
-    from gam_lm.mixers.gam import GatedAssociativeMemory as GatedAssociativeMemory
+    from gam_lm.layer import GatedAssociativeMemory as GatedAssociativeMemory
     from gam_lm.model import LanguageModel as LanguageModel
     from gam_lm.model import State as State
     from gam_lm.reference import load_reference as load_reference

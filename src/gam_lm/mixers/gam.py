@@ -163,7 +163,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class GatedAssociativeMemory(Mixer):
+class GAMMixer(Mixer):
     """The token mixer of GAM.
 
     State: the last K − 1 inputs of the convolution, (B, K − 1, D), 4·(K − 1)·D bytes a sequence in fp32; then that of the written memory,

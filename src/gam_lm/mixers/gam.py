@@ -172,6 +172,7 @@ class GAMMixer(Mixer):
 
     uses = frozenset({"conv_kernel_size", "num_memory_slots", "fusion", "write"})
     backends = ("torch", "fla")
+    exportable = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.export import ExportedProgram
 
 from gam_lm.errors import MissingExtraError
 from gam_lm.export.graphs import Graphs

@@ -24,6 +24,7 @@ from gam_lm.config import MODEL_TYPE, ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.files import explained, replacing, write_text
 from gam_lm.model import LanguageModel
+from gam_lm.quantize import check_method, is_int8, quantization_config, quantize_int8
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -44,10 +45,12 @@ def save_model(directory: Path, model: LanguageModel, tokenizer: Tokenizer | Non
     if tokenizer is not None:
         ids = {role: tokenizer.token_to_id(token) for role, token in _special_tokens(tokenizer).items()}
         config |= {f"{role}_id": ids[role] for role in ("bos_token", "eos_token", "pad_token") if role in ids}
+    if is_int8(model):
+        config["quantization_config"] = quantization_config()
     write_text(directory / "config.json", json.dumps(config | model.config.to_dict(), indent=2) + "\n")
     tensors = {name if name.startswith("lm_head.") else PREFIX + name: tensor for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
-        del tensors["lm_head.weight"]
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
     _save_tensors(directory / "model.safetensors", tensors)
     if tokenizer is not None:
         write_text(directory / "tokenizer.json", tokenizer.to_str(pretty=False))
@@ -70,17 +73,22 @@ def load_model(directory: Path | str, *, device: torch.device | str = "cpu", dty
     """
     directory = Path(directory)
     config = load_config(directory)
+    quantized = read_json(directory / "config.json").get("quantization_config")
     path = _needed(directory, "model.safetensors")
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in _load_tensors(path).items()}
-    if config.tie_word_embeddings and "embed_tokens.weight" in tensors:
-        tensors["lm_head.weight"] = tensors["embed_tokens.weight"]
+    if config.tie_word_embeddings:
+        shared = [name for name in tensors if name.startswith("embed_tokens.")]
+        tensors |= {name.replace("embed_tokens.", "lm_head."): tensors[name] for name in shared}
     with torch.device("meta"):
         model = LanguageModel(config)
+    if quantized:
+        check_method(quantized)
+        quantize_int8(model)
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise InputError(f"{path} does not fit config.json beside it: {str(error).splitlines()[-1].strip()}") from error
-    if config.tie_word_embeddings:
+    if config.tie_word_embeddings and not quantized:
         model.lm_head.weight = model.embed_tokens.weight
     return model.to(device=device, dtype=dtype).eval()
 

@@ -33,6 +33,8 @@ VERBS = {
     "train": Entry("train:Train", "train one model"),
     "eval": Entry("evaluate:Eval", "measure a trained model on a text: its loss, and how much context it uses", True),
     "generate": Entry("train:Generate", "continue a prompt, token by token", True),
+    "export": Entry("export:Export", "write a trained model as ONNX or torch.export graphs, or in int8", True),
+    "serve": Entry("serve:Serve", "answer the OpenAI clients over HTTP", True),
     "bench": Entry("bench:Bench", "train several models on the same tokens and compare them (Table 1)"),
     "ablate": Entry("ablate:Ablate", "take the full model apart, one thing at a time (Table 3)"),
     "recall": Entry("recall:Recall", "train models on synthetic recall and measure what they find again"),

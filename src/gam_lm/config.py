@@ -14,7 +14,7 @@ MODEL_TYPE = "gam"
 # Keys that Hugging Face keeps in a config.json for itself; they describe no part of the model.
 BOOKKEEPING_KEYS = frozenset({
     "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "id2label", "is_encoder_decoder", "label2id", "model_type",
-    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "torch_dtype",
+    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "quantization_config", "return_dict", "torch_dtype",
     "transformers_version", "use_cache", "chunk_size_feed_forward", "_name_or_path",
 })  # fmt: skip
 

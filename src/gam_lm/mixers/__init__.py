@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gam_lm.mixers.base import Mixer
 
 REGISTRY = {
-    "gam": "gam_lm.mixers.gam:GatedAssociativeMemory",
+    "gam": "gam_lm.mixers.gam:GAMMixer",
     "attention": "gam_lm.mixers.attention:Attention",
     "mamba": "gam_lm.mixers.mamba:Mamba",
 }

@@ -32,7 +32,7 @@ from gam_lm.mixers.memories import StaticMemory, WrittenMemory
 from gam_lm.segments import Segments, read_segments
 
 
-class GatedAssociativeMemory(Mixer):
+class GAMMixer(Mixer):
     """The token mixer of GAM.
 
     State: the last K − 1 inputs of the convolution, (B, K − 1, D), 4·(K − 1)·D bytes a sequence in fp32; then that of the written memory,
@@ -41,6 +41,7 @@ class GatedAssociativeMemory(Mixer):
 
     uses = frozenset({"conv_kernel_size", "num_memory_slots", "fusion", "keep_gate", "write"})
     backends = ("torch", "fla")
+    exportable = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

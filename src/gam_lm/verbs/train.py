@@ -85,7 +85,7 @@ class Generate:
     def run(self) -> None:
         """Print the text as it comes."""
         from gam_lm.checkpoint import load_model, load_tokenizer_of
-        from gam_lm.generate import generate_text
+        from gam_lm.generation import generate_text
         from gam_lm.training.precision import choose_device
 
         model = load_model(self.run_directory, device=choose_device(self.device))

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.generate import draw, generate, generate_text
+from gam_lm.generation import draw, generate, generate_text
 from gam_lm.model import LanguageModel
 
 
@@ -39,6 +39,20 @@ def test_learned_positions_end_the_text_with_one_line_and_none_never(caplog):
     assert [r.getMessage() for r in caplog.records] == ["ended: learned positions end at 10 tokens; a model with positions='none' goes on"]
     endless = generate(model_of(max_position_embeddings=10), [1, 2, 3], max_new_tokens=None)
     assert len(list(itertools.islice(endless, 50))) == 50
+
+
+@pytest.mark.parametrize("mixer", ["gam", "attention", "mamba"])
+def test_a_long_prompt_is_read_in_pieces_and_gives_the_same_text(mixer, monkeypatch):
+    model, prompt = model_of(mixer=mixer), [3, 1, 4, 1, 5, 9, 2, 6, 5]
+    whole = list(generate(model, prompt, max_new_tokens=8, temperature=0))
+    monkeypatch.setattr("gam_lm.generation.PREFILL_TOKENS", 4)
+    assert list(generate(model, prompt, max_new_tokens=8, temperature=0)) == whole
+
+
+def test_the_function_is_public_whatever_was_imported_before():
+    import gam_lm
+
+    assert gam_lm.generate is generate
 
 
 def test_the_state_of_gam_does_not_grow():
@@ -100,9 +114,13 @@ def test_text_comes_in_whole_characters():
                 torch.nn.Embedding(1, 1),
             )
 
-        def stream(self, tokens, state=None):
+            self.lm_head = torch.nn.Identity()
+
+        def hidden(self, tokens, state=None):
             place = 0 if state is None else state
             return torch.nn.functional.one_hot(torch.tensor([[self.ids[place]]]), 300).float(), place + 1
+
+        stream = hidden
 
     text = "naïve — 日本 🙂"
     ids = [*tokenizer.encode(text).ids, tokenizer.token_to_id("<|endoftext|>"), 5]

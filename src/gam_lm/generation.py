@@ -8,7 +8,7 @@ Shapes: V = vocab_size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from tokenizers import Tokenizer
@@ -16,9 +16,12 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from gam_lm.errors import InputError
-from gam_lm.model import LanguageModel
+from gam_lm.model import LanguageModel, State
 
 logger = logging.getLogger("gam_lm")
+
+PREFILL_TOKENS = 4096
+"""Tokens of a prompt per call of the model."""
 
 
 @torch.inference_mode()
@@ -32,7 +35,7 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
     stop: frozenset[int] = frozenset(),
-) -> Iterator[int]:
+) -> Generator[int]:
     """Yield the ids that follow ``prompt``, each as soon as it is drawn.
 
     Args:
@@ -56,7 +59,7 @@ def generate(
     else:
         generator.manual_seed(seed)
     limit = model.config.max_position_embeddings if model.embed_positions is not None else None
-    logits, state = model.stream(torch.tensor([list(prompt)], device=device))
+    logits, state = _prefill(model, torch.tensor([list(prompt)], device=device))
     produced = 0
     while max_new_tokens is None or produced < max_new_tokens:
         token = int(draw(logits[0, -1], temperature, top_k, top_p, generator))
@@ -82,6 +85,15 @@ def generate_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, **opt
     for token in generate(model, ids, stop=frozenset() if end is None else frozenset({end}), **options):  # type: ignore[arg-type]
         if text := stream.step(tokenizer, token):
             yield text
+
+
+def _prefill(model: LanguageModel, prompt_1T: Tensor) -> tuple[Tensor, State]:
+    """Logits after the last token alone (1, 1, V), and the state: a long prompt costs the memory of one piece of it."""
+    state = None
+    for piece_1P in prompt_1T.split(PREFILL_TOKENS, 1):
+        h_1PD, state = model.hidden(piece_1P, state)
+    assert state is not None
+    return model.lm_head(h_1PD[:, -1:]), state
 
 
 def draw(logits_V: Tensor, temperature: float, top_k: int | None, top_p: float, generator: torch.Generator) -> Tensor:

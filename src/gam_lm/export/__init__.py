@@ -1,0 +1,1 @@
+"""Trained models for other runtimes: graphs of prefill and of one step with explicit state, as torch.export programs or as ONNX."""

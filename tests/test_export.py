@@ -1,0 +1,179 @@
+"""Graphs for other runtimes, and int8."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+
+from gam_lm import LanguageModel, ModelConfig, generate, load_model, save_model
+from gam_lm.checkpoint import load_tokenizer_of
+from gam_lm.cli import run
+from gam_lm.errors import InputError
+from gam_lm.export.graphs import flatten_state, trace, unflatten_state
+from gam_lm.export.onnx import _solve_unit_lower
+from gam_lm.export.write import export
+from gam_lm.quantize import Int8Linear, quantize_int8
+
+SIZES = {"vocab_size": 270, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_memory_slots": 8, "chunk_size": 8,
+         "positions": "none", "dropout": 0.0}  # fmt: skip
+every_rule = pytest.mark.parametrize("write", ["none", "mean", "delta"])
+
+
+def model_of(**changes):
+    """A model whose weights are large enough that every path matters."""
+    model = LanguageModel(ModelConfig(**(SIZES | changes))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def run_directory(path, **changes):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=270, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(["the cat sat on the mat and the hat"] * 3, trainer)
+    save_model(path, model_of(vocab_size=tokenizer.get_vocab_size(), **changes), tokenizer)
+    return path
+
+
+@every_rule
+def test_a_traced_program_equals_the_model_at_another_number_of_rows(write):
+    model = model_of(write=write)
+    graphs = trace(model)
+    tokens = torch.randint(270, (3, 12))
+    expected, last = model.stream(tokens)
+    first = graphs.prefill_tokens or 10
+    assert (graphs.prefill_tokens is None) == (write == "none")
+    logits, state = graphs.prefill.module()(tokens[:, :first], flatten_state(model.initial_state(3)))
+    torch.testing.assert_close(logits, expected[:, first - 1])
+    for t in range(first, 12):
+        logits, state = graphs.step.module()(tokens[:, t : t + 1], state)
+        torch.testing.assert_close(logits, expected[:, t])
+    assert len(state) == len(graphs.state_names)
+    for ours, theirs in zip(flatten_state(unflatten_state(model, state)), flatten_state(last), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 16, 64])
+def test_the_triangular_system_is_solved_by_products(size):
+    A = torch.randn(3, 2, size, size, dtype=torch.float64).mul(0.3).tril(-1) + torch.eye(size, dtype=torch.float64)
+    B = torch.randn(3, 2, size, 4, dtype=torch.float64)
+    expected = torch.linalg.solve_triangular(A, B, upper=False, unitriangular=True)
+    torch.testing.assert_close(_solve_unit_lower(A, B, upper=False, unitriangular=True), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_learned_positions_bound_the_graph(tmp_path):
+    folder = run_directory(tmp_path / "run", positions="learned", max_position_embeddings=12)
+    done = export(folder, "torch", tmp_path / "out")
+    assert done.largest_difference < 1e-5
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["last_position"] == 11
+
+
+def test_a_torch_export_loads_without_this_library_and_holds_no_pickle(tmp_path):
+    folder = run_directory(tmp_path / "run", write="delta")
+    assert run(["export", str(folder), "--format", "torch"]) == 0
+    script = (
+        "import sys, zipfile, torch\n"
+        "archive = zipfile.ZipFile(sys.argv[1])\n"
+        "assert not any(archive.read(name)[:1] == b'\\x80' or name.endswith('.pkl') for name in archive.namelist())\n"
+        "program = torch.export.load(sys.argv[1]).module()\n"
+        "print('gam_lm' in sys.modules)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "run-torch" / "step.pt2")], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert found.stdout.strip() == "False"
+
+
+@pytest.mark.slow
+@every_rule
+def test_onnx_equals_pytorch_and_the_example_writes_the_same_text(write, tmp_path):
+    pytest.importorskip("onnxruntime", reason="pip install 'gam-lm[export]'")
+    folder, out = run_directory(tmp_path / "run", write=write), tmp_path / "onnx"
+    assert export(folder, "onnx", out).largest_difference < 1e-4
+    prompt = "the cat sat on the mat and on the cat"  # several blocks, and tokens that are left over
+    example = Path(__file__).parent.parent / "examples" / "generate_onnx.py"
+    written = subprocess.run([sys.executable, str(example), str(out), prompt, "12"], capture_output=True, text=True, check=True).stdout
+    model, tokenizer = load_model(folder), load_tokenizer_of(folder)
+    ids = list(generate(model, tokenizer.encode(prompt).ids, max_new_tokens=12, temperature=0))
+    assert written == prompt + tokenizer.decode(ids) + "\n"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@every_rule
+def test_an_int8_run_loads_and_computes_what_its_integers_say(write, tied, tmp_path):
+    folder, out = run_directory(tmp_path / "run", write=write, tie_word_embeddings=tied), tmp_path / "int8"
+    done = export(folder, "int8", out)
+    assert 0 < done.largest_difference < 0.2
+    small, plain = load_model(out), load_model(folder)
+    assert (small.lm_head.weight_int8 is small.embed_tokens.weight_int8) == tied
+    with torch.no_grad():
+        for name, part in plain.named_modules():
+            if isinstance(part, nn.Linear | nn.Embedding):
+                weight = small.get_submodule(name).weight
+                step = part.weight.abs().amax(1, keepdim=True) / 127
+                assert ((weight - part.weight).abs() <= 0.5001 * step).all()
+                part.weight = nn.Parameter(weight)
+    tokens = torch.randint(plain.config.vocab_size, (2, 20))
+    torch.testing.assert_close(small(tokens)[0], plain(tokens)[0], rtol=1e-4, atol=1e-5)
+    again = tmp_path / "again"
+    save_model(again, small)
+    assert torch.equal(load_model(again)(tokens)[0], small(tokens)[0])
+
+
+def test_int8_takes_a_quarter_of_the_bytes_where_matrices_are_most(tmp_path):
+    folder = run_directory(tmp_path / "run", hidden_size=128)
+    done = export(folder, "int8", tmp_path / "int8")
+    assert done.bytes_after < 0.3 * done.bytes_before
+
+
+def test_the_command_line_measures_and_generates_from_int8(tmp_path, capsys):
+    folder, out, text = run_directory(tmp_path / "run"), tmp_path / "int8", tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the hat\n" * 200)
+    assert run(["export", str(folder), "--format", "int8", "--out", str(out)]) == 0
+    assert "largest difference" in capsys.readouterr().out
+    figures = []
+    for each in (folder, out):
+        assert run(["eval", str(each), "--data", str(text), "--context", "16", "--json", "--device", "cpu"]) == 0
+        figures.append(json.loads(capsys.readouterr().out.splitlines()[-1])["valid_nats_per_token"])
+    assert figures[0] != figures[1] and abs(figures[0] - figures[1]) < 0.05
+    assert run(["generate", str(out), "--prompt", "the cat", "--max-new-tokens", "4", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("the cat")
+
+
+def test_int8_keeps_bf16_and_bias():
+    linear = nn.Linear(8, 3, dtype=torch.bfloat16)
+    x = torch.randn(2, 8, dtype=torch.bfloat16)
+    small = Int8Linear(linear)
+    assert small(x).dtype == torch.bfloat16
+    torch.testing.assert_close(small(x), linear(x), rtol=0.05, atol=0.05)
+
+
+def test_what_cannot_be_exported_is_named(tmp_path):
+    folder = run_directory(tmp_path / "run", mixer="attention")
+    with pytest.raises(InputError, match="mixer is 'attention'"):
+        export(folder, "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="the run itself"):
+        export(folder, "int8", folder)
+    export(folder, "int8", tmp_path / "int8")
+    with pytest.raises(InputError, match="int8 already"):
+        export(tmp_path / "int8", "int8", tmp_path / "again")
+    config = json.loads((tmp_path / "int8" / "config.json").read_text())
+    (tmp_path / "int8" / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match="quant_method 'gptq'"):
+        load_model(tmp_path / "int8")
+
+
+def test_a_quantised_model_has_no_matrix_left_in_fp32():
+    model = model_of()
+    quantize_int8(model)
+    assert not any(isinstance(part, nn.Linear | nn.Embedding) for part in model.modules())

@@ -37,6 +37,7 @@ VERBS = {
     "recall": Entry("recall:Recall", "train models on synthetic recall and measure what they find again"),
     "scale": Entry("scale:Scale", "time and memory of one block against the length of the sequence (Table 2)"),
     "inspect receptive-field": Entry("inspect:ReceptiveField", "how far back a model can see", True),
+    "inspect cost": Entry("inspect:InspectCost", "parameters, operations and memory of a model, also of larger ones of its kind", True),
     "data prepare": Entry("data:Prepare", "turn a corpus into token ids ahead of time"),
     "report": Entry("report:Report", "--readme FILE: render the tables of a Markdown file from their results.json"),
     "env": Entry("report:Env", "what this machine is and which backends it has"),

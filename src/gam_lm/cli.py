@@ -38,7 +38,9 @@ VERBS = {
     "bench": Entry("bench:Bench", "train several models on the same tokens and compare them (Table 1)"),
     "ablate": Entry("ablate:Ablate", "take the full model apart, one thing at a time (Table 3)"),
     "recall": Entry("recall:Recall", "train models on synthetic recall and measure what they find again"),
+    "scale": Entry("scale:Scale", "time and memory of one block against the length of the sequence (Table 2)"),
     "inspect receptive-field": Entry("inspect:ReceptiveField", "how far back a model can see", True),
+    "inspect cost": Entry("inspect:InspectCost", "parameters, operations and memory of a model, also of larger ones of its kind", True),
     "data prepare": Entry("data:Prepare", "turn a corpus into token ids ahead of time"),
     "compare": Entry("compare:Compare", "whether one result is better than another: DIR or DIR:MODEL, twice", True),
     "report": Entry("report:Report", "--readme FILE: render the tables of a Markdown file from their results.json"),
@@ -117,11 +119,11 @@ def _name(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _help() -> str:
-    from gam_lm.presets import PRESETS, RECALL
+    from gam_lm.presets import PRESETS, RECALL, SCALING
 
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:{width}}  {entry.summary}" for name, entry in VERBS.items())
-    summaries = {name: each.summary for name, each in PRESETS.items()} | {name: each.summary for name, each in RECALL.items()}
+    summaries = {name: each.summary for setups in (PRESETS, RECALL, SCALING) for name, each in setups.items()}
     presets = "\n".join(f"  {name}: {summary}" for name, summary in summaries.items())
     return (
         "gam: Gated Associative Memory language models\n\nusage: gam VERB [flags]; gam VERB --help lists the flags\n\n"

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+BYTES_PER_MB = 2**20
 
 
 def environment() -> dict[str, Any]:
@@ -54,3 +62,101 @@ def _commit() -> tuple[str | None, bool | None]:
     if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None, None
     return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+
+
+def step_times(
+    step: Callable[[], object], device: torch.device, *, warmup: int = 5, iterations: int = 20, seconds: float | None = None
+) -> list[float]:
+    """Milliseconds of each call of ``step``, the device's work included.
+
+    Args:
+        step: what is timed.
+        device: where it works.
+        warmup: calls that are not timed.
+        iterations: calls that are timed.
+        seconds: where given, the most that warm-up and timing may each take; one call of either is always made.
+    """
+
+    def call() -> float:
+        started = time.perf_counter()
+        step()
+        synchronize(device)
+        return time.perf_counter() - started
+
+    def calls(count: int) -> list[float]:
+        taken: list[float] = []
+        while len(taken) < count and (not taken or seconds is None or sum(taken) < seconds):
+            taken.append(call())
+        return taken
+
+    synchronize(device)
+    calls(warmup)
+    return [1000 * each for each in calls(iterations)]
+
+
+def interleaved_times(steps: dict[str, Callable[[], object]], device: torch.device, *, warmup: int = 2, rounds: int = 10) -> dict[str, list[float]]:
+    """Milliseconds of each call of several steps that take turns, so that what else the machine does meets all alike."""
+    for step in steps.values():
+        step_times(step, device, warmup=0, iterations=warmup)
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            taken[name] += step_times(step, device, warmup=0, iterations=1)
+    return taken
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has done all it was given."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def cuda_peak_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """Bytes that the allocator of a GPU held at most during ``step``, parameters and inputs included."""
+    import torch
+
+    synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device))
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, *, sizes: tuple[int, ...] | None = None, seconds: float = 1.0) -> float:
+    """FLOP/s of the fastest square matrix product, a multiply-add counting as two: what the machine gives in practice, not what its maker says.
+
+    Args:
+        device: where.
+        dtype: of both factors and the product.
+        sizes: edges of the matrices that are tried; by default 1024 and 2048, on a GPU 4096 and 8192.
+        seconds: spent on each size.
+    """
+    import torch
+
+    best = 0.0
+    for n in sizes or ((4096, 8192) if device.type == "cuda" else (1024, 2048)):
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        times = step_times(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, warmup=3, iterations=200, seconds=seconds)  # type: ignore[misc]
+        best = max(best, 2 * n**3 / (statistics.median(times) / 1000))
+    return best
+
+
+def memory_bandwidth(device: torch.device, size: int, *, seconds: float = 1.0) -> float:
+    """Bytes per second at which ``size`` bytes are read over and over, by the fastest of three ways: a sum, a scalar product, a copy.
+
+    What fits into a cache comes from there, as the weights of a small model do: pass their size for the limit of decoding.
+    """
+    import torch
+
+    x = torch.ones(max(1, size // 4), device=device)
+    y = torch.empty_like(x)
+    ways: tuple[tuple[Callable[[], object], int], ...] = ((x.sum, 1), (lambda: torch.dot(x, x), 1), (lambda: y.copy_(x), 2))
+    best = 0.0
+    for way, passes in ways:
+        times = step_times(way, device, warmup=2, iterations=1000, seconds=seconds)
+        best = max(best, passes * 4 * x.numel() / (statistics.median(times) / 1000))
+    return best

@@ -168,6 +168,71 @@ RECALL: Mapping[str, RecallPreset] = {
 }
 """Setups of `gam recall` by name."""
 
+SCALING_MODELS = ("gam-static", "gam-mean", "gam-delta", "transformer-materialised", "transformer", "mamba")
+POWERS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalePreset:
+    """A setup of `gam scale`."""
+
+    summary: str
+    """Command, machine, minutes and what to expect."""
+    models: tuple[str, ...]
+    """Names of the models."""
+    lengths: tuple[int, ...]
+    """Tokens per sequence."""
+    batch_size: int
+    """Sequences at once."""
+    precision: str
+    """auto, fp32, bf16 or fp16."""
+    warmup: int
+    """Passes that are not timed."""
+    iterations: int
+    """Passes that are timed."""
+    seconds: float | None
+    """The most that the passes of a kind may take."""
+    limit_seconds: float
+    """The most that a cell may take."""
+
+
+SCALING: Mapping[str, ScalePreset] = {
+    "cpu": ScalePreset(
+        summary="gam scale --preset cpu --out runs/scaling · 2 CPU cores, under 10 minutes · straight lines for every model but attention",
+        models=SCALING_MODELS,
+        lengths=POWERS[:7],
+        batch_size=1,
+        precision="auto",
+        warmup=5,
+        iterations=20,
+        seconds=1.5,
+        limit_seconds=40,
+    ),
+    "cpu-long": ScalePreset(
+        summary="gam scale --preset cpu-long --out runs/scaling · the same up to 131,072 tokens, about an hour; goes on from cpu",
+        models=SCALING_MODELS,
+        lengths=POWERS,
+        batch_size=1,
+        precision="auto",
+        warmup=5,
+        iterations=20,
+        seconds=1.5,
+        limit_seconds=300,
+    ),
+    "table-2": ScalePreset(
+        summary="gam scale --preset table-2 --out runs/table-2 · one GPU · the paper's Table 2: batch 16, fp16 autocast, 5 + 20 passes",
+        models=SCALING_MODELS,
+        lengths=POWERS[:6],
+        batch_size=16,
+        precision="fp16",
+        warmup=5,
+        iterations=20,
+        seconds=None,
+        limit_seconds=120,
+    ),
+}
+"""Setups of `gam scale` by name; width, heads and slots are the published ones."""
+
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "full": {"fusion": "gate"},
@@ -240,3 +305,10 @@ def ablation_preset(name: str) -> Preset:
     if name not in ABLATION:
         raise unknown_name("preset", name, ABLATION)
     return ABLATION[name]
+
+
+def scale_preset(name: str) -> ScalePreset:
+    """The setup of `gam scale` called ``name``. Raises InputError with the nearest name."""
+    if name not in SCALING:
+        raise unknown_name("preset", name, SCALING)
+    return SCALING[name]

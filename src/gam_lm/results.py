@@ -25,6 +25,7 @@ from gam_lm.training.recipe import TrainConfig
 
 IDENTITY = (
     "model", "seed", "backend", "model_config", "train_config", "sequence_length", "batch_size", "task", "pairs", "vocab", "gap_power", "split", "context",
+    "dtype", "variant",
 )  # fmt: skip
 """The keys of a row that tell it from the others, as far as it has them."""
 

@@ -115,15 +115,16 @@ class Attention(Mixer):
 
     @classmethod
     def cost(cls, config: ModelConfig, context: int) -> Cost:
-        """Grows with the context: a token meets (context + 1) / 2 others on average, all of them at the end."""
-        D = config.hidden_size
+        """Grows with the context: a token meets (context + 1) / 2 tokens on average, all of them at the end. What is materialised is computed whole."""
+        D, H = config.hidden_size, config.num_attention_heads
         projections = 8 * D * D
+        materialised, rotary = cls.backend_name(config) == "materialised", config.positions == "rotary"
         return Cost(
             parameters=4 * D * D + 4 * D,
-            forward_flops=projections + 2 * D * (context + 1),
+            forward_flops=projections + (4 * D * context if materialised else 2 * D * (context + 1)),
             decode_flops=projections + 4 * D * (context + 1),
-            activations=5 * D + (cls.backend_name(config) == "materialised") * config.num_attention_heads * context,
-            state_bytes=context * (8 * D + 1) + 8 * (config.positions == "rotary"),
+            activations=5 * D + rotary * (3 * D + 2 * D // H) + (H * context if materialised else H),
+            state_bytes=context * (8 * D + 1) + 8 * rotary,
         )
 
     @classmethod

@@ -163,7 +163,9 @@ class GAMMixer(Mixer):
         """torch, or for the delta rule on a GPU flash-linear-attention. Raises InputError where that one does not serve."""
         name = super().backend_name(config)
         if name == "fla" and config.write != "delta":
-            raise InputError(f"backend is 'fla' with write={config.write!r}: flash-linear-attention has the delta rule alone, use write='delta' or backend='auto'")
+            raise InputError(
+                f"backend is 'fla' with write={config.write!r}: flash-linear-attention has the delta rule alone, use write='delta' or backend='auto'"
+            )
         return name
 
     @classmethod
@@ -178,7 +180,7 @@ class GAMMixer(Mixer):
             parameters=has_conv * D * (K + 1) + has_bank * slots * D + gates * (D * D + D),
             forward_flops=flops,
             decode_flops=flops,
-            activations=D + has_conv * D + has_bank * (slots + D) + gates * D,
+            activations=(has_bank or gates or written) * D + has_conv * D * (1 + (gates > 0)) + has_bank * (slots + D * (gates > 0)) + gates * D,
             state_bytes=4 * has_conv * (K - 1) * D,
         )
         return common + _written_cost(config, context) if written else common
@@ -195,17 +197,21 @@ def _written_cost(config: ModelConfig, context: int) -> Cost:
     """What a written memory adds to the two paths."""
     D, K, H, slots = config.hidden_size, config.conv_kernel_size, config.num_attention_heads, config.num_memory_slots
     E, M, L = D // H, slots // H, min(config.chunk_size, context)
-    plain, mean = config.write_address == "keys", config.write == "mean"
+    plain, mean, has_gate = config.write_address == "keys", config.write == "mean", config.fusion == "gate"
     projections = 2 * (2 * slots * D + 2 * D * D + 2 * D * H + K * D)
-    read, write = 2 * slots * E, 2 * slots * E  # the bank and the state together; decode adds them first
-    # Per token and head: the products of a chunk, L × L ones triangular only in what counts, not in what is computed.
-    inside = 2 * L * (2 * M + 2 * E) if not mean else 2 * L * (2 * M + E)
-    solve = 2 * L * (M + E) + L * L if not mean else 0
-    between = (4 if not mean else 3) * 2 * M * E
+    # Per token and head in chunks of L, whose L × L products are triangular only in what counts, not in what is computed: delta scores a by a and r by a,
+    # inverts, solves for U and Y, reads what was written; V0 is read at a and at r, the state at Y and r, and written. mean has no system to solve.
+    inside = 2 * L * (3 * M + 2 * E) + L * L if not mean else 2 * L * (2 * M + E)
+    between = (5 if not mean else 3) * 2 * M * E
+    step = (3 if not mean else 2) * 2 * M * E
+    if mean:
+        kept = (9 + has_gate) * D + 10 * slots + 7 * H + 3 * H * L
+    else:
+        kept = (9 + 2 * (not plain) + has_gate) * D + (14 if plain else 11) * slots + (12 if plain else 10) * H + 6 * H * L
     return Cost(
         parameters=slots * D * (1 + plain) + H * (not plain) + slots * E + slots * mean + D * (K + 1) + 2 * D * D + 2 * D * H + 2 * H + H + D,
-        forward_flops=projections + H * (inside + solve + between),
-        decode_flops=projections + read + write * (1 if mean else 2),
-        activations=3 * D + 4 * slots + 2 * H + H * (3 * L + 2 * M + 2 * E + 2 * M * E / L),
+        forward_flops=projections + H * (inside + between),
+        decode_flops=projections + H * step,
+        activations=kept + 2 * slots * E / L,
         state_bytes=4 * slots * (E + mean),
     )

@@ -21,7 +21,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.conv import CausalConv
 from gam_lm.mixers.base import INIT_STD, Cost, Mixer, MixerState
 from gam_lm.segments import read_segments
-from gam_lm.selective_scan import selective_scan
+from gam_lm.selective_scan import RECOMPUTED_NUMBERS, selective_scan
 
 STEP_RANGE = (1e-3, 0.1)
 """Step sizes at the start, log-uniform (section 3.6)."""
@@ -109,11 +109,14 @@ class Mamba(Mixer):
         D, E, N, R, K = config.hidden_size, inner_size(config), config.state_size, step_rank(config), config.conv_kernel_size
         projections = 2 * D * E + E * (R + 2 * N) + R * E + E * D
         flops = 2 * (projections + K * E + 3 * N * E)
+        L = min(config.chunk_size, context)
+        stride = max(1, min(L, RECOMPUTED_NUMBERS // (math.ceil(context / L) * N * E)))
+        kept = math.ceil(L / stride) * N * E / L  # states at every few places of a chunk
         return Cost(
             parameters=projections + E * (K + 1) + E + N * E + E,
             forward_flops=flops,
             decode_flops=flops,
-            activations=7 * E + R + 2 * N + D,
+            activations=11 * E + R + 2 * N + D + kept,
             state_bytes=4 * E * (K - 1 + N),
         )
 

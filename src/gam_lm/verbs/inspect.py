@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gam_lm.errors import InputError
 
 if TYPE_CHECKING:
+    from gam_lm.config import ModelConfig
     from gam_lm.model import LanguageModel
 
 
@@ -38,18 +39,50 @@ class ReceptiveField:
                 print(f"plot: {picture}")
 
 
-def model_of(target: str, name: str | None) -> LanguageModel:
-    """The model of a run directory, or an untrained one of a preset. Raises InputError where ``target`` is neither."""
-    from gam_lm.checkpoint import load_model
+@dataclass(frozen=True, kw_only=True)
+class InspectCost:
+    """What a model costs: parameters by part, operations and activations per token, bytes of state; also projected to 1 and 7 billion parameters."""
+
+    target: str
+    """Run directory, or the name of a preset."""
+    model: str | None = None
+    """Name of the model, where the target is a preset."""
+    context: tuple[int, ...] = (256, 1024, 8192, 131_072, 1_048_576)
+    """Tokens before the one that is decoded, and of a sequence in training."""
+    json: bool = False
+    """Print the figures as JSON."""
+
+    def run(self) -> None:
+        """Count and print."""
+        import json
+
+        from gam_lm.diagnostics.cost import cost_report, explain
+
+        report = cost_report(config_of(self.target, self.model), self.context)
+        print(json.dumps(report) if self.json else explain(report))
+
+
+def config_of(target: str, name: str | None) -> ModelConfig:
+    """The configuration of a run directory or of a preset's model. Raises InputError where ``target`` is neither."""
+    from gam_lm.checkpoint import load_config
     from gam_lm.config import ModelConfig
     from gam_lm.presets import PRESETS, named_model
-    from gam_lm.training.loop import new_model
 
     if target in PRESETS:
         chosen = PRESETS[target]
-        return new_model(named_model(name or chosen.models[0], ModelConfig(vocab_size=chosen.vocab_size, **chosen.model)), 0).eval()
+        return named_model(name or chosen.models[0], ModelConfig(vocab_size=chosen.vocab_size, **chosen.model))
     if not Path(target).exists():
         raise InputError(f"target is {target!r}, which is neither a run directory nor a preset ({', '.join(PRESETS)})")
     if name is not None:
         raise InputError(f"model is {name!r}, the run directory {target!r} has its own: leave --model out, or name a preset")
-    return load_model(target)
+    return load_config(Path(target))
+
+
+def model_of(target: str, name: str | None) -> LanguageModel:
+    """The model of a run directory, or an untrained one of a preset. Raises InputError where ``target`` is neither."""
+    from gam_lm.checkpoint import load_model
+    from gam_lm.presets import PRESETS
+    from gam_lm.training.loop import new_model
+
+    config = config_of(target, name)
+    return new_model(config, 0).eval() if target in PRESETS else load_model(target)

@@ -1,0 +1,175 @@
+"""Table 2: time and memory of one block against the length of the sequence.
+
+Every cell, one model at one length, runs in a process of its own with a memory and a time limit; what runs out of either is a row as well. All models
+of one length run back to back.
+
+Shapes: B rows, T tokens, D = hidden_size.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gam_lm.config import ModelConfig
+from gam_lm.isolation import OK, OUT_OF_MEMORY, Isolated, Peak, available_mb, out_of_memory, run_isolated
+from gam_lm.measure import BYTES_PER_MB, cuda_peak_bytes, step_times
+from gam_lm.mixers import mixer_class
+from gam_lm.model import Block, LanguageModel
+from gam_lm.presets import model_name, named_model
+from gam_lm.progress import progress
+from gam_lm.results import Results
+from gam_lm.training.precision import autocast
+
+logger = logging.getLogger("gam_lm")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+SHARE_OF_MEMORY = 0.8
+"""Of what is available, for a cell whose limit is not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a cell is measured."""
+
+    batch_size: int = 1
+    """B."""
+    dtype: str = "fp32"
+    """Format of the products under autocast: fp32 (none), bf16 or fp16."""
+    compiled: bool = False
+    """Whether the block runs through torch.compile."""
+    warmup: int = 5
+    """Passes that are not timed."""
+    iterations: int = 20
+    """Passes that are timed."""
+    seconds: float | None = None
+    """The most that warm-up, forward passes and training passes may take, each; one pass of either is always made."""
+    limit_seconds: float = 60.0
+    """The most that a cell may take."""
+    limit_mb: float | None = None
+    """The most resident memory of a cell's process; by default 80 % of what is available. A GPU has its own limit."""
+
+
+def scale(
+    models: Sequence[str],
+    lengths: Sequence[int],
+    base: ModelConfig,
+    protocol: Protocol,
+    results: Results,
+    device: torch.device,
+    *,
+    isolated: bool = True,
+    go_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Measure what is missing in ``results``, length by length; each finished cell is written at once.
+
+    Args:
+        models: names of gam_lm.presets.MODELS.
+        lengths: T, in any order.
+        base: what the models share; a block of it is measured.
+        protocol: how.
+        results: an open results.json.
+        device: where.
+        isolated: False measures within this process: quicker where the device itself survives running out of memory, without a time limit and
+            without the memory of a CPU.
+        go_on: asked before each cell; False ends the analysis, to be gone on with later.
+    """
+    cells = [_row(name, T, base, protocol) for T in sorted(dict.fromkeys(lengths)) for name in dict.fromkeys(map(model_name, models))]
+    with progress("scaling", len(cells), "cells") as bar:
+        for row in cells:
+            label = f"{row['model']} T={row['sequence_length']}"
+            if results.find(row) is None:
+                if not go_on():
+                    return
+                measured = _measure(row, protocol, device, isolated)
+                results.add(row | {"outcome": measured.outcome, **measured.figures})
+                logger.info("%s: %s", label, _said(measured))
+            bar.advance(1, label)
+
+
+def _row(name: str, T: int, base: ModelConfig, protocol: Protocol) -> dict[str, Any]:
+    """What tells a cell from the others."""
+    config = named_model(name, base)
+    return {
+        "model": name, "backend": mixer_class(config.mixer).backend_name(config), "model_config": config.to_dict(), "sequence_length": T,
+        "batch_size": protocol.batch_size, "dtype": protocol.dtype, "variant": "compiled" if protocol.compiled else "eager",
+    }  # fmt: skip
+
+
+def _measure(row: Mapping[str, Any], protocol: Protocol, device: torch.device, isolated: bool) -> Isolated:
+    parameters = {**row, "device": str(device), "warmup": protocol.warmup, "iterations": protocol.iterations, "seconds": protocol.seconds}
+    if isolated:
+        limit = SHARE_OF_MEMORY * available_mb() if protocol.limit_mb is None else protocol.limit_mb
+        return run_isolated("gam_lm.experiments.scaling:measure_block", parameters, seconds=protocol.limit_seconds, memory_mb=limit)
+    try:
+        return Isolated(OK, measure_block(parameters, _unwatched))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return Isolated(OUT_OF_MEMORY, {})
+
+
+def _unwatched(step: Callable[[], object]) -> None:
+    step()
+
+
+def measure_block(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
+    """One cell: ``parameters``, ``forward_ms``, ``forward_backward_ms`` (medians) and ``peak_memory_mb``.
+
+    The memory is that of one forward and backward pass: on a GPU all that the allocator holds at most, on a CPU the growth of the process. Forward
+    passes keep nothing for gradients.
+    """
+    device, dtype = torch.device(parameters["device"]), DTYPES[parameters["dtype"]]
+    T, B = parameters["sequence_length"], parameters["batch_size"]
+    torch.manual_seed(0)
+    block = one_block(ModelConfig.from_dict(parameters["model_config"])).to(device)
+    run: Any = torch.compile(block, dynamic=False) if parameters["variant"] == "compiled" else block
+    D = block.mixer.config.hidden_size
+
+    def passes() -> tuple[Callable[[], object], Callable[[], object]]:
+        x_BTD = torch.randn(B, T, D, device=device, requires_grad=True)
+        slope_BTD = torch.randn(B, T, D, device=device)
+
+        def forward() -> None:
+            with torch.no_grad(), autocast(device, dtype):
+                run(x_BTD, None, None)
+
+        def forward_backward() -> None:
+            with autocast(device, dtype):
+                y_BTD, _ = run(x_BTD, None, None)
+            y_BTD.backward(slope_BTD.to(y_BTD.dtype))
+            x_BTD.grad = None
+            block.zero_grad(set_to_none=True)
+
+        return forward, forward_backward
+
+    forward, forward_backward = passes()
+    warmup, timing = parameters["warmup"], {name: parameters[name] for name in ("iterations", "seconds")}
+    step_times(forward_backward, device, warmup=0, iterations=warmup, seconds=timing["seconds"])
+    grown = cuda_peak_bytes(forward_backward, device) if device.type == "cuda" else peak(forward_backward)
+    both_ms = step_times(forward_backward, device, warmup=0, **timing)
+    forward_ms = step_times(forward, device, warmup=warmup, **timing)
+    figures = {
+        "parameters": sum(p.numel() for p in block.parameters()), "forward_ms": statistics.median(forward_ms),
+        "forward_backward_ms": statistics.median(both_ms), "passes": len(both_ms),
+    }  # fmt: skip
+    return figures if grown is None else figures | {"peak_memory_mb": grown / BYTES_PER_MB}
+
+
+def one_block(config: ModelConfig) -> Block:
+    """A block with its start values, in training mode."""
+    return LanguageModel(config.replace(num_hidden_layers=1, vocab_size=1, max_position_embeddings=1)).layers[0]
+
+
+def _said(measured: Isolated) -> str:
+    if measured.outcome != OK:
+        return measured.outcome
+    figures = measured.figures
+    memory = f", {figures['peak_memory_mb']:,.0f} MB" if "peak_memory_mb" in figures else ""
+    return f"forward {figures['forward_ms']:.1f} ms, with backward {figures['forward_backward_ms']:.1f} ms{memory}"

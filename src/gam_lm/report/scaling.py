@@ -1,0 +1,180 @@
+"""Table 2 and its two plots, and how steeply each curve rises, from results.json alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gam_lm.files import write_text
+from gam_lm.report.plots import colour, label_ends, new_figure, save
+from gam_lm.report.rows import by_model
+from gam_lm.report.statistics import t_quantile
+from gam_lm.results import read_results
+
+Row = Mapping[str, Any]
+
+FIT_FROM = 1024
+"""Shortest sequence of a fit: below it what does not grow with the length counts."""
+
+NEAR, FAR = 1024, 65_536
+"""The lengths whose times per token are compared."""
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """p of figure ∝ length^p."""
+
+    value: float
+    """Slope of the straight line through the logarithms."""
+    half_width: float
+    """Half its 95 % interval, by Student's t; infinite for two points."""
+    points: int
+    """Lengths that went into it."""
+
+
+def fit_exponent(lengths: Sequence[float], figures: Sequence[float]) -> Exponent | None:
+    """The exponent by least squares on the logarithms; None for fewer than two lengths."""
+    n = len(lengths)
+    if n < 2:
+        return None
+    x, y = [math.log(each) for each in lengths], [math.log(each) for each in figures]
+    mean_x, mean_y = math.fsum(x) / n, math.fsum(y) / n
+    spread = math.fsum((each - mean_x) ** 2 for each in x)
+    slope = math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
+    if n == 2:
+        return Exponent(slope, math.inf, n)
+    residual = math.fsum((b - mean_y - slope * (a - mean_x)) ** 2 for a, b in zip(x, y, strict=True))
+    return Exponent(slope, t_quantile(0.975, n - 2) * math.sqrt(residual / (n - 2) / spread), n)
+
+
+def write_scaling(directory: Path) -> str:
+    """Write table.md and the plots of a folder's results.json. Returns the table."""
+    results = read_results(directory / "results.json")
+    table = scaling_table(results)
+    write_text(directory / "table.md", table)
+    scaling_plots(results, directory)
+    return table
+
+
+def scaling_table(results: Mapping[str, Any]) -> str:
+    """Table 2's columns, length by length: milliseconds of a forward and backward pass and MB at the peak; then forward alone, and the exponents."""
+    parts = []
+    settings = _settings(results["rows"])
+    for setting, rows in settings.items():
+        if len(settings) > 1:
+            parts.append(f"### {_setting_name(setting)}\n")
+        parts += [
+            _lengths_table(rows, {"time (ms)": "forward_backward_ms", "memory (MB)": "peak_memory_mb"}), "",
+            "Forward pass alone (ms):\n", _lengths_table(rows, {"": "forward_ms"}), "", _exponents_table(rows), "",
+            f"{_setting_name(setting)}. {_machine(results)}", "",
+        ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _lengths_table(rows: Sequence[Row], keys: Mapping[str, str]) -> str:
+    """A row per length; a column per model and figure, whose keys in a row stand under what the column's head says of them."""
+    models = by_model(rows)
+    head = ["Length", *(f"{name} {what}".strip() for name in models for what in keys)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "--:|" * len(head)]
+    for T in sorted({row["sequence_length"] for row in rows}):
+        cells = [f"{T:,}"]
+        for group in models.values():
+            row = next((row for row in group if row["sequence_length"] == T), None)
+            if row is not None and row["outcome"] != "ok":
+                cells += [row["outcome"], *[""] * (len(keys) - 1)]
+            else:
+                cells += [_number(row.get(key)) if row else "" for key in keys.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _exponents_table(rows: Sequence[Row]) -> str:
+    head = [
+        "Model", "Parameters of the block", "Time ∝ length^p: p", "Memory ∝ length^p: p", f"Time per token, {FAR:,} over {NEAR:,}", "Longest measured",
+    ]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    for name, group in by_model(rows).items():
+        done = [row for row in group if row["outcome"] == "ok"]
+        if not done:
+            continue
+        per_token = {row["sequence_length"]: row["forward_backward_ms"] / row["sequence_length"] for row in done}
+        ratio = f"{per_token[FAR] / per_token[NEAR]:.2f}" if {NEAR, FAR} <= per_token.keys() else ""
+        cells = [
+            name, f"{done[0]['parameters']:,}", exponent_text(done, "forward_backward_ms"), exponent_text(done, "peak_memory_mb"), ratio,
+            f"{max(per_token):,}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"Exponents are fitted from {FIT_FROM:,} tokens up, with their 95 % interval."])
+
+
+def exponent_text(rows: Sequence[Row], key: str) -> str:
+    """A model's exponent with its interval, or nothing where too few lengths were measured."""
+    points = [(row["sequence_length"], row[key]) for row in rows if row["sequence_length"] >= FIT_FROM and row.get(key, 0) > 0]
+    fitted = fit_exponent(*zip(*points, strict=True)) if len(points) > 1 else None
+    if fitted is None:
+        return ""
+    return f"{fitted.value:.2f}" + (f" ± {fitted.half_width:.2f}" if fitted.points > 2 else "")
+
+
+def scaling_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
+    """compute_time and peak_memory on logarithmic axes, a line per model. A folder of several settings gets a pair for each."""
+    pictures = []
+    settings = _settings(results["rows"])
+    for setting, rows in settings.items():
+        ending = "" if len(settings) == 1 else "_" + "_".join(map(str, setting))
+        for key, stem, label, title in (
+            ("forward_backward_ms", "compute_time", "forward + backward (ms)", "Time of one block"),
+            ("peak_memory_mb", "peak_memory", "peak memory (MB)", "Memory of one block"),
+        ):
+            if any(row.get(key) for row in rows):
+                pictures += _plot(rows, key, label, f"{title}, {_setting_name(setting)}", directory / (stem + ending))
+    return pictures
+
+
+def _plot(rows: Sequence[Row], key: str, label: str, title: str, stem: Path) -> list[Path]:
+    figure, axes = new_figure()
+    axes.set_xscale("log", base=2)
+    ends = []
+    for name, group in by_model(rows).items():
+        points = sorted((row["sequence_length"], row[key]) for row in group if row.get(key))
+        if not points:
+            continue
+        dashed = "--" if name.endswith("materialised") else "-"
+        axes.plot(*zip(*points, strict=True), color=colour(name), marker="o", markersize=3.5, linestyle=dashed)
+        failed = [row for row in group if row["outcome"] != "ok"]
+        fate = f" ({failed[0]['outcome']})" if failed else ""
+        ends.append((float(points[-1][0]), float(points[-1][1]), name + fate, colour(name)))
+    axes.set_yscale("log")
+    label_ends(axes, ends)
+    axes.set_xlabel("sequence length (tokens)")
+    axes.set_ylabel(label)
+    axes.set_title(title, loc="left")
+    return save(figure, stem)
+
+
+def _settings(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by what must be equal for a comparison: batch size, number format, eager or compiled."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["batch_size"], row["dtype"], row["variant"]), []).append(row)
+    return found
+
+
+def _setting_name(setting: tuple[Any, ...]) -> str:
+    batch, dtype, variant = setting
+    return f"batch {batch}, {dtype}{' autocast' if dtype != 'fp32' else ''}, {variant}"
+
+
+def _machine(results: Mapping[str, Any]) -> str:
+    machine = results["environment"]
+    return f"{machine['device']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}."
+
+
+def _number(value: float | None) -> str:
+    """Three digits that count."""
+    if value is None:
+        return ""
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"

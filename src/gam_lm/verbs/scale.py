@@ -1,0 +1,86 @@
+"""`gam scale`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from gam_lm.config import ModelConfig
+from gam_lm.errors import InputError
+from gam_lm.presets import SCALING, scale_preset
+from gam_lm.verbs.flags import command_line, peek
+
+DEFAULT = SCALING["cpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Measure one block of each model at each length, every cell in a process of its own; the same command goes on with what is missing."""
+
+    out: Path
+    """Folder for results.json, table.md, compute_time.svg and .png, peak_memory.svg and .png."""
+    preset: str | None = None
+    """Setup that gives the defaults of all other flags: cpu, cpu-long, or table-2 (the paper's protocol)."""
+    models: tuple[str, ...] = DEFAULT.models
+    """Names of the models; transformer-materialised is the paper's code path, transformer the fused one."""
+    lengths: tuple[int, ...] = DEFAULT.lengths
+    """Tokens per sequence."""
+    batch_size: int = DEFAULT.batch_size
+    """Sequences at once."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Format of the matrix products; auto takes bf16 where the device computes it natively."""
+    compile: bool = False
+    """Run every block through torch.compile."""
+    warmup: int = DEFAULT.warmup
+    """Passes that are not timed."""
+    iterations: int = DEFAULT.iterations
+    """Passes that are timed; their median counts."""
+    seconds: float | None = DEFAULT.seconds
+    """The most that warm-up, forward passes and training passes may take, each; None is as long as it takes."""
+    limit_seconds: float = DEFAULT.limit_seconds
+    """The most that a cell may take before it is "over time"."""
+    limit_mb: float | None = None
+    """The most memory of a cell in MB before it is "out of memory"; by default 80 % of what is available."""
+    architecture: ModelConfig = ModelConfig(vocab_size=10_000, dropout=0.0)
+    device: str = "auto"
+    """auto, cpu, cuda …"""
+
+    @classmethod
+    def defaults(cls, arguments: list[str]) -> list[Scale]:
+        """A preset gives the defaults of the other flags."""
+        setup = scale_preset(peek(arguments, "--preset") or "cpu")
+        return [cls(
+            out=tyro.MISSING, models=setup.models, lengths=setup.lengths, batch_size=setup.batch_size, precision=setup.precision,  # type: ignore[arg-type]
+            warmup=setup.warmup, iterations=setup.iterations, seconds=setup.seconds, limit_seconds=setup.limit_seconds,
+        )]  # fmt: skip
+
+    def run(self) -> None:
+        """Measure what is missing, then write table and plots."""
+        from gam_lm.experiments.scaling import Protocol, scale
+        from gam_lm.measure import environment
+        from gam_lm.report.scaling import write_scaling
+        from gam_lm.results import Results, results_file
+        from gam_lm.training.precision import choose_device, choose_dtype
+
+        for field in ("lengths", "batch_size", "iterations", "warmup"):
+            value = getattr(self, field)
+            if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
+                raise InputError(f"{field} is {value}: use whole numbers of at least 1")
+        for field in ("seconds", "limit_seconds", "limit_mb"):
+            if getattr(self, field) is not None and getattr(self, field) <= 0:
+                raise InputError(f"{field} is {getattr(self, field)}: use a number above 0")
+        device = choose_device(self.device)
+        dtype = self.precision
+        if dtype == "auto":
+            dtype = "bf16" if choose_dtype("auto", device).itemsize == 2 else "fp32"
+        protocol = Protocol(
+            batch_size=self.batch_size, dtype=dtype, compiled=self.compile, warmup=self.warmup, iterations=self.iterations, seconds=self.seconds,
+            limit_seconds=self.limit_seconds, limit_mb=self.limit_mb,
+        )  # fmt: skip
+        results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
+        scale(self.models, self.lengths, self.architecture, protocol, results, device)
+        print(write_scaling(self.out))
+        print(f"table and plots: {self.out}")

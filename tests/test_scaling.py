@@ -1,0 +1,191 @@
+"""Table 2: cells that end well and cells that do not, resumption, the fitted exponents, table and plots."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+
+import gam_lm.experiments.scaling as scaling
+from gam_lm.cli import parse, run
+from gam_lm.config import ModelConfig
+from gam_lm.errors import InputError
+from gam_lm.experiments.scaling import Protocol, scale
+from gam_lm.isolation import run_isolated
+from gam_lm.report.scaling import fit_exponent, scaling_table, write_scaling
+from gam_lm.results import Results
+
+BASE = ModelConfig(vocab_size=64, hidden_size=16, num_attention_heads=2, num_memory_slots=8, dropout=0.0)
+
+PROBE = """
+import time
+from gam_lm.errors import InputError
+
+def take(parameters, peak):
+    held = []
+    def step():
+        held.append(b"x" * parameters["bytes"])
+        held.clear()
+    return {"bytes": peak(step)}
+
+def hoard(parameters, peak):
+    held = []
+    while True:
+        held.append(b"x" * 2**24)
+
+def sleep(parameters, peak):
+    time.sleep(60)
+
+def refuse(parameters, peak):
+    raise InputError("length is 3: use 4")
+
+def fail(parameters, peak):
+    raise KeyError("a bug")
+"""
+
+
+@pytest.fixture
+def probe(tmp_path, monkeypatch):
+    """Functions without torch, which a new process starts in a moment."""
+    (tmp_path / "probe.py").write_text(PROBE)
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+    def call(name, parameters=None, **limits):
+        return run_isolated(f"probe:{name}", parameters or {}, **({"seconds": 30, "memory_mb": 2000} | limits))
+
+    return call
+
+
+@pytest.mark.parametrize("megabytes", [8, 100])
+def test_the_peak_is_what_a_step_takes_even_if_it_gives_it_back(probe, megabytes):
+    done = probe("take", {"bytes": megabytes * 2**20})
+    assert done.outcome == "ok"
+    assert abs(done.figures["bytes"] - megabytes * 2**20) < 3 * 2**20
+
+
+def test_a_process_over_its_memory_limit_is_a_result(probe):
+    assert probe("hoard", memory_mb=200).outcome == "out of memory"
+
+
+def test_a_process_over_its_time_limit_is_a_result(probe):
+    assert probe("sleep", seconds=0.2).outcome == "over time"
+
+
+def test_the_users_error_and_our_own_are_told_apart(probe, capfd):
+    with pytest.raises(InputError, match="length is 3"):
+        probe("refuse")
+    with pytest.raises(RuntimeError, match="status 1"):
+        probe("fail")
+    assert "KeyError: 'a bug'" in capfd.readouterr().err
+
+
+def test_running_out_of_memory_or_time_is_a_row_and_the_analysis_goes_on(tmp_path):
+    results = Results.open(tmp_path / "results.json", command="", environment={}, corpus=None)
+    base = BASE.replace(num_attention_heads=16, num_memory_slots=16)
+    quick = {"warmup": 1, "iterations": 1}
+    # 16 heads × 8,192² scores in fp32 are 4 GB.
+    scale(["transformer-materialised"], [8192], base, Protocol(limit_mb=1000, **quick), results, scaling.torch.device("cpu"))
+    scale(["gam-mean"], [65_536], base, Protocol(limit_seconds=0.05, **quick), results, scaling.torch.device("cpu"))
+    scale(["gam-static"], [8192], base, Protocol(limit_mb=1000, **quick), results, scaling.torch.device("cpu"))
+    materialised, late, static = results.rows
+    assert (materialised["outcome"], late["outcome"], static["outcome"]) == ("out of memory", "over time", "ok")
+    assert "forward_ms" not in materialised and static["forward_backward_ms"] > 0
+    # A block of width 16 keeps some hundred numbers per token; its input's gradient is the least.
+    assert 8192 * 16 * 4 < static["peak_memory_mb"] * 2**20 < 8192 * 16 * 4 * 100
+
+
+def test_an_interrupted_analysis_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+    measured = []
+    original = scaling.measure_block
+
+    def counted(parameters, peak):
+        measured.append((parameters["model"], parameters["sequence_length"]))
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return original(parameters, peak)
+
+    monkeypatch.setattr(scaling, "measure_block", counted)
+
+    def analyse(lengths, protocol):
+        results = Results.open(tmp_path / "results.json", command="", environment={}, corpus=None)
+        scale(["gam", "transformer"], lengths, BASE, protocol, results, scaling.torch.device("cpu"), isolated=False)
+        return results.rows
+
+    protocol = Protocol(warmup=1, iterations=2)
+    with pytest.raises(KeyboardInterrupt):
+        analyse([32, 16], protocol)
+    rows = analyse([32, 16], protocol)
+    # All models of one length back to back, the shortest first; what was measured is not measured again.
+    assert measured == [("gam-static", 16), ("transformer", 16), ("gam-static", 32), ("gam-static", 32), ("transformer", 32)]
+    assert all(row["outcome"] == "ok" and row["passes"] == 2 and row["forward_ms"] > 0 for row in rows)
+    assert len(analyse([16], Protocol(warmup=1, iterations=2, batch_size=3))) == 6  # another batch size is another row
+
+
+def test_the_exponent_and_its_interval_are_those_of_least_squares():
+    lengths = np.array([1024, 2048, 4096, 8192, 16_384])
+    exact = fit_exponent(lengths, 3 * lengths**1.5)
+    assert exact.value == pytest.approx(1.5) and exact.half_width < 1e-9
+    noisy = 2.0 * lengths * np.array([1.1, 0.9, 1.05, 0.97, 1.0])
+    (slope, _), covariance = np.polyfit(np.log(lengths), np.log(noisy), 1, cov=True)
+    fitted = fit_exponent(lengths, noisy)
+    assert fitted.value == pytest.approx(slope)
+    assert fitted.half_width == pytest.approx(3.182446305 * math.sqrt(covariance[0, 0]), rel=1e-6)  # Student's t, 3 degrees of freedom
+    assert fit_exponent([1024], [1.0]) is None
+
+
+def cell(model, T, outcome="ok", **figures):
+    row = {"model": model, "sequence_length": T, "batch_size": 1, "dtype": "fp32", "variant": "eager", "outcome": outcome}
+    if outcome == "ok":
+        row |= {"parameters": 1000, "forward_ms": T / 4000, "forward_backward_ms": T / 1000, "peak_memory_mb": T / 100}
+    return row | figures
+
+
+MACHINE = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"}
+
+
+def test_table_and_plots_show_every_model_and_what_failed(tmp_path):
+    lengths = [1024, 4096, 16_384, 65_536]
+    rows = [cell("gam-static", T) for T in lengths]
+    rows += [cell("transformer-materialised", T, forward_backward_ms=T * T / 1e6) for T in lengths[:2]]
+    rows += [cell("transformer-materialised", 16_384, "out of memory"), cell("transformer-materialised", 65_536, "over time")]
+    content = {"command": "", "environment": MACHINE, "corpus": None, "rows": rows}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    table = write_scaling(tmp_path)
+    lines = [[each.strip() for each in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
+    assert lines[0] == ["Length"] + [
+        f"{model} {figure}" for model in ("gam-static", "transformer-materialised") for figure in ("time (ms)", "memory (MB)")
+    ]
+    assert lines[2] == ["1,024", "1.02", "10.2", "1.05", "10.2"]
+    assert lines[4] == ["16,384", "16.4", "164", "out of memory", ""] and "over time" in lines[5]
+    exponents = {line[0]: line for line in lines if line[0] in ("gam-static", "transformer-materialised")}
+    assert exponents["gam-static"][2:5] == ["1.00 ± 0.00", "1.00 ± 0.00", "1.00"]
+    assert exponents["transformer-materialised"][2] == "2.00" and exponents["transformer-materialised"][5] == "4,096"
+    picture = (tmp_path / "compute_time.svg").read_text()
+    assert "gam-static" in picture and "transformer-materialised (out of memory)" in picture
+    assert all((tmp_path / f"{stem}.{end}").stat().st_size for stem in ("compute_time", "peak_memory") for end in ("svg", "png"))
+
+
+def test_rows_of_different_settings_are_never_in_one_table():
+    rows = [cell("gam-static", 1024), cell("gam-static", 1024, dtype="bf16", forward_backward_ms=0.5)]
+    table = scaling_table({"environment": MACHINE, "rows": rows})
+    assert table.count("### ") == 2 and "batch 1, bf16 autocast, eager" in table
+
+
+def test_the_papers_protocol_is_a_preset():
+    (verb,) = parse(["scale", "--preset", "table-2", "--out", "x"])
+    assert (verb.batch_size, verb.precision, verb.warmup, verb.iterations) == (16, "fp16", 5, 20)
+    assert verb.lengths == (256, 512, 1024, 2048, 4096, 8192)
+    config = verb.architecture
+    assert (config.hidden_size, config.num_attention_heads, config.num_memory_slots) == (512, 8, 512)
+    assert {"transformer-materialised", "transformer", "gam-static", "gam-mean", "gam-delta", "mamba"} <= set(verb.models)
+
+
+def test_scale_measures_in_processes_of_their_own(tmp_path, capsys):
+    sizes = ["--hidden-size", "16", "--num-attention-heads", "2", "--num-memory-slots", "8", "--iterations", "1", "--warmup", "1"]
+    command = ["scale", "--models", "gam", "--lengths", "16", "--precision", "fp32", "--device", "cpu", "--out", str(tmp_path / "out"), *sizes]
+    assert run(command) == 0
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert row["outcome"] == "ok" and row["peak_memory_mb"] >= 0 and "gam-static" in capsys.readouterr().out
+    assert run([*command, "--lengths", "0"]) == 2

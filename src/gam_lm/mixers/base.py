@@ -89,6 +89,9 @@ class Mixer(nn.Module, ABC):
     backends: ClassVar[tuple[str, ...]] = ("torch",)
     """Names of its implementations; the first is what backend="auto" takes."""
 
+    compiles: bool = True
+    """Whether torch.compile makes a block faster in training; recurrences in chunks take it minutes and gain nothing."""
+
     exportable: ClassVar[bool] = False
     """Whether a call of a fixed number of tokens is one graph (torch.export, ONNX) that starts from a state of zeros."""
 

@@ -89,6 +89,9 @@ class Mixer(nn.Module, ABC):
     backends: ClassVar[tuple[str, ...]] = ("torch",)
     """Names of its implementations; the first is what backend="auto" takes."""
 
+    compiles: bool = True
+    """Whether torch.compile makes a block faster in training; recurrences in chunks take it minutes and gain nothing."""
+
     exportable: ClassVar[bool] = False
     """Whether a call of a fixed number of tokens is one graph (torch.export, ONNX) that starts from a state of zeros."""
 
@@ -114,6 +117,15 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
         """The state before the first token: ``mixer(x, initial_state)`` equals ``mixer(x)``. Memories are fp32 or wider whatever ``dtype``."""
+
+    def filled_cache(
+        self, batch_size: int, tokens: int, room: int, *, device: torch.device | str | None = None, dtype: torch.dtype
+    ) -> MixerState | None:
+        """For measuring: a state of the size that ``tokens`` tokens leave, filled at random, with room for more that go in one at a time, in place.
+
+        None where the state does not grow.
+        """
+        return None
 
     @abstractmethod
     def init_weights(self) -> None:

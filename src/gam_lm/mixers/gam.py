@@ -48,6 +48,7 @@ class GAMMixer(Mixer):
         super().__init__(config)
         D = config.hidden_size
         written = config.write != "none"
+        self.compiles = not written
         if written:
             self.uses = self.uses | {"num_attention_heads", "chunk_size", "write_gate", "write_address", "static_path"}
         self.conv = CausalConv(D, config.conv_kernel_size) if config.fusion != "global" else None

@@ -45,6 +45,7 @@ class Mamba(Mixer):
 
     uses = frozenset({"conv_kernel_size", "state_size", "expand", "chunk_size"})
     backends = ("chunked",)
+    compiles = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

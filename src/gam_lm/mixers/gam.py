@@ -32,6 +32,9 @@ from gam_lm.mixers.base import Cost, Mixer, MixerState, MixerTrace, Slots, init_
 from gam_lm.mixers.memories import StaticMemory, WrittenMemory
 from gam_lm.segments import Segments, read_segments
 
+MAX_UNROLLED = 16
+"""Chunks of a written memory that a compiler unrolls in about a minute."""
+
 
 class GAMMixer(Mixer):
     """The token mixer of GAM.
@@ -48,7 +51,6 @@ class GAMMixer(Mixer):
         super().__init__(config)
         D = config.hidden_size
         written = config.write != "none"
-        self.compiles = not written
         if written:
             self.uses = self.uses | {"num_attention_heads", "chunk_size", "write_gate", "write_address", "static_path"}
         self.conv = CausalConv(D, config.conv_kernel_size) if config.fusion != "global" else None
@@ -62,6 +64,10 @@ class GAMMixer(Mixer):
         segments = None if segments_BT is None else read_segments(segments_BT)
         paths, new_state = self._paths(x_BTD, self._gates(x_BTD), state, segments)
         return sum(paths[1:], paths[0]), new_state
+
+    def compiles(self, context: int) -> bool:
+        """See :meth:`Mixer.compiles`."""
+        return self.written is None or context <= MAX_UNROLLED * self.config.chunk_size
 
     def _paths(
         self, x_BTD: Tensor, gates: tuple[Tensor | None, Tensor | None], state: MixerState | None, segments: Segments | None

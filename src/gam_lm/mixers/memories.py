@@ -182,4 +182,3 @@ class WrittenMemory(nn.Module):
             self.log_rate.uniform_(*RATE_RANGE).log_()
             self.norm.fill_(1.0)
             nn.init.normal_(self.out_proj.weight, std=INIT_STD / math.sqrt(2 * config.num_hidden_layers))
-

@@ -89,9 +89,6 @@ class Mixer(nn.Module, ABC):
     backends: ClassVar[tuple[str, ...]] = ("torch",)
     """Names of its implementations; the first is what backend="auto" takes."""
 
-    compiles: bool = True
-    """Whether torch.compile makes a block faster in training; recurrences in chunks take it minutes and gain nothing."""
-
     exportable: ClassVar[bool] = False
     """Whether a call of a fixed number of tokens is one graph (torch.export, ONNX) that starts from a state of zeros."""
 
@@ -99,6 +96,10 @@ class Mixer(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.backend = self.backend_name(config)
+
+    def compiles(self, context: int) -> bool:
+        """Whether torch.compile makes a block faster in training on sequences of ``context`` tokens; a long loop over chunks takes it minutes."""
+        return True
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:

@@ -45,7 +45,10 @@ class Mamba(Mixer):
 
     uses = frozenset({"conv_kernel_size", "state_size", "expand", "chunk_size"})
     backends = ("chunked",)
-    compiles = False
+
+    def compiles(self, context: int) -> bool:
+        """Never: the scan's gradient is written out for the CPU's cache, and a compiler takes minutes over its loops."""
+        return False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

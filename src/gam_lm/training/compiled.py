@@ -36,7 +36,7 @@ def compile_for_training(model: LanguageModel, recipe: TrainConfig, total_steps:
     if reason := obstacle(device):
         logger.info("not compiled: %s", reason)
         return []
-    if not model.layers[0].mixer.compiles:
+    if not model.layers[0].mixer.compiles(recipe.context):
         logger.info("not compiled: mixer %r with these fields gains nothing by it", model.config.mixer)
         return []
     torch.compiler.reset()  # what this process compiled before counts towards a limit, beyond which a block would stay eager

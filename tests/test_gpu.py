@@ -32,6 +32,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("gam_lm.experiments.decode.memory_bandwidth", lambda device, size: 1e9)
 
 
+@pytest.mark.slow
 def test_every_part_is_measured_once_and_stands_on_the_page(tmp_path, opened, monkeypatch):
     bench_gpu(DRY, opened, CPU, seconds=600)
     rows = {part: opened(part).rows for part in ("parity", "table-2", "training", "decode")}
@@ -66,7 +67,7 @@ def test_a_path_that_is_wrong_is_not_within(opened, monkeypatch):
 
     calls = iter(range(1, 100))
     monkeypatch.setattr(gpu, "_Pass", wrong)
-    gpu.measure_parity(("gam-static",), DRY, opened("parity"), CPU, lambda: True)
+    gpu.measure_parity(("gam-static",), DRY, opened("parity"), CPU, lambda: True, context=32)
     assert [(row["dtype"], row["within"]) for row in opened("parity").rows] == [("fp32", True), ("bf16", False)]
 
 
@@ -74,7 +75,7 @@ def test_a_path_that_is_wrong_is_not_within(opened, monkeypatch):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look, which it hides where warnings are no errors
 @pytest.mark.skipif(obstacle(CPU) is not None, reason="no compiler")
 def test_the_compiled_block_is_within_the_reference(opened):
-    gpu.measure_parity(("gam-static",), dataclasses.replace(DRY, compiled=True), opened("parity"), CPU, lambda: True)
+    gpu.measure_parity(("gam-static",), dataclasses.replace(DRY, compiled=True), opened("parity"), CPU, lambda: True, context=32)
     rows = {(row["dtype"], row["variant"]): row for row in opened("parity").rows}
     assert set(rows) == {(d, w) for d in ("fp32", "bf16") for w in ("eager", "compiled")} and all(row["within"] for row in rows.values())
     assert 0 < rows["fp32", "compiled"]["gradient_error"] < 1e-5 < rows["bf16", "compiled"]["gradient_error"]

@@ -39,6 +39,9 @@ ALLOWED = 2.0
 PLAIN = {"gam-delta-fla": "gam-delta", "transformer": "transformer-materialised"}
 """The model without a kernel of its own that a model is held to, where it has one."""
 
+PARITY_TOKENS = 300
+"""Tokens of a row that is compared: a number that no chunk divides."""
+
 Open = Callable[[str], Results]
 """Opens the results.json of a part: parity, table-2, training or decode."""
 
@@ -59,7 +62,7 @@ class Plan:
     """Timed passes of Table 2."""
     compiled: bool
     """Whether anything is compiled."""
-    large: tuple[float, int] | None
+    large: tuple[float, int]
     """Parameters and width of the second size in training."""
     contexts: tuple[int, ...]
     """T in training at the second size; the published one has 256."""
@@ -122,7 +125,7 @@ def bench_gpu(plan: Plan, opened: Open, device: torch.device, *, seconds: float)
         logger.warning("time is up: the same command goes on with what is missing")
         return False
 
-    measure_parity(models, plan, opened("parity"), device, go_on)
+    measure_parity(models, plan, opened("parity"), device, go_on, context=max(plan.lengths))
     _table_2(models, plan, opened("table-2"), device, go_on)
     _training(models, plan, opened("training"), device, go_on)
     variants = ["eager", "graph"] if device.type == "cuda" else ["eager"]
@@ -130,6 +133,7 @@ def bench_gpu(plan: Plan, opened: Open, device: torch.device, *, seconds: float)
         models, plan.decoded, plan.batches, [("bf16", each) for each in variants], plan.base, decode.Protocol(steps=30), opened("decode"), device,
         isolated=False, go_on=go_on,
     )  # fmt: skip
+    _slow_to_compile(models, plan, opened, device, go_on)
 
 
 def _table_2(models: tuple[str, ...], plan: Plan, results: Results, device: torch.device, go_on: Callable[[], bool]) -> None:
@@ -139,35 +143,56 @@ def _table_2(models: tuple[str, ...], plan: Plan, results: Results, device: torc
     paper = scaling.Protocol(dtype=dtypes[0], batch_size=plan.rows, warmup=min(5, plan.iterations), iterations=plan.iterations)
     scaling.scale(names, plan.lengths, plan.base, paper, results, device, isolated=False, go_on=go_on)
     low = dataclasses.replace(paper, dtype=dtypes[1])
-    gain = [name for name in names if plan.compiled and _compiles(named_model(name, plan.base))]
+    gain = [name for name in names if plan.compiled and _compiles(named_model(name, plan.base), max(plan.lengths))]
     scaling.scale(gain, plan.lengths, plan.base, dataclasses.replace(low, compiled=True), results, device, isolated=False, go_on=go_on)
     scaling.scale([name for name in names if name not in gain], plan.lengths, plan.base, low, results, device, isolated=False, go_on=go_on)
 
 
-def _compiles(config: ModelConfig) -> bool:
+def _compiles(config: ModelConfig, T: int) -> bool:
     with torch.device("meta"):
-        return mixer_class(config.mixer)(config).compiles
+        return mixer_class(config.mixer)(config).compiles(T)
 
 
 def _training(models: tuple[str, ...], plan: Plan, results: Results, device: torch.device, go_on: Callable[[], bool]) -> None:
     """The published size at its context, then the larger one at longer contexts, as many tokens to a step."""
-    ways = [each for each in training_speed.VARIANTS if plan.compiled or each[0] != "compiled"]
-    ours = [each for each in ways if each[0] != "plain"]
     protocol = training_speed.Protocol(rounds=5)
+    plain, eager, compiled = (tuple(each for each in training_speed.VARIANTS if each[0] == way) for way in ("plain", "eager", "compiled"))
     T = min(256, plan.base.max_position_embeddings)
+
+    def measure(configs: dict[str, ModelConfig], T: int, variants: tuple[tuple[str, str], ...]) -> None:
+        training_speed.bench_train(configs, [max(1, plan.tokens // T)], T, variants, protocol, results, device, isolated=False, go_on=go_on)
+
+    def quick(name: str) -> bool:
+        return plan.compiled and _compiles(named_model(name, plan.base), max(plan.lengths))
+
     published = training_speed.matched(models, plan.base)
-    training_speed.bench_train(published, [max(1, plan.tokens // T)], T, ways, protocol, results, device, isolated=False, go_on=go_on)
-    if plan.large is None:
-        return
-    for T in plan.contexts:
-        large = {name: enlarged(named_model(name, plan.base), *plan.large) for name in models}
-        training_speed.bench_train(large, [max(1, plan.tokens // T)], T, ours, protocol, results, device, isolated=False, go_on=go_on)
+    for name, config in published.items():
+        measure({name: config}, T, plain + eager + compiled * quick(name))
+    large = {name: enlarged(named_model(name, plan.base), *plan.large) for name in models}
+    for T_large in plan.contexts:
+        for name, config in large.items():
+            measure({name: config}, T_large, eager + compiled * quick(name))
 
 
-def measure_parity(models: tuple[str, ...], plan: Plan, results: Results, device: torch.device, go_on: Callable[[], bool]) -> None:
+def _slow_to_compile(models: tuple[str, ...], plan: Plan, opened: Open, device: torch.device, go_on: Callable[[], bool]) -> None:
+    """What compiles on short contexts alone, a minute for each."""
+    T = min(256, plan.base.max_position_embeddings)
+    for name, config in training_speed.matched(models, plan.base).items():
+        if plan.compiled and _compiles(config, T):
+            ways = [each for each in training_speed.VARIANTS if each[0] == "compiled"]
+            training_speed.bench_train(
+                {name: config}, [max(1, plan.tokens // T)], T, ways, training_speed.Protocol(rounds=5), opened("training"), device, isolated=False, go_on=go_on
+            )
+    measure_parity(models, plan, opened("parity"), device, go_on, context=PARITY_TOKENS)
+
+
+def measure_parity(
+    models: tuple[str, ...], plan: Plan, results: Results, device: torch.device, go_on: Callable[[], bool], *, context: int
+) -> None:
     """The error of every fast path beside that of the plain path in the same format, both against the fp64 reference; a row for each.
 
     ``logits_error`` and ``gradient_error`` are ‖x − x₆₄‖ / ‖x₆₄‖, ``plain_…`` those of plain PyTorch; ``within``: whether none is over twice the plain one.
+    Compiled is what compiles at ``context`` tokens.
     """
     base = plan.base.replace(num_hidden_layers=min(2, plan.base.num_hidden_layers), max_position_embeddings=320)
     if device.type == "cuda":
@@ -175,7 +200,7 @@ def measure_parity(models: tuple[str, ...], plan: Plan, results: Results, device
     for name in models:
         config = named_model(name, base)
         plain = named_model(PLAIN.get(name, name), base)
-        rows = {(dtype, way): _parity_row(name, config, dtype, way) for dtype in ("fp32", "bf16") for way in _ways(config, plan, device, dtype, name)}
+        rows = {(dtype, way): _parity_row(name, config, dtype, way) for dtype in ("fp32", "bf16") for way in _ways(config, plan, device, dtype, name, context)}
         if all(results.find(row) is not None for row in rows.values()) or not go_on():
             continue
         exact = _Pass(plain, torch.float64, device, compiled=False)
@@ -196,10 +221,10 @@ def measure_parity(models: tuple[str, ...], plan: Plan, results: Results, device
             logger.info("parity of %s %s %s: %s", name, dtype, way, "within" if within else "NOT within")
 
 
-def _ways(config: ModelConfig, plan: Plan, device: torch.device, dtype: str, name: str) -> list[str]:
+def _ways(config: ModelConfig, plan: Plan, device: torch.device, dtype: str, name: str, context: int) -> list[str]:
     """The plain path as well: its row says what is compared with."""
     ways = ["eager"]
-    if plan.compiled and obstacle(device) is None and _compiles(config):
+    if plan.compiled and obstacle(device) is None and _compiles(config, context):
         ways.append("compiled")
     if device.type == "cuda" and dtype == "fp32" and config.mixer != "attention" and name not in KERNELS:
         ways.append("graph")
@@ -213,13 +238,13 @@ def _parity_row(name: str, config: ModelConfig, dtype: str, way: str) -> dict[st
 
 
 def _seeded(config: ModelConfig, device: torch.device) -> tuple[LanguageModel, Tensor]:
-    """A model whose weights are large enough that every path matters, and tokens (2, T) that no chunk divides."""
+    """A model whose weights are large enough that every path matters, and tokens (2, T)."""
     torch.manual_seed(0)
     model = LanguageModel(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    T = min(300, config.max_position_embeddings)
+    T = min(PARITY_TOKENS, config.max_position_embeddings)
     return model.to(device), torch.randint(config.vocab_size, (2, T)).to(device)
 
 

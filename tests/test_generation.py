@@ -135,7 +135,7 @@ def test_text_comes_in_whole_characters():
 def test_a_compiled_step_gives_the_same_text(caplog):
     model = model_of(write="delta", num_hidden_layers=1)
     eager, compiled = (list(generate(model, [3, 1, 4], max_new_tokens=20, temperature=0, compiled=each)) for each in (False, True))
-    assert compiled == eager and not caplog.records
+    assert compiled == eager and not [record for record in caplog.records if record.name == "gam_lm"]
 
 
 def test_what_cannot_be_compiled_is_said_and_generates_all_the_same(caplog, monkeypatch):

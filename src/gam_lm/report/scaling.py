@@ -19,8 +19,8 @@ Row = Mapping[str, Any]
 FIT_FROM = 1024
 """Shortest sequence of a fit: below it what does not grow with the length counts."""
 
-NEAR, FAR = 1024, 65_536
-"""The lengths whose times per token are compared."""
+NEAR, MIDDLE, FAR = 1024, 8192, 65_536
+"""The lengths whose times per token are compared, and one between."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,22 @@ def scaling_table(results: Mapping[str, Any]) -> str:
             f"{setting_name(setting)}. {machine_line(results)}", "",
         ]  # fmt: skip
     return "\n".join(parts)
+
+
+def scaling_brief(results: Mapping[str, Any]) -> str:
+    """A row per model: milliseconds per 1,000 tokens at three lengths, the exponents, how far it came. One setting at a time."""
+    rows = results["rows"]
+    lengths = [T for T in (NEAR, MIDDLE, FAR) if any(row["sequence_length"] == T for row in rows)]
+    head = ["Model", *(f"ms per 1,000 tokens at {T:,}" for T in lengths), "Time ∝ length^p: p", "Memory ∝ length^p: p", "Longest measured"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    for name, group in by_model(rows).items():
+        done = {row["sequence_length"]: row for row in group if row["outcome"] == "ok"}
+        fate = {row["sequence_length"]: row["outcome"] for row in group if row["outcome"] != "ok"}
+        cells = [three_digits(1000 * done[T]["forward_backward_ms"] / T) if T in done else fate.get(T, "") for T in lengths]
+        fits = [exponent_text(list(done.values()), key) for key in ("forward_backward_ms", "peak_memory_mb")]
+        lines.append("| " + " | ".join([name, *cells, *fits, f"{max(done):,}" if done else ""]) + " |")
+    settings = " · ".join(setting_name(setting) for setting in by_setting(rows))
+    return "\n".join([*lines, "", f"One block, forward + backward; exponents from {FIT_FROM:,} tokens up; {settings}. {machine_line(results)}", ""])
 
 
 def _lengths_table(rows: Sequence[Row], keys: Mapping[str, str]) -> str:

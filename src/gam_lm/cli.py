@@ -43,7 +43,7 @@ VERBS = {
     "inspect cost": Entry("inspect:InspectCost", "parameters, operations and memory of a model, also of larger ones of its kind", True),
     "data prepare": Entry("data:Prepare", "turn a corpus into token ids ahead of time"),
     "compare": Entry("compare:Compare", "whether one result is better than another: DIR or DIR:MODEL, twice", True),
-    "report": Entry("report:Report", "--readme FILE: render the tables of a Markdown file from their results.json"),
+    "report": Entry("report:Report", "one page of everything measured: HTML or Markdown from results.json files"),
     "env": Entry("report:Env", "what this machine is and which backends it has"),
 }
 """Every verb; of one or of two words."""

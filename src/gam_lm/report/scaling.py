@@ -12,6 +12,7 @@ from gam_lm.files import write_text
 from gam_lm.report.plots import colour, label_ends, new_figure, save
 from gam_lm.report.rows import by_model
 from gam_lm.report.statistics import t_quantile
+from gam_lm.report.tables import Table
 from gam_lm.results import read_results
 
 Row = Mapping[str, Any]
@@ -60,25 +61,31 @@ def write_scaling(directory: Path) -> str:
 
 
 def scaling_table(results: Mapping[str, Any]) -> str:
-    """Table 2's columns, length by length: milliseconds of a forward and backward pass and MB at the peak; then forward alone, and the exponents."""
-    parts = []
-    settings = _settings(results["rows"])
-    for setting, rows in settings.items():
-        if len(settings) > 1:
-            parts.append(f"### {_setting_name(setting)}\n")
-        parts += [
-            _lengths_table(rows, {"time (ms)": "forward_backward_ms", "memory (MB)": "peak_memory_mb"}), "",
-            "Forward pass alone (ms):\n", _lengths_table(rows, {"": "forward_ms"}), "", _exponents_table(rows), "",
-            f"{_setting_name(setting)}. {_machine(results)}", "",
-        ]  # fmt: skip
-    return "\n".join(parts)
+    """:func:`scaling` as Markdown, each table under its title."""
+    return "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in scaling(results))
 
 
-def _lengths_table(rows: Sequence[Row], keys: Mapping[str, str]) -> str:
+def scaling(results: Mapping[str, Any]) -> list[Table]:
+    """Three tables for each setting.
+
+    Table 2's columns, length by length: milliseconds of a forward and backward pass and MB at the peak; the forward pass alone; the exponents.
+    """
+    tables = []
+    for setting, rows in _settings(results["rows"]).items():
+        name = _setting_name(setting)
+        tables += [
+            _lengths(rows, {"time (ms)": "forward_backward_ms", "memory (MB)": "peak_memory_mb"}, f"Forward and backward pass: {name}", _machine(results)),
+            _lengths(rows, {"": "forward_ms"}, f"Forward pass alone (ms): {name}", _machine(results)),
+            _exponents(rows, f"How steeply time and memory rise: {name}"),
+        ]
+    return tables
+
+
+def _lengths(rows: Sequence[Row], keys: Mapping[str, str], title: str, note: str) -> Table:
     """A row per length; a column per model and figure, whose keys in a row stand under what the column's head says of them."""
     models = by_model(rows)
-    head = ["Length", *(f"{name} {what}".strip() for name in models for what in keys)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "--:|" * len(head)]
+    columns = ["Length", *(f"{name} {what}".strip() for name in models for what in keys)]
+    lines = []
     for T in sorted({row["sequence_length"] for row in rows}):
         cells = [f"{T:,}"]
         for group in models.values():
@@ -87,27 +94,26 @@ def _lengths_table(rows: Sequence[Row], keys: Mapping[str, str]) -> str:
                 cells += [row["outcome"], *[""] * (len(keys) - 1)]
             else:
                 cells += [_number(row.get(key)) if row else "" for key in keys.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return Table(columns=columns, rows=lines, title=title, note=note)
 
 
-def _exponents_table(rows: Sequence[Row]) -> str:
-    head = [
+def _exponents(rows: Sequence[Row], title: str) -> Table:
+    columns = [
         "Model", "Parameters of the block", "Time ∝ length^p: p", "Memory ∝ length^p: p", f"Time per token, {FAR:,} over {NEAR:,}", "Longest measured",
     ]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    lines = []
     for name, group in by_model(rows).items():
         done = [row for row in group if row["outcome"] == "ok"]
         if not done:
             continue
         per_token = {row["sequence_length"]: row["forward_backward_ms"] / row["sequence_length"] for row in done}
         ratio = f"{per_token[FAR] / per_token[NEAR]:.2f}" if {NEAR, FAR} <= per_token.keys() else ""
-        cells = [
+        lines.append([
             name, f"{done[0]['parameters']:,}", exponent_text(done, "forward_backward_ms"), exponent_text(done, "peak_memory_mb"), ratio,
             f"{max(per_token):,}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"Exponents are fitted from {FIT_FROM:,} tokens up, with their 95 % interval."])
+        ])  # fmt: skip
+    return Table(columns=columns, rows=lines, title=title, note=f"Exponents are fitted from {FIT_FROM:,} tokens up, with their 95 % interval.")
 
 
 def exponent_text(rows: Sequence[Row], key: str) -> str:

@@ -60,7 +60,7 @@ class Means:
 
 def figures(layer: Mapping[str, Any]) -> dict[str, float]:
     """The single figures of a layer at a token, by what they are called on a page."""
-    found = {"residual": layer["residual"]} | {f"added by {name}": value for name, value in layer["added"].items()}
+    found = {"residual": layer["residual"]} | {f"added by {name.replace('_', '-')}": value for name, value in layer["added"].items()}
     found |= {f"gate of {name}": value for name, value in layer["gates"].items()}
     found |= {f"entropy of {name} (nats)": read["entropy_nats"] for name, read in layer["reads"].items()}
     found |= {"write gate": layer["write_gate"], "read from the bank": layer["bank"], "read from before": layer["before"]}

@@ -108,14 +108,14 @@ function show(index) {
     .map(([what, place]) => [what === "bank" ? "the learned bank" : "older tokens", "", percent(layer.figures[place])]);
   const parts = [
     table(`Place ${index}, token ${each.id}; what the model expected next`, ["Token", "Chance"], each.predictions.map(([text, share]) => [visible(text), percent(share)])),
-    table(`Layer ${view.layer}`, ["Figure", "Value"], names[view.layer].map((name, i) => [name, number(layer.figures[i])])),
   ];
+  if (layer.sources || rest.length) parts.push(table("Read from the memory: who wrote it", ["Token", "Place", "Share"], [...from(layer.sources ?? []), ...rest]));
+  if (layer.taps) parts.push(table("Brought by the convolution", ["Token", "Place", "Share"], from(layer.taps)));
   for (const [memory, slots] of Object.entries(layer.slots)) {
     parts.push(table(`Slots read in the ${memory} memory`, ["Slot", "Share"], slots.map(([slot, share]) => [String(slot), percent(share)])));
   }
   if (layer.writes) parts.push(table("Slots written", ["Slot", "Share"], layer.writes.map(([slot, share]) => [String(slot), percent(share)])));
-  if (layer.sources || rest.length) parts.push(table("Read from the memory: who wrote it", ["Token", "Place", "Share"], [...from(layer.sources ?? []), ...rest]));
-  if (layer.taps) parts.push(table("Brought by the convolution", ["Token", "Place", "Share"], from(layer.taps)));
+  parts.push(table(`Layer ${view.layer}`, ["Figure", "Value"], names[view.layer].map((name, i) => [name, number(layer.figures[i])])));
   $("token").replaceChildren(...parts);
 }
 

@@ -61,19 +61,19 @@ def over_the_lowest(models: Sequence[Measured]) -> tuple[str, dict[str, Summary]
     return lowest.name, {name: summary for name, summary in found.items() if summary is not None}
 
 
-def difference_words(difference: Summary | None) -> str:
+def difference_words(difference: Summary | None, digits: int = 4) -> str:
     """A difference with its interval as a table's cell; empty for None."""
     if difference is None:
         return ""
     if difference.half_width == math.inf:
-        return f"{difference.mean:+.4f} (one seed)"
-    said = with_interval(difference.mean, difference.half_width)
+        return f"{difference.mean:+.{digits}f} (one seed)"
+    said = with_interval(difference.mean, difference.half_width, digits)
     return f"{said} (one seed)" if difference.count == 1 and shown(difference) else said
 
 
-def with_interval(value: float, half_width: float) -> str:
+def with_interval(value: float, half_width: float, digits: int = 4) -> str:
     """A difference and half its 95 % interval, and a plain word where that holds zero."""
-    said = f"{value:+.4f} ± {half_width:.4f}"
+    said = f"{value:+.{digits}f} ± {half_width:.{digits}f}"
     return said if abs(value) > half_width else f"{said}: {NO_DIFFERENCE}"
 
 

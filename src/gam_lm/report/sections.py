@@ -15,7 +15,7 @@ from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3
 from gam_lm.report.rows import Row, trained
 from gam_lm.report.scaling import scaling, scaling_plots
 from gam_lm.report.statistics import Summary, shown
-from gam_lm.report.tables import Table, context_lengths, context_use, curves, evaluations, quality, recall
+from gam_lm.report.tables import Table, context_lengths, context_use, curves, evaluations, quality, recall, recall_differences
 
 Results = Mapping[str, Any]
 
@@ -128,7 +128,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "recall": Kind(
         title="Recall", intro="Synthetic tasks whose answer stands in the context and nowhere else.",
-        belongs=lambda row: "pairs" in row, tables=lambda results, directory: [recall(results)],
+        belongs=lambda row: "pairs" in row, tables=lambda results, directory: [recall(results), recall_differences(results)],
         pictures=lambda results, directory, into: recall_plot(results, into / "recall"),
     ),
     "context": Kind(

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.conv import CausalConv
-from gam_lm.memory import delta_memory, fla_delta_memory, mean_memory, retrieve
+from gam_lm.delta_rule import delta_memory, fla_delta_memory
+from gam_lm.memory import mean_memory, retrieve
 from gam_lm.mixers.base import INIT_STD, init_linear
 from gam_lm.segments import Segments
 from gam_lm.sources import MemoryInputs, Sources, delta_sources, mean_sources

@@ -100,6 +100,11 @@ def answered(model, seed, accuracy):
     return {"model": model, "seed": seed, "task": "mqar", "pairs": 8, "sequence_length": 64, "accuracy": accuracy, "state_bytes": 4096}
 
 
+def step(model, context, ms, outcome="ok"):
+    row = {"model": model, "context": context, "batch_size": 1, "dtype": "bf16", "variant": "eager", "outcome": outcome}
+    return row | ({"step_ms": ms, "parameters": 1000, "share_of_bandwidth": 0.5, "state_bytes": 2048} if outcome == "ok" else {})
+
+
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     """A folder with results of every kind."""
@@ -110,7 +115,8 @@ def everything(tmp_path_factory):
     right = {"gam-mean": (0.5, 0.6), "gam-delta": (0.8, 0.9), "mamba": (0.81, 0.87), "transformer": (0.7,)}
     write(root / "deep" / "recall", [answered(name, seed, share) for name, shares in right.items() for seed, share in enumerate(shares)], None)
     write(root / "use", [evaluated()])
-    write(root / "decode", [{"model": "gam-mean", "context": 4096, "milliseconds": 1.25, "note": "<u>"}], None)
+    write(root / "decode", [step("gam-mean", 1000, 1.25), step("gam-mean", 10_000, 1.5), step("transformer", 10_000, 9.0, outcome="over time")], None)
+    write(root / "unknown", [{"model": "gam-mean", "milliseconds": 1.25, "note": "<u>"}], None)
     write(root / "empty", [])
     shutil.copytree(RESULTS / "ablation", root / "ablation", ignore=shutil.ignore_patterns("runs"))
     return root
@@ -132,17 +138,17 @@ def table(page, caption):
 
 def test_every_kind_is_found_and_what_lies_below_a_result_is_not(everything, page):
     found = [path.parent.relative_to(everything).as_posix() for path in find_results([everything, everything / "use" / "results.json"])]
-    assert found == ["ablation", "decode", "deep/recall", "empty", "first", "scaling", "use"]
+    assert found == ["ablation", "decode", "deep/recall", "empty", "first", "scaling", "unknown", "use"]
     assert [each for each in page.ids if not re.match(r"p\d", each)] == [
-        "main", "quality", "scaling", "ablation", "recall", "context", "other", "environment", "commands",
+        "main", "quality", "scaling", "decode", "ablation", "recall", "context", "other", "environment", "commands",
     ]  # fmt: skip
-    assert page.svgs == 1 + 2 + 1 + 1 + 3
+    assert page.svgs == 1 + 2 + 1 + 1 + 1 + 3
 
 
 def test_every_table_is_captioned_and_scoped_and_downloads_as_it_is_shown(page):
     links = [link for link in page.links if "download" in link]
     shown = {link["href"]: link["download"] for link in links}
-    assert len(links) == len(page.tables) + 7 and len({link["download"] for link in links}) == len(links)
+    assert len(links) == len(page.tables) + 8 and len({link["download"] for link in links}) == len(links)
     contents = [list(csv.reader(io.StringIO(urllib.parse.unquote(href.split(",", 1)[1])))) for href in shown]
     for each in page.tables:
         assert each["caption"] and each["rows"] in contents
@@ -188,8 +194,9 @@ def test_tables_have_the_numbers_of_the_results(page):
         "mqar", "8", "64", "-30.0 ± 0.0", "best", "-1.0 ± 25.4: no difference shown", "-10.0 (one seed)",
     ]  # fmt: skip
     assert ["1,024", "1.02", "10.2", "out of memory", ""] in table(page, "Forward and backward")["rows"]
-    assert table(page, "Figures")["rows"][1:] == [["gam-mean", "4096", "1.25", "<u>"]]
-    assert {line[0].rsplit("/", 1)[-1] for line in table(page, "Where")["rows"][1:]} == {"ablation", "decode", "recall", "empty", "first", "scaling", "use"}
+    assert table(page, "Figures")["rows"][1:] == [["gam-mean", "1.25", "<u>"]]
+    assert table(page, "batch 1, bf16")["rows"][1] == ["gam-mean", "1,000", "1.25", "1.50", "1.20", "50 %", "2", "2"]
+    assert {line[0].rsplit("/", 1)[-1] for line in table(page, "Where")["rows"][1:]} == {"ablation", "decode", "recall", "empty", "first", "scaling", "unknown", "use"}
 
 
 def test_markdown_has_the_same_tables(everything, page):

@@ -115,6 +115,15 @@ class Mixer(nn.Module, ABC):
     def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
         """The state before the first token: ``mixer(x, initial_state)`` equals ``mixer(x)``. Memories are fp32 or wider whatever ``dtype``."""
 
+    def filled_cache(
+        self, batch_size: int, tokens: int, room: int, *, device: torch.device | str | None = None, dtype: torch.dtype
+    ) -> MixerState | None:
+        """For measuring: a state of the size that ``tokens`` tokens leave, filled at random, with room for more that go in one at a time, in place.
+
+        None where the state does not grow.
+        """
+        return None
+
     @abstractmethod
     def init_weights(self) -> None:
         """Draw the start values that ``config.initialization`` asks for."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from gam_lm.report.ablation import ablation, ablation_plot
 from gam_lm.report.compare import NO_DIFFERENCE, difference, measured
+from gam_lm.report.decode import decode_plots, decoding
 from gam_lm.report.plots import context_plots, loss_curves, recall_plot
 from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3
 from gam_lm.report.rows import Row, trained
@@ -25,6 +26,7 @@ CAPTIONS = {
     "loss_curves": "Validation loss against training tokens: the mean over the seeds, with their range as a band",
     "compute_time": "Time of a forward and backward pass of one block against the length of the sequence",
     "peak_memory": "Peak memory of one block against the length of the sequence",
+    "decode": "Time of one more token against the tokens before it",
     "ablation": "Validation loss of each row above the full model, with its 95 % interval",
     "recall": "Right answers against the number of pairs: the mean over the seeds, with their range as a band",
     "context_use": "What the text before the last d tokens is worth, with its 95 % interval over the targets",
@@ -120,6 +122,11 @@ KINDS: Mapping[str, Kind] = {
         title="Time and memory (Table 2)", intro="One block against the length of the sequence, each cell in a process of its own.",
         belongs=lambda row: "outcome" in row and "sequence_length" in row, tables=lambda results, directory: scaling(results),
         pictures=lambda results, directory, into: scaling_plots(results, into), published=_table_2(),
+    ),
+    "decode": Kind(
+        title="Decoding", intro="One more token after long contexts, beside the time that reading the weights takes.",
+        belongs=lambda row: "outcome" in row and "context" in row, tables=lambda results, directory: decoding(results),
+        pictures=lambda results, directory, into: decode_plots(results, into),
     ),
     "ablation": Kind(
         title="Ablation (Table 3)", intro="The full model taken apart, one thing at a time, on the same tokens in the same order.",

@@ -147,6 +147,7 @@ def templates() -> Environment:
         loader=jinja2.PackageLoader("gam_lm.report"), autoescape=lambda name: name is not None and not name.endswith(".md.j2"),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     made.filters |= {"table_csv": table_csv, "data_link": data_link, "file_name": file_name}
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Written = TypeVar("Written")
+
+logger = logging.getLogger("gam_lm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +38,18 @@ class Text:
         if self.tokens < 2:
             raise InputError(f"tokens is {self.tokens}: use at least 2")
         if self.text is not None:
-            return tokenizer.encode(self.text, add_special_tokens=False).ids[: self.tokens]
+            return self._first(tokenizer.encode(self.text, add_special_tokens=False).ids)
         from gam_lm.data.tokens import prepare
 
         corpus = prepare(str(self.data), tokenizer=str(run / "tokenizer.json"))
         if self.split not in corpus.splits:
             raise InputError(f"split is {self.split!r}: data {corpus.name!r} has {', '.join(corpus.splits)}")
-        return corpus.splits[self.split].ids[: self.tokens].tolist()
+        return [int(token) for token in self._first(corpus.splits[self.split].ids)]
+
+    def _first(self, ids: Any) -> Any:
+        if len(ids) > self.tokens:
+            logger.info("the first %s of %s tokens are read: --tokens takes more", f"{self.tokens:,}", f"{len(ids):,}")
+        return ids[: self.tokens]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,7 @@ def bench_decode(
     device: torch.device,
     *,
     isolated: bool = True,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> None:
     """Measure what is missing in ``results``; the rows of a model are written when its process ends.
 
@@ -76,12 +77,13 @@ def bench_decode(
         models: names of gam_lm.presets.MODELS, or hf:gpt2; all are sized to the parameters of the static GAM at ``base``.
         contexts: n.
         batch_sizes: B.
-        settings: pairs of a precision, fp32, bf16 or int8 (weights), and a variant, eager or compiled.
+        settings: pairs of a precision, fp32, bf16 or int8 (weights), and a variant: eager, compiled, or graph (a GPU's, of the eager step).
         base: what the models share.
         protocol: how.
         results: an open results.json.
         device: where.
         isolated: False measures within this process, without limits.
+        go_on: asked before each model; False ends the run, to be gone on with later.
 
     Raises:
         InputError: for an unknown name.
@@ -89,6 +91,9 @@ def bench_decode(
     if any(variant == "compiled" for _, variant in settings) and (reason := obstacle(device)):
         logger.warning("compiled variants are left out: %s", reason)
         settings = [each for each in settings if each[1] != "compiled"]
+    if device.type != "cuda" and any(variant == "graph" for _, variant in settings):
+        logger.warning("graph variants are left out: %s has no CUDA graphs", device.type)
+        settings = [each for each in settings if each[1] != "graph"]
     runs = [
         (name, dtype, variant, B) for B in batch_sizes for dtype, variant in settings for name in dict.fromkeys(models) if _serves(name, dtype, variant)
     ]
@@ -97,6 +102,8 @@ def bench_decode(
             label = f"{name} {dtype} {variant}, batch {B}"
             rows = {n: _row(name, n, dtype, variant, B, base, max(contexts), protocol) for n in sorted({*contexts})}
             missing = [n for n, row in rows.items() if results.find(row) is None]
+            if missing and not go_on():
+                return
             while missing:
                 measured = _measure(rows[missing[0]], missing, protocol, device, isolated)
                 if measured.outcome != OK:
@@ -114,7 +121,7 @@ def bench_decode(
 
 def _serves(name: str, dtype: str, variant: str) -> bool:
     """GPT-2 is measured as its users run it."""
-    if name == GPT2 and (dtype == "int8" or variant == "compiled"):
+    if name == GPT2 and (dtype == "int8" or variant != "eager"):
         logger.info("%s has no %s row", name, dtype if dtype == "int8" else variant)
         return False
     return True
@@ -194,7 +201,6 @@ def _own(parameters: Mapping[str, Any], device: torch.device) -> tuple[nn.Module
         quantize_int8(model)
     else:
         model.to(low)
-    compiled = parameters["variant"] == "compiled"
     B, sessions, state, read = parameters["batch_size"], {}, None, 0
     for n in parameters["contexts"]:
         layers = [layer.mixer.filled_cache(B, n, parameters["room"], device=device, dtype=low) for layer in model.layers]
@@ -209,23 +215,25 @@ def _own(parameters: Mapping[str, Any], device: torch.device) -> tuple[nn.Module
         else:
             start = State(torch.full((B,), n, device=device), tuple(each for each in layers if each is not None))
             held = sum(each.nbytes for layer in start.layers for each in layer) // B * n // (n + parameters["room"])
-        sessions[n] = _Session(_decoding(model, start, low, compiled), held)
+        sessions[n] = _Session(_decoding(model, start, low, parameters["variant"]), held)
     return model, sessions
 
 
-def _decoding(model: LanguageModel, state: State, dtype: torch.dtype, compiled: bool) -> Callable[[], object]:
+def _decoding(model: LanguageModel, state: State, dtype: torch.dtype, variant: str) -> Callable[[], object]:
     """Decode the likeliest token over and over."""
     device = state.position_B.device
     step: Step = model.stream
+    replay: Callable[[Tensor], Tensor] | None = None
     token_B1 = torch.zeros(len(state.position_B), 1, dtype=torch.long, device=device)
-    if compiled:
-        with autocast(device, dtype):
+    with autocast(device, dtype):
+        if variant == "compiled":
             step = compiled_step(model, token_B1, state)
-            replay = graphed_step(step, token_B1, state) if device.type == "cuda" else None
+        if variant != "eager" and device.type == "cuda":
+            replay = graphed_step(step, token_B1, state)
 
     def one() -> None:
         nonlocal token_B1, state
-        if compiled and replay is not None:
+        if replay is not None:
             logits_B1V = replay(token_B1)
         else:
             with autocast(device, dtype):

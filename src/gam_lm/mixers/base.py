@@ -97,6 +97,10 @@ class Mixer(nn.Module, ABC):
         self.config = config
         self.backend = self.backend_name(config)
 
+    def compiles(self, context: int) -> bool:
+        """Whether torch.compile makes a block faster in training on sequences of ``context`` tokens; a long loop over chunks takes it minutes."""
+        return True
+
     @abstractmethod
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """Mix the tokens of each row, causally.

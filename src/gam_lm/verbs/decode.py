@@ -25,8 +25,8 @@ class BenchDecode:
     """Sequences at once."""
     precisions: tuple[Literal["fp32", "bf16", "int8"], ...] = ("fp32", "bf16")
     """Formats of the weights."""
-    variants: tuple[Literal["eager", "compiled"], ...] = ("eager", "compiled")
-    """How a step runs; compiled also packs the weights on a CPU, and is a CUDA graph on a GPU."""
+    variants: tuple[Literal["eager", "compiled", "graph"], ...] = ("eager", "compiled")
+    """How a step runs; compiled also packs the weights on a CPU, and is a CUDA graph on a GPU; graph is the eager step as a CUDA graph."""
     steps: int = 40
     """Tokens that are timed after each context; their median counts."""
     warmup: int = 5

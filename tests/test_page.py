@@ -16,6 +16,7 @@ import pytest
 from test_compare import TOKENS
 from test_results import CORPUS, FLOOR, MACHINE, row
 from test_scaling import cell
+from test_training_speed import cell as step_of
 
 from gam_lm.cli import run
 from gam_lm.errors import InputError
@@ -116,6 +117,8 @@ def everything(tmp_path_factory):
     write(root / "deep" / "recall", [answered(name, seed, share) for name, shares in right.items() for seed, share in enumerate(shares)], None)
     write(root / "use", [evaluated()])
     write(root / "decode", [step("gam-mean", 1000, 1.25), step("gam-mean", 10_000, 1.5), step("transformer", 10_000, 9.0, outcome="over time")], None)
+    plain, ours = step_of("gam-mean", "plain", "fp32"), step_of("gam-mean", "compiled", "bf16", tokens_per_second=300.0)
+    write(root / "speed", [plain, ours, step_of("gam-mean", "plain", "bf16", "out of memory")], None)
     write(root / "unknown", [{"model": "gam-mean", "milliseconds": 1.25, "note": "<u>"}], None)
     write(root / "empty", [])
     shutil.copytree(RESULTS / "ablation", root / "ablation", ignore=shutil.ignore_patterns("runs"))
@@ -138,17 +141,17 @@ def table(page, caption):
 
 def test_every_kind_is_found_and_what_lies_below_a_result_is_not(everything, page):
     found = [path.parent.relative_to(everything).as_posix() for path in find_results([everything, everything / "use" / "results.json"])]
-    assert found == ["ablation", "decode", "deep/recall", "empty", "first", "scaling", "unknown", "use"]
+    assert found == ["ablation", "decode", "deep/recall", "empty", "first", "scaling", "speed", "unknown", "use"]
     assert [each for each in page.ids if not re.match(r"p\d", each)] == [
-        "main", "quality", "scaling", "decode", "ablation", "recall", "context", "other", "environment", "commands",
+        "main", "quality", "scaling", "decode", "speed", "ablation", "recall", "context", "other", "environment", "commands",
     ]  # fmt: skip
-    assert page.svgs == 1 + 2 + 1 + 1 + 1 + 3
+    assert page.svgs == 1 + 2 + 1 + 1 + 1 + 1 + 3
 
 
 def test_every_table_is_captioned_and_scoped_and_downloads_as_it_is_shown(page):
     links = [link for link in page.links if "download" in link]
     shown = {link["href"]: link["download"] for link in links}
-    assert len(links) == len(page.tables) + 8 and len({link["download"] for link in links}) == len(links)
+    assert len(links) == len(page.tables) + 9 and len({link["download"] for link in links}) == len(links)
     contents = [list(csv.reader(io.StringIO(urllib.parse.unquote(href.split(",", 1)[1])))) for href in shown]
     for each in page.tables:
         assert each["caption"] and each["rows"] in contents
@@ -195,8 +198,9 @@ def test_tables_have_the_numbers_of_the_results(page):
     ]  # fmt: skip
     assert ["1,024", "1.02", "10.2", "out of memory", ""] in table(page, "Forward and backward")["rows"]
     assert table(page, "Figures")["rows"][1:] == [["gam-mean", "1.25", "<u>"]]
+    assert ["gam-mean", "1,000", "compiled bf16", "300", "3.00", "", "5", "50 %", "200", ""] in table(page, "batch 8, context 256")["rows"]
     assert table(page, "batch 1, bf16")["rows"][1] == ["gam-mean", "1,000", "1.25", "1.50", "1.20", "50 %", "2", "2"]
-    assert {line[0].rsplit("/", 1)[-1] for line in table(page, "Where")["rows"][1:]} == {"ablation", "decode", "recall", "empty", "first", "scaling", "unknown", "use"}
+    assert {line[0].rsplit("/", 1)[-1] for line in table(page, "Where")["rows"][1:]} == {"ablation", "decode", "recall", "empty", "first", "scaling", "speed", "unknown", "use"}
 
 
 def test_markdown_has_the_same_tables(everything, page):

@@ -20,8 +20,8 @@ Row = Mapping[str, Any]
 FIT_FROM = 1024
 """Shortest sequence of a fit: below it what does not grow with the length counts."""
 
-NEAR, FAR = 1024, 65_536
-"""The lengths whose times per token are compared."""
+NEAR, MIDDLE, FAR = 1024, 8192, 65_536
+"""The lengths whose times per token are compared, and one between."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,23 @@ def scaling(results: Mapping[str, Any]) -> list[Table]:
             _exponents(rows, f"How steeply time and memory rise: {name}"),
         ]
     return tables
+
+
+def scaling_brief(results: Mapping[str, Any]) -> str:
+    """A row per model, as Markdown: milliseconds per 1,000 tokens at three lengths, the exponents, how far it came. One setting at a time."""
+    rows = results["rows"]
+    lengths = [T for T in (NEAR, MIDDLE, FAR) if any(row["sequence_length"] == T for row in rows)]
+    columns = ["Model", *(f"ms per 1,000 tokens at {T:,}" for T in lengths), "Time ∝ length^p: p", "Memory ∝ length^p: p", "Longest measured"]
+    lines = []
+    for name, group in by_model(rows).items():
+        done = {row["sequence_length"]: row for row in group if row["outcome"] == "ok"}
+        fate = {row["sequence_length"]: row["outcome"] for row in group if row["outcome"] != "ok"}
+        cells = [three_digits(1000 * done[T]["forward_backward_ms"] / T) if T in done else fate.get(T, "") for T in lengths]
+        fits = [exponent_text(list(done.values()), key) for key in ("forward_backward_ms", "peak_memory_mb")]
+        lines.append([name, *cells, *fits, f"{max(done):,}" if done else ""])
+    settings = " · ".join(setting_name(setting) for setting in by_setting(rows))
+    note = f"One block, forward + backward; exponents from {FIT_FROM:,} tokens up; {settings}. {machine_line(results)}"
+    return Table(columns=columns, rows=lines, note=note).markdown()
 
 
 def _lengths(rows: Sequence[Row], keys: Mapping[str, str], title: str, note: str) -> Table:

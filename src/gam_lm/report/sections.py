@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +15,7 @@ from gam_lm.report.plots import context_plots, loss_curves, recall_plot
 from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3
 from gam_lm.report.rows import Row, trained
 from gam_lm.report.scaling import scaling, scaling_plots
+from gam_lm.report.speed import speed, speed_plot
 from gam_lm.report.statistics import Summary, shown
 from gam_lm.report.tables import Table, context_lengths, context_use, curves, evaluations, quality, recall, recall_differences
 
@@ -27,6 +28,7 @@ CAPTIONS = {
     "compute_time": "Time of a forward and backward pass of one block against the length of the sequence",
     "peak_memory": "Peak memory of one block against the length of the sequence",
     "decode": "Time of one more token against the tokens before it",
+    "training_speed": "Training tokens per second of each model, from the plain step to the compiled one",
     "ablation": "Validation loss of each row above the full model, with its 95 % interval",
     "recall": "Right answers against the number of pairs: the mean over the seeds, with their range as a band",
     "context_use": "What the text before the last d tokens is worth, with its 95 % interval over the targets",
@@ -125,8 +127,13 @@ KINDS: Mapping[str, Kind] = {
     ),
     "decode": Kind(
         title="Decoding", intro="One more token after long contexts, beside the time that reading the weights takes.",
-        belongs=lambda row: "outcome" in row and "context" in row, tables=lambda results, directory: decoding(results),
+        belongs=lambda row: "step_ms" in row, tables=lambda results, directory: decoding(results),
         pictures=lambda results, directory, into: decode_plots(results, into),
+    ),
+    "speed": Kind(
+        title="Training speed", intro="Whole training steps in turns, the plain way and this library's, beside the machine's own peak.",
+        belongs=lambda row: "flops_per_second" in row, tables=lambda results, directory: speed(results),
+        pictures=lambda results, directory, into: speed_plot(results, into / "training_speed"),
     ),
     "ablation": Kind(
         title="Ablation (Table 3)", intro="The full model taken apart, one thing at a time, on the same tokens in the same order.",
@@ -148,6 +155,5 @@ KINDS: Mapping[str, Kind] = {
 
 
 def kind_of(results: Results) -> str:
-    """The kind of a results.json: that of its first row that is no floor."""
-    rows: Sequence[Row] = trained(results)
-    return next(name for name, kind in KINDS.items() if not rows or kind.belongs(rows[0])) if rows else "other"
+    """The kind of a results.json: the first that a row of it, floors aside, belongs to."""
+    return next((name for name, kind in KINDS.items() if any(kind.belongs(row) for row in trained(results))), "other")

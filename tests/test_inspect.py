@@ -20,7 +20,7 @@ from gam_lm.report.trace_page import figures, write_json, write_page
 
 HOSTILE = "alpha <b>beta</b> & </script><script>document.title = 'taken'</script> {{ gamma }}\n\n  end"
 TEXT = HOSTILE + " alpha beta gamma, alpha beta" * 6
-MEMORIES = {"static": {}, "delta": {"write": "delta"}, "mean": {"write": "mean"}}
+MEMORIES = {"static": {}, "delta": {"write": "delta"}, "mean": {"write": "mean"}, "both": {"write": "delta", "static_path": True}}
 
 
 def save_run(folder, **changes):
@@ -82,12 +82,23 @@ def test_the_page_of_a_trace_holds_the_same_figures_and_takes_no_text_for_markup
         assert shown["surprise_nats"] == (None if token["index"] == 0 else pytest.approx(token["surprise_nats"], rel=1e-3))
         for layer, own, wanted in zip(token["layers"], shown["layers"], names, strict=True):
             assert dict(zip(wanted, own["figures"], strict=True)) == pytest.approx(figures(layer), rel=1e-3, abs=1e-12)
-            assert [place for place, _ in own["slots"].get("written", own["slots"].get("static"))] == [s for read in layer["reads"].values() for s, _ in read["slots"]]
+            assert {name: [slot for slot, _ in slots] for name, slots in own["slots"].items()} == {
+                name: [slot for slot, _ in read["slots"]] for name, read in layer["reads"].items()
+            }
             assert [place for place, _ in own.get("sources", [])] == [place for place, _ in layer["sources"]]
     assert html.count("<script") == 2 + len(sheets) and "a<b>" not in html and "src=" not in html
     means = table(Page(html), "Means")
     gate = means["rows"][0].index("gate of local")
     assert float(means["rows"][1][gate]) == pytest.approx(sum(token["layers"][0]["gates"]["local"] for token in tokens) / len(tokens), abs=1e-4)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "mamba"])
+def test_a_model_without_slots_is_traced_and_has_none_to_look_at(mixer, tmp_path, capsys):
+    folder = save_run(tmp_path / mixer, mixer=mixer)
+    assert run(["inspect", "trace", str(folder), "--text", TEXT, "--out", str(tmp_path / "trace.html"), "--device", "cpu"]) == 0
+    assert "| added by mixer |" in capsys.readouterr().out
+    assert run(["inspect", "slots", str(folder), "--text", TEXT, "--device", "cpu"]) == 2
+    assert "no memory slots" in capsys.readouterr().err
 
 
 def test_without_out_the_means_are_printed(runs, capsys):
@@ -132,8 +143,8 @@ def test_the_slots_as_json_and_csv_are_what_the_api_says(runs, memory, tmp_path,
     assert run([*command, str(tmp_path / "slots.html")]) == 0
     page = Page((tmp_path / "slots.html").read_text(encoding="utf-8"))
     shown = [line for each in page.tables if each["caption"].startswith("Layer") for line in each["rows"][1:]]
-    assert len(shown) == len(uses) and sum("±" in " ".join(line) for line in shown) == 2 * 2
-    most = max((use for use in uses if use["layer"] == 0), key=lambda use: use["mean_share"])
+    assert len(shown) == len(uses) and sum("±" in " ".join(line) for line in shown) == 2 * 2 * (2 if memory == "both" else 1)
+    most = max((use for use in uses if (use["layer"], use["memory"]) == (0, uses[0]["memory"])), key=lambda use: use["mean_share"])
     assert shown[0][:2] == [str(most["slot"]), f"{100 * most['mean_share']:.2f} %"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -57,10 +58,13 @@ def differences(results: Results, directory: Path) -> Table:
     """Every pair of models: the difference in loss, paired by seed and validation block, and what it shows."""
     lines = []
     for a, b in combinations(measured(results, directory), 2):
-        found = difference(a, b)
-        figures = ["", "0", "no seed in common"] if found is None else [f"{found.mean:+.4f} ± {found.half_width:.4f}", str(found.count), _finding(found, a.name, b.name)]
-        lines.append([f"{a.name} − {b.name}", *figures])
-    note = "Paired by seed and validation block, ± is a 95 % interval; lower is better."
+        found, names = difference(a, b), f"{a.name} − {b.name}"
+        if found is None:
+            lines.append([names, "", "0", "no seed in common"])
+            continue
+        width = f" ± {found.half_width:.4f}" if math.isfinite(found.half_width) else ""
+        lines.append([names, f"{found.mean:+.4f}{width}", str(found.count), _finding(found, a.name, b.name)])
+    note = "Paired by seed and validation block, ± is a 95 % interval, each pair by itself: it is not widened for their number. Lower is better."
     return Table(columns=["Models", "Difference (nats/token)", "Seeds", "Finding"], rows=lines, title="Paired differences", note=note)
 
 

@@ -6,7 +6,7 @@ OUT ?= runs/laptop
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-fast lint bench-gpu clean
+.PHONY: run test test-fast test-browser lint bench-gpu clean
 
 run: .venv/installed-plot
 	$(BIN)/gam bench --preset laptop --out $(OUT)
@@ -19,10 +19,14 @@ bench-gpu: .venv/installed-plot
 	$(BIN)/gam bench-gpu --out results/gpu
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -rs
 
 test-fast: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# The pages in Debian's Chromium: apt-get install chromium chromium-driver. `make test` runs these too, where there is one.
+test-browser: .venv/installed-dev
+	$(BIN)/python -m pytest -m browser -rs
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -170,7 +170,7 @@ def test_table_and_plots_show_every_model_and_what_failed(tmp_path):
 def test_rows_of_different_settings_are_never_in_one_table():
     rows = [cell("gam-static", 1024), cell("gam-static", 1024, dtype="bf16", forward_backward_ms=0.5)]
     table = scaling_table({"environment": MACHINE, "rows": rows})
-    assert table.count("### ") == 2 and "batch 1, bf16 autocast, eager" in table
+    assert table.count("### Forward and backward pass: batch 1, ") == 2 and "batch 1, bf16 autocast, eager" in table
 
 
 def test_the_brief_table_has_a_row_for_each_model():

@@ -1,12 +1,12 @@
 # The two commands: `make run` compares GAM, a Transformer and Mamba on real text; `make test` runs every check.
-# Each sets up .venv by itself and is quick when run again. PYTHON and OUT may be set.
+# Each sets up .venv by itself and is quick when run again. PYTHON and OUT may be set. `make docs` builds the site.
 
 PYTHON ?= python3
 OUT ?= runs/laptop
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-fast lint clean
+.PHONY: run test test-fast lint docs clean
 
 run: .venv/installed-plot
 	$(BIN)/gam bench --preset laptop --out $(OUT)
@@ -24,8 +24,12 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+docs: .venv/installed-dev
+	$(BIN)/zensical build --strict --clean --config-file mkdocs.yml
+	@echo "The site is in site/."
+
 clean:
-	rm -rf .venv
+	rm -rf .venv site
 
 # torch alone first: with the pinned build in place nothing else pulls another one.
 .venv/installed-%: pyproject.toml constraints.txt

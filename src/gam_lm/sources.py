@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gam_lm.memory import unit_triangular_inverse
+from gam_lm.delta_rule import unit_triangular_inverse
 
 
 class MemoryInputs(NamedTuple):

@@ -7,11 +7,12 @@
 The paper's memory is static, so that the global path moves nothing between tokens: one layer sees K tokens. With ``write="mean"`` or ``"delta"`` the
 sequence edits what the slots hold. Per head, the learned rows K are the slots' addresses and V0 what they hold at first:
 
-    u_t = a second causal convolution, at the start the previous token              r_t = softmax(τ RMSNorm(h_t) Kᵀ)     where to read
-    v_t = W_v h_t,  b_t = σ(·),  log λ_t = −exp(A) softplus(·)                      a_t = softmax(τ RMSNorm(u_t) Kᵀ)     where to write
+    s_t = τ K h_t                                                                  r_t = softmax(s_t)                  where to read
+    v_t = W_v h_t,  b_t = σ(·),  log λ_t = −exp(A) softplus(·)                      a_t = softmax(Σ_k u_k ∘ s_{t−k})    where to write
     y_t = σ(W_l h_t) ∘ local_t + W_o (σ(W_g h_t) ∘ RMSNorm(g_t))                    g_t: gam_lm.memory, from r, a, v, b, λ and V0
 
-A value is written under the address of what came before it, so that a token reads what followed its like.
+The taps u, a second causal convolution, start as the previous token: a value is written under the address of what came before it, so that a token reads
+what followed its like.
 
 Shapes: B rows, T tokens, D = hidden_size, K taps, H heads, M slots (of a head, where there are heads), E = D / H.
 """
@@ -118,8 +119,7 @@ class GAMMixer(Mixer):
         if self.memory is not None:
             found["static"] = Slots(address_SD=self.memory.bank, value_SD=self.memory.bank)
         if self.written is not None:
-            address_SD = self.written.address if self.written.read_proj is None else self.written.read_proj
-            found["written"] = Slots(address_SD=address_SD, value_SD=self.written.values())
+            found["written"] = Slots(address_SD=self.written.address, value_SD=self.written.values())
         return found
 
     def silence(self, memory: str, slot: int | None) -> None:
@@ -198,7 +198,7 @@ def _written_cost(config: ModelConfig, context: int) -> Cost:
     D, K, H, slots = config.hidden_size, config.conv_kernel_size, config.num_attention_heads, config.num_memory_slots
     E, M, L = D // H, slots // H, min(config.chunk_size, context)
     plain, mean, has_gate = config.write_address == "keys", config.write == "mean", config.fusion == "gate"
-    projections = 2 * (2 * slots * D + 2 * D * D + 2 * D * H + K * D)
+    projections = 2 * (slots * D + 2 * D * D + 2 * D * H + K * slots)
     # Per token and head in chunks of L, whose L × L products are triangular only in what counts, not in what is computed: delta scores a by a and r by a,
     # inverts, solves for U and Y, reads what was written; V0 is read at a and at r, the state at Y and r, and written. mean has no system to solve.
     inside = 2 * L * (3 * M + 2 * E) + L * L if not mean else 2 * L * (2 * M + E)
@@ -209,7 +209,7 @@ def _written_cost(config: ModelConfig, context: int) -> Cost:
     else:
         kept = (9 + 2 * (not plain) + has_gate) * D + (14 if plain else 11) * slots + (12 if plain else 10) * H + 6 * H * L
     return Cost(
-        parameters=slots * D * (1 + plain) + H * (not plain) + slots * E + slots * mean + D * (K + 1) + 2 * D * D + 2 * D * H + 2 * H + H + D,
+        parameters=slots * D + H * (not plain) + slots * E + slots * mean + slots * (K + 1) + 2 * D * D + 2 * D * H + 2 * H + H + D,
         forward_flops=projections + H * (inside + between),
         decode_flops=projections + H * step,
         activations=kept + 2 * slots * E / L,

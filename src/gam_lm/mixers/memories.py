@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.conv import CausalConv
-from gam_lm.memory import delta_memory, fla_delta_memory, mean_memory, retrieve
+from gam_lm.delta_rule import delta_memory, fla_delta_memory
+from gam_lm.memory import mean_memory, retrieve
 from gam_lm.mixers.base import INIT_STD, init_linear
 from gam_lm.segments import Segments
 from gam_lm.sources import MemoryInputs, Sources, delta_sources, mean_sources
@@ -62,12 +63,10 @@ class WrittenMemory(nn.Module):
         D, H, slots = config.hidden_size, config.num_attention_heads, config.num_memory_slots
         M, E = slots // H, D // H
         self.address = nn.Parameter(torch.empty(slots, D))
-        plain = config.write_address == "keys"
-        self.read_proj = nn.Parameter(torch.empty(slots, D)) if plain else None
-        self.sharpness = None if plain else nn.Parameter(torch.empty(H))
+        self.sharpness = nn.Parameter(torch.empty(H)) if config.write_address == "slots" else None
         self.bank = nn.Parameter(torch.empty(H, M, E))
         self.prior = nn.Parameter(torch.empty(H, M)) if config.write == "mean" else None
-        self.before = CausalConv(D, config.conv_kernel_size)
+        self.before = CausalConv(slots, config.conv_kernel_size)
         self.value_proj = nn.Linear(D, D, bias=False)
         self.write_proj = nn.Linear(D, 2 * H)
         self.log_rate = nn.Parameter(torch.empty(H))
@@ -106,8 +105,7 @@ class WrittenMemory(nn.Module):
     def inputs(self, h_BTD: Tensor, conv_state: Tensor | None, segments: Segments | None = None) -> MemoryInputs:
         """Where each token reads and writes, what, how strongly, and what the memory keeps; arguments as of :meth:`forward`."""
         H = self.config.num_attention_heads
-        u_BTD, _ = self.before(h_BTD, conv_state, segments)
-        read_BTHM, write_BTHM = self._addresses(h_BTD, u_BTD)
+        read_BTHM, write_BTHM = self._addresses(h_BTD, conv_state, segments)
         value_BTHE = self.value_proj(h_BTD).unflatten(-1, (H, -1))
         gate_BTH, step_BTH = self.write_proj(h_BTD).float().chunk(2, -1) if h_BTD.dtype != torch.float64 else self.write_proj(h_BTD).chunk(2, -1)
         gate_BTH = gate_BTH.sigmoid() if self.config.write_gate == "learned" else torch.zeros_like(gate_BTH)
@@ -116,18 +114,21 @@ class WrittenMemory(nn.Module):
             gate_BTH, log_decay_BTH = (each * segments.real_BT[..., None] for each in (gate_BTH, log_decay_BTH))
         return MemoryInputs(read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH)
 
-    def _addresses(self, h_BTD: Tensor, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def _addresses(self, h_BTD: Tensor, conv_state: Tensor | None, segments: Segments | None) -> tuple[Tensor, Tensor]:
         """Where each token reads and where it writes (B, T, H, M): a distribution over the slots, or plain keys of length 1."""
-        H, D, eps = self.config.num_attention_heads, self.config.hidden_size, self.config.layer_norm_eps
-        if self.read_proj is not None:
-            read, write = (_wide(F.silu(F.linear(x, w))).unflatten(-1, (H, -1)) for x, w in ((h_BTD, self.read_proj), (u_BTD, self.address)))
-            return F.normalize(self._audible(read), dim=-1), F.normalize(self._audible(write), dim=-1)
-        assert self.sharpness is not None
-        address = self.address * self.sharpness.repeat_interleave(self.config.num_memory_slots // H)[:, None]
-        read, write = (
-            self._audible(_wide(F.linear(F.rms_norm(x, (D,), eps=eps), address)).unflatten(-1, (H, -1)).softmax(-1), 1) for x in (h_BTD, u_BTD)
-        )
-        return read, F.normalize(write, dim=-1) if self.config.write == "delta" else write
+        H = self.config.num_attention_heads
+        address_SD = self.address
+        if self.sharpness is not None:
+            address_SD = address_SD * self.sharpness.repeat_interleave(self.config.num_memory_slots // H)[:, None]
+        read_BTS = F.linear(h_BTD, address_SD)
+        # The taps see scores, not inputs: the projection is linear, and so one product serves both addresses.
+        write_BTS, _ = self.before(read_BTS, None if conv_state is None else F.linear(conv_state, address_SD), segments)
+        read_BTHM, write_BTHM = (scores_BTS.unflatten(-1, (H, -1)) for scores_BTS in (read_BTS, write_BTS))
+        if self.sharpness is None:
+            read_BTHM, write_BTHM = (self._audible(F.silu(keys_BTHM)) for keys_BTHM in (read_BTHM, write_BTHM))
+            return F.normalize(read_BTHM, dim=-1), F.normalize(write_BTHM, dim=-1)
+        read_BTHM, write_BTHM = (self._audible(scores_BTHM.softmax(-1), 1) for scores_BTHM in (read_BTHM, write_BTHM))
+        return read_BTHM, F.normalize(write_BTHM, dim=-1) if self.config.write == "delta" else write_BTHM
 
     def _audible(self, weight_BTHM: Tensor, total: float | None = None) -> Tensor:
         """The weights without those of silent slots, the others scaled back to ``total``."""
@@ -144,7 +145,7 @@ class WrittenMemory(nn.Module):
 
     def shares(self, weight_BTHM: Tensor) -> Tensor:
         """Weights as shares of the slots of all heads (B, T, S): plain keys, which may be negative, by their squares."""
-        weight_BTHM = weight_BTHM**2 if self.read_proj is not None or self.config.write == "delta" else weight_BTHM
+        weight_BTHM = weight_BTHM**2 if self.sharpness is None or self.config.write == "delta" else weight_BTHM
         return (weight_BTHM / weight_BTHM.sum(-1, keepdim=True).clamp(min=1e-30) / self.config.num_attention_heads).flatten(-2)
 
     def values(self) -> Tensor:
@@ -162,9 +163,7 @@ class WrittenMemory(nn.Module):
         """Addresses on the unit sphere, a bank of std 0.02 with prior weight 1, decays as in Mamba-2; the write address starts as the previous token."""
         config = self.config
         with torch.no_grad():
-            for address in (self.address, self.read_proj):
-                if address is not None:
-                    nn.init.normal_(address, std=INIT_STD)
+            nn.init.normal_(self.address, std=INIT_STD)
             if self.sharpness is not None:
                 self.address.copy_(F.normalize(self.address, dim=-1))
                 self.sharpness.fill_(SHARPNESS)
@@ -184,7 +183,3 @@ class WrittenMemory(nn.Module):
             self.norm.fill_(1.0)
             nn.init.normal_(self.out_proj.weight, std=INIT_STD / math.sqrt(2 * config.num_hidden_layers))
 
-
-def _wide(x: Tensor) -> Tensor:
-    """In fp32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -138,7 +138,7 @@ def test_int8_takes_a_quarter_of_the_bytes_where_matrices_are_most(tmp_path):
 
 def test_the_command_line_measures_and_generates_from_int8(tmp_path, capsys):
     folder, out, text = run_directory(tmp_path / "run"), tmp_path / "int8", tmp_path / "text.txt"
-    text.write_text("the cat sat on the mat and the hat\n" * 200)
+    text.write_text("the cat sat on the mat and the hat\n" * 2000)
     assert run(["export", str(folder), "--format", "int8", "--out", str(out), "--data", str(text)]) == 0
     said = capsys.readouterr().out
     assert "largest difference" in said

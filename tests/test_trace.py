@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_mixers import VARIANTS, config, inputs, mixer_of, same
 
+from gam_lm.delta_rule import delta_memory
 from gam_lm.diagnostics.trace import records, trace
 from gam_lm.errors import InputError
-from gam_lm.delta_rule import delta_memory
 from gam_lm.memory import mean_memory
 from gam_lm.model import LanguageModel
 from gam_lm.sources import MemoryInputs, delta_sources, mean_sources

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 
 import gam_lm.training.loop as loop
 from gam_lm.checkpoint import load_model, load_tokenizer_of, save_model
+from gam_lm.compiling import obstacle
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import prepare
 from gam_lm.errors import InputError
+from gam_lm.training.compiled import compile_for_training, make_eager
 from gam_lm.training.evaluate import evaluate
 from gam_lm.training.loop import fit, make_optimizer, new_model, train_step
 from gam_lm.training.precision import choose_device, choose_dtype
@@ -276,3 +278,38 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match="tracker wandb needs wandb: pip install wandb"):
         make_tracker("wandb", tmp_path, {})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(obstacle(torch.device("cpu")) is not None, reason="no compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look, which it hides where warnings are no errors
+def test_a_compiled_run_has_the_losses_of_an_eager_one_dropout_included(corpus, tmp_path, caplog):
+    caplog.set_level("INFO", "gam_lm")
+    runs = {}
+    for how in ("off", "on"):
+        model = new_model(config(), 0)
+        trained = fit(model, corpus, RECIPE.replace(compile=how), tmp_path / how)
+        lines = map(json.loads, (tmp_path / how / "metrics.jsonl").read_text().splitlines())
+        runs[how] = [line["train_nats"] for line in lines] + [point["val_nats"] for point in trained.curve]
+    assert runs["on"] == pytest.approx(runs["off"], rel=1e-4) and runs["on"] != runs["off"]  # other rounding: it was compiled
+    assert sum("compiled: the blocks" in record.message for record in caplog.records) == 1
+    assert all(layer._compiled_call_impl is None for layer in model.layers)
+
+
+def test_what_is_compiled_is_said_or_why_nothing_is(monkeypatch, caplog):
+    caplog.set_level("INFO", "gam_lm")
+
+    def parts(model, **recipe):
+        caplog.clear()
+        found = compile_for_training(model, RECIPE.replace(**recipe), 100)
+        make_eager(found)
+        return found, caplog.messages
+
+    static, mamba = new_model(config(), 0), new_model(config(mixer="mamba"), 0)
+    assert parts(static) == ([], []) and parts(static, compile="off") == ([], [])  # a short run says nothing
+    assert parts(mamba, compile="on")[0] == [] and "mixer 'mamba'" in parts(mamba, compile="on")[1][-1]
+    if obstacle(torch.device("cpu")) is None:
+        monkeypatch.setattr("gam_lm.training.compiled.WORTH", {"cpu": 1.0})
+        assert parts(static)[0] == list(static.layers)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert parts(static, compile="on") == ([], ["not compiled: no C++ compiler 'no-such-compiler' found"])

@@ -39,6 +39,8 @@ VERBS = {
     "ablate": Entry("ablate:Ablate", "take the full model apart, one thing at a time (Table 3)"),
     "recall": Entry("recall:Recall", "train models on synthetic recall and measure what they find again"),
     "scale": Entry("scale:Scale", "time and memory of one block against the length of the sequence (Table 2)"),
+    "bench-train": Entry("speed:BenchTrain", "tokens per second of whole training steps, beside the machine's matmul peak"),
+    "bench-decode": Entry("decode:BenchDecode", "time of one more token and bytes of state after long contexts"),
     "inspect receptive-field": Entry("inspect:ReceptiveField", "how far back a model can see", True),
     "inspect cost": Entry("inspect:InspectCost", "parameters, operations and memory of a model, also of larger ones of its kind", True),
     "data prepare": Entry("data:Prepare", "turn a corpus into token ids ahead of time"),

@@ -137,7 +137,10 @@ class _DeltaRule(torch.autograd.Function):
         dheld_JNXE = torch.cat([dg_JNLE, -derror_JNLE], 2)
         dfound_JNXE = dheld_JNXE * from_start_JNL1.repeat(1, 1, 2, 1)
         daddress_JNXM = chunks.by_head(dheld_JNXE, bank_HME.to(low).mT) + dfound_JNXE @ D_JNME.mT
-        rows = (lambda x: x.unflatten(1, (chunks.H, chunks.B)).permute(1, 0, 2, 3, 4).flatten(1, 3))
+
+        def rows(x):
+            return x.unflatten(1, (chunks.H, chunks.B)).permute(1, 0, 2, 3, 4).flatten(1, 3)
+
         dbank_HME = (rows(address_JNXM).mT @ rows(dheld_JNXE)).to(wide)
         dfrom_start_JNL = _inner(dheld_JNXE, found_JNXE, wide).unflatten(-1, (2, L)).sum(-2)
 
@@ -224,9 +227,7 @@ def fla_delta_memory(
         InputError: on a device it has no kernel for.
     """
     if read_BTHM.shape[1] == 1 or index_BT is not None:
-        return delta_memory(
-            read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH, bank_HME, state, chunk_size=chunk_size, index_BT=index_BT
-        )
+        return delta_memory(read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH, bank_HME, state, chunk_size=chunk_size, index_BT=index_BT)
     if read_BTHM.device.type != "cuda":
         raise InputError(f"backend is 'fla' on {read_BTHM.device.type}: flash-linear-attention runs on a GPU, use backend='torch'")
     try:
@@ -234,9 +235,7 @@ def fla_delta_memory(
     except ImportError as error:
         raise MissingExtraError("flash-linear-attention", "fla", "backend 'fla'") from error
     with torch.autocast("cuda", enabled=False):
-        read, write, value, gate, log_decay, bank = (
-            each.float() for each in (read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH, bank_HME)
-        )
+        read, write, value, gate, log_decay, bank = (each.float() for each in (read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH, bank_HME))
         unwritten = value - torch.einsum("bthm,hme->bthe", write, bank)
         low = torch.bfloat16
         g_BTHE, D_BHME = chunk_gated_delta_rule(

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 BYTES_PER_MB = 2**20
 
+NOMINAL_BF16_FLOPS = {"H100 PCIe": 756e12, "H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
+"""Dense bf16 FLOP/s of a GPU by its maker's data sheet, by what its name holds, the longer name first: what model FLOPs utilisation (MFU) is a share of."""
+
 
 def environment() -> dict[str, Any]:
     """Where a figure comes from: device, processor, cores, memory_gb (2³⁰ bytes), python, torch, commit, dirty."""
@@ -143,6 +146,16 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, *, sizes: tuple[int, .
         times = step_times(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, warmup=3, iterations=200, seconds=seconds)  # type: ignore[misc]
         best = max(best, 2 * n**3 / (statistics.median(times) / 1000))
     return best
+
+
+def nominal_flops(device: torch.device) -> float | None:
+    """Dense bf16 FLOP/s of ``device`` by its maker's data sheet; None where it is not known here."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in NOMINAL_BF16_FLOPS.items() if part in name), None)
 
 
 def memory_bandwidth(device: torch.device, size: int, *, seconds: float = 1.0) -> float:

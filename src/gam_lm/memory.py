@@ -71,7 +71,9 @@ def mean_memory(
         prior_bank_HME = prior_HM[..., None] * bank_HME
         write_BTHM = write_BTHM * gate_BTH[..., None]
         if T == 1:
-            g_B1HE, last = _step(read_BTHM, write_BTHM.to(wide), value_BTHE.to(wide), log_decay_BTH, prior_bank_HME, prior_HM, S_BHME, Z_BHM, index_BT)
+            g_B1HE, last = _step(
+                read_BTHM, write_BTHM.to(wide), value_BTHE.to(wide), log_decay_BTH, prior_bank_HME, prior_HM, S_BHME, Z_BHM, index_BT
+            )
             return g_B1HE.to(low), last
         chunks = Chunks(B, T, H, chunk_size, index_BT)
         decays = chunks.decays(chunks.split(log_decay_BTH[..., None])[..., 0].cumsum(-1))
@@ -97,7 +99,15 @@ def _carried(added_JNXX: Tensor, keep_JN11: Tensor, first_NXX: Tensor) -> tuple[
 
 
 def _step(
-    r: Tensor, a: Tensor, v: Tensor, log_decay: Tensor, prior_bank_HME: Tensor, prior_HM: Tensor, S_BHME: Tensor, Z_BHM: Tensor, index_B1: Tensor | None
+    r: Tensor,
+    a: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    prior_bank_HME: Tensor,
+    prior_HM: Tensor,
+    S_BHME: Tensor,
+    Z_BHM: Tensor,
+    index_B1: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The recurrence as it stands, for one token."""
     keep_BH11 = kept(log_decay, index_B1)

@@ -21,6 +21,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "gam-static": {"mixer": "gam", "positions": "none"},
     "gam-mean": {"mixer": "gam", "write": "mean", "positions": "none"},
     "gam-delta": {"mixer": "gam", "write": "delta", "positions": "none"},
+    "gam-delta-fla": {"mixer": "gam", "write": "delta", "positions": "none", "backend": "fla"},
     "gam-delta-closed": {"mixer": "gam", "write": "delta", "write_gate": "closed", "positions": "none"},
     "gam-delta-keys": {"mixer": "gam", "write": "delta", "write_address": "keys", "positions": "none"},
     "gam-delta-beside": {"mixer": "gam", "write": "delta", "static_path": True, "positions": "none"},

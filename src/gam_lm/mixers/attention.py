@@ -17,6 +17,9 @@ from gam_lm.segments import Segments, positions_within, read_segments
 
 ROTARY_BASE = 10_000.0
 
+IN_PLACE = 5
+"""Tensors of a state whose cache is written in place: keys, values, own, tokens counted, and the place of the next one (1,)."""
+
 
 def rotate(x_BHTE: Tensor, position_BT: Tensor) -> Tensor:
     """Rotary positions (RoFormer, arXiv 2104.09864): turn each pair of channels by an angle that grows with the position.
@@ -40,7 +43,7 @@ class Attention(Mixer):
     ``backend`` is "sdpa" (PyTorch's fused kernels, "auto" as well) or "materialised", which holds the T × T scores
     as the paper's baseline does. State: keys (B, S, H, E), values (B, S, H, E), and whether a cached token belongs to the
     sequence that the row ends with (B, S): it grows with every token, by 8·D + 1 bytes a sequence in fp32. A mixer of rotary
-    positions also keeps the tokens counted so far (B,).
+    positions also keeps the tokens counted so far (B,). The state of :meth:`filled_cache` does not grow: the next tokens go into its room, in place.
     """
 
     uses = frozenset({"num_attention_heads"})
@@ -64,6 +67,9 @@ class Attention(Mixer):
         if self.rotary:
             before_B = x_BTD.new_zeros(B, dtype=torch.long) if state is None else state[3]
             q, k, count_B = self._rotate(q, k, before_B, segments)
+        if state is not None and len(state) == IN_PLACE and T == 1 and segments is None:
+            y_BHTE, state = self._one_in_place(q, k, v, state)
+            return self.out_proj(y_BHTE.transpose(1, 2).reshape(B, T, D)), state
 
         if state is None and segments is None:
             y_BHTE = self._attend(q, k, v, None)
@@ -96,6 +102,23 @@ class Attention(Mixer):
             mask_B1TS = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
         scores_BHTS = (q @ k.transpose(2, 3)) / math.sqrt(q.shape[-1])
         return scores_BHTS.masked_fill(~mask_B1TS, -torch.inf).softmax(-1) @ v
+
+    def _one_in_place(self, q: Tensor, k: Tensor, v: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """One token with a cache that has room for it; the cache itself is changed."""
+        keys_BSHE, values_BSHE, own_BS, count_B, place_1 = state
+        keys_BSHE.index_copy_(1, place_1, k.to(keys_BSHE.dtype))
+        values_BSHE.index_copy_(1, place_1, v.to(values_BSHE.dtype))
+        own_BS.index_fill_(1, place_1, True)
+        y_BHTE = self._attend(q, keys_BSHE.to(q.dtype), values_BSHE.to(q.dtype), own_BS[:, None, None])
+        return y_BHTE, (keys_BSHE, values_BSHE, own_BS, count_B + 1, place_1 + 1)
+
+    def filled_cache(self, batch_size: int, tokens: int, room: int, *, device: torch.device | str | None = None, dtype: torch.dtype) -> MixerState:
+        """See :meth:`Mixer.filled_cache`."""
+        S = tokens + room
+        keys, values = (torch.randn(batch_size, S, self.num_heads, self.config.head_size, device=device, dtype=dtype) for _ in range(2))
+        own_BS = (torch.arange(S, device=device) < tokens).repeat(batch_size, 1)
+        count_B = torch.full((batch_size,), tokens, device=device)
+        return keys, values, own_BS, count_B, count_B[:1].clone()
 
     def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
         """An empty cache."""

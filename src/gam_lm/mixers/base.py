@@ -97,6 +97,10 @@ class Mixer(nn.Module, ABC):
         self.config = config
         self.backend = self.backend_name(config)
 
+    def compiles(self, context: int) -> bool:
+        """Whether torch.compile makes a block faster in training on sequences of ``context`` tokens; a long loop over chunks takes it minutes."""
+        return True
+
     @abstractmethod
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """Mix the tokens of each row, causally.
@@ -114,6 +118,15 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
         """The state before the first token: ``mixer(x, initial_state)`` equals ``mixer(x)``. Memories are fp32 or wider whatever ``dtype``."""
+
+    def filled_cache(
+        self, batch_size: int, tokens: int, room: int, *, device: torch.device | str | None = None, dtype: torch.dtype
+    ) -> MixerState | None:
+        """For measuring: a state of the size that ``tokens`` tokens leave, filled at random, with room for more that go in one at a time, in place.
+
+        None where the state does not grow.
+        """
+        return None
 
     @abstractmethod
     def init_weights(self) -> None:

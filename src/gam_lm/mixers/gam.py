@@ -32,6 +32,9 @@ from gam_lm.mixers.base import Cost, Mixer, MixerState, MixerTrace, Slots, init_
 from gam_lm.mixers.memories import StaticMemory, WrittenMemory
 from gam_lm.segments import Segments, read_segments
 
+MAX_UNROLLED = 16
+"""Chunks of a written memory that a compiler unrolls in about a minute."""
+
 
 class GAMMixer(Mixer):
     """The token mixer of GAM.
@@ -61,6 +64,10 @@ class GAMMixer(Mixer):
         segments = None if segments_BT is None else read_segments(segments_BT)
         paths, new_state = self._paths(x_BTD, self._gates(x_BTD), state, segments)
         return sum(paths[1:], paths[0]), new_state
+
+    def compiles(self, context: int) -> bool:
+        """See :meth:`Mixer.compiles`."""
+        return self.written is None or context <= MAX_UNROLLED * self.config.chunk_size
 
     def _paths(
         self, x_BTD: Tensor, gates: tuple[Tensor | None, Tensor | None], state: MixerState | None, segments: Segments | None
@@ -199,19 +206,19 @@ def _written_cost(config: ModelConfig, context: int) -> Cost:
     E, M, L = D // H, slots // H, min(config.chunk_size, context)
     plain, mean, has_gate = config.write_address == "keys", config.write == "mean", config.fusion == "gate"
     projections = 2 * (slots * D + 2 * D * D + 2 * D * H + K * slots)
-    # Per token and head in chunks of L, whose L × L products are triangular only in what counts, not in what is computed: delta scores a by a and r by a,
-    # inverts, solves for U and Y, reads what was written; V0 is read at a and at r, the state at Y and r, and written. mean has no system to solve.
-    inside = 2 * L * (3 * M + 2 * E) + L * L if not mean else 2 * L * (2 * M + E)
+    # Per token and head in chunks of L, whose L × L products are triangular only in what counts, not in what is computed: delta scores a and r by a,
+    # inverts, solves for W and reads it; V0 and the state are read at a and at r, and what was written goes into the state. mean has no system to solve.
+    inside = 2 * L * (2 * M + 2 * E) + L * L if not mean else 2 * L * (2 * M + E)
     between = (5 if not mean else 3) * 2 * M * E
     step = (3 if not mean else 2) * 2 * M * E
     if mean:
         kept = (9 + has_gate) * D + 10 * slots + 7 * H + 3 * H * L
     else:
-        kept = (9 + 2 * (not plain) + has_gate) * D + (14 if plain else 11) * slots + (12 if plain else 10) * H + 6 * H * L
+        kept = (7 + has_gate) * D + (7 if plain else 5) * slots + 9 * H + 3 * H * L
     return Cost(
         parameters=slots * D + H * (not plain) + slots * E + slots * mean + slots * (K + 1) + 2 * D * D + 2 * D * H + 2 * H + H + D,
         forward_flops=projections + H * (inside + between),
-        decode_flops=projections + H * step,
-        activations=kept + 2 * slots * E / L,
+        decode_flops=projections + 2 * (K - 1) * slots * D + H * step,  # the scores of the tokens in the convolution are taken anew
+        activations=kept + (1 + mean) * slots * E / L,
         state_bytes=4 * slots * (E + mean),
     )

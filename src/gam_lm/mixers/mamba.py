@@ -46,6 +46,10 @@ class Mamba(Mixer):
     uses = frozenset({"conv_kernel_size", "state_size", "expand", "chunk_size"})
     backends = ("chunked",)
 
+    def compiles(self, context: int) -> bool:
+        """Never: the scan's gradient is written out for the CPU's cache, and a compiler takes minutes over its loops."""
+        return False
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         D, E, N, R = config.hidden_size, inner_size(config), config.state_size, step_rank(config)

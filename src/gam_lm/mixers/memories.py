@@ -120,9 +120,13 @@ class WrittenMemory(nn.Module):
         address_SD = self.address
         if self.sharpness is not None:
             address_SD = address_SD * self.sharpness.repeat_interleave(self.config.num_memory_slots // H)[:, None]
-        read_BTS = F.linear(h_BTD, address_SD)
         # The taps see scores, not inputs: the projection is linear, and so one product serves both addresses.
-        write_BTS, _ = self.before(read_BTS, None if conv_state is None else F.linear(conv_state, address_SD), segments)
+        if conv_state is None:
+            read_BTS, before_BJS = F.linear(h_BTD, address_SD), None
+        else:
+            J = conv_state.shape[1]
+            before_BJS, read_BTS = F.linear(torch.cat([conv_state.to(h_BTD.dtype), h_BTD], 1), address_SD).split([J, h_BTD.shape[1]], 1)
+        write_BTS, _ = self.before(read_BTS, before_BJS, segments)
         read_BTHM, write_BTHM = (scores_BTS.unflatten(-1, (H, -1)) for scores_BTS in (read_BTS, write_BTS))
         if self.sharpness is None:
             read_BTHM, write_BTHM = (self._audible(F.silu(keys_BTHM)) for keys_BTHM in (read_BTHM, write_BTHM))
@@ -182,4 +186,3 @@ class WrittenMemory(nn.Module):
             self.log_rate.uniform_(*RATE_RANGE).log_()
             self.norm.fill_(1.0)
             nn.init.normal_(self.out_proj.weight, std=INIT_STD / math.sqrt(2 * config.num_hidden_layers))
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -77,3 +78,30 @@ def _fields(row: Row) -> dict[str, Any]:
     """What a row was made with, as far as it is not the default."""
     fields = {name: value for key in CONFIGURATIONS for name, value in fields_set(row, key).items() if name not in OF_ONE_TRAINING}
     return fields | ({"implementation": row["backend"]} if "backend" in row else {})
+
+
+def by_setting(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by what must be equal for a comparison of times: batch size, number format, eager or compiled."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["batch_size"], row["dtype"], row["variant"]), []).append(row)
+    return found
+
+
+def setting_name(setting: tuple[Any, ...]) -> str:
+    """What a setting is called in a table or a picture."""
+    batch, dtype, variant = setting
+    return f"batch {batch}, {dtype}{' autocast' if dtype not in ('fp32', 'int8') else ''}, {variant}"
+
+
+def machine_line(results: Mapping[str, Any]) -> str:
+    """Where times come from."""
+    machine = results["environment"]
+    return f"{machine['device']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}."
+
+
+def three_digits(value: float | None) -> str:
+    """A figure with the three digits that count; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"

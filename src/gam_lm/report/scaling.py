@@ -10,7 +10,7 @@ from typing import Any
 
 from gam_lm.files import write_text
 from gam_lm.report.plots import colour, label_ends, new_figure, save
-from gam_lm.report.rows import by_model
+from gam_lm.report.rows import by_model, by_setting, machine_line, setting_name, three_digits
 from gam_lm.report.statistics import t_quantile
 from gam_lm.results import read_results
 
@@ -62,14 +62,14 @@ def write_scaling(directory: Path) -> str:
 def scaling_table(results: Mapping[str, Any]) -> str:
     """Table 2's columns, length by length: milliseconds of a forward and backward pass and MB at the peak; then forward alone, and the exponents."""
     parts = []
-    settings = _settings(results["rows"])
+    settings = by_setting(results["rows"])
     for setting, rows in settings.items():
         if len(settings) > 1:
-            parts.append(f"### {_setting_name(setting)}\n")
+            parts.append(f"### {setting_name(setting)}\n")
         parts += [
             _lengths_table(rows, {"time (ms)": "forward_backward_ms", "memory (MB)": "peak_memory_mb"}), "",
             "Forward pass alone (ms):\n", _lengths_table(rows, {"": "forward_ms"}), "", _exponents_table(rows), "",
-            f"{_setting_name(setting)}. {_machine(results)}", "",
+            f"{setting_name(setting)}. {machine_line(results)}", "",
         ]  # fmt: skip
     return "\n".join(parts)
 
@@ -86,7 +86,7 @@ def _lengths_table(rows: Sequence[Row], keys: Mapping[str, str]) -> str:
             if row is not None and row["outcome"] != "ok":
                 cells += [row["outcome"], *[""] * (len(keys) - 1)]
             else:
-                cells += [_number(row.get(key)) if row else "" for key in keys.values()]
+                cells += [three_digits(row.get(key)) if row else "" for key in keys.values()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -122,7 +122,7 @@ def exponent_text(rows: Sequence[Row], key: str) -> str:
 def scaling_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
     """compute_time and peak_memory on logarithmic axes, a line per model. A folder of several settings gets a pair for each."""
     pictures = []
-    settings = _settings(results["rows"])
+    settings = by_setting(results["rows"])
     for setting, rows in settings.items():
         ending = "" if len(settings) == 1 else "_" + "_".join(map(str, setting))
         for key, stem, label, title in (
@@ -130,7 +130,7 @@ def scaling_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
             ("peak_memory_mb", "peak_memory", "peak memory (MB)", "Memory of one block"),
         ):
             if any(row.get(key) for row in rows):
-                pictures += _plot(rows, key, label, f"{title}, {_setting_name(setting)}", directory / (stem + ending))
+                pictures += _plot(rows, key, label, f"{title}, {setting_name(setting)}", directory / (stem + ending))
     return pictures
 
 
@@ -153,28 +153,3 @@ def _plot(rows: Sequence[Row], key: str, label: str, title: str, stem: Path) -> 
     axes.set_ylabel(label)
     axes.set_title(title, loc="left")
     return save(figure, stem)
-
-
-def _settings(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows by what must be equal for a comparison: batch size, number format, eager or compiled."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault((row["batch_size"], row["dtype"], row["variant"]), []).append(row)
-    return found
-
-
-def _setting_name(setting: tuple[Any, ...]) -> str:
-    batch, dtype, variant = setting
-    return f"batch {batch}, {dtype}{' autocast' if dtype != 'fp32' else ''}, {variant}"
-
-
-def _machine(results: Mapping[str, Any]) -> str:
-    machine = results["environment"]
-    return f"{machine['device']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}."
-
-
-def _number(value: float | None) -> str:
-    """Three digits that count."""
-    if value is None:
-        return ""
-    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"

@@ -7,6 +7,7 @@ import logging
 import statistics
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from gam_lm.files import explained, write_text
 from gam_lm.loss import IGNORE
 from gam_lm.model import LanguageModel
 from gam_lm.progress import progress
+from gam_lm.training.compiled import compile_for_training, make_eager
 from gam_lm.training.evaluate import Evaluation, evaluate
 from gam_lm.training.precision import autocast, choose_dtype
 from gam_lm.training.recipe import TrainConfig
@@ -93,6 +95,7 @@ def fit(
     claim_directory(directory, model.config, recipe, corpus)
     total = recipe.total_steps(blocks.steps_per_epoch)
     optimizer = make_optimizer(model, recipe)
+    compiled = compile_for_training(model, recipe, total)
     tracker = tracker or NoTracker()
     tokenizer = corpus.tokenizer
 
@@ -111,7 +114,9 @@ def fit(
 
     def validate(last: bool) -> Evaluation:
         """Within the run in the format of the products, at its end in that of the weights."""
-        with progress(f"{label}: validation", None, "blocks") as bar:
+        # Batches of other shapes would be compiled anew.
+        eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        with eager, progress(f"{label}: validation", None, "blocks") as bar:
             return evaluate(
                 model, corpus.splits["valid"], context=recipe.context, overlap=recipe.blocks == "overlapping",
                 dtype=torch.float32 if last else dtype, advance=bar.advance,
@@ -160,6 +165,8 @@ def fit(
         save()
         logger.info("interrupted after step %d of %d; the same command goes on from there", step, total)
         raise
+    finally:
+        make_eager(compiled)
     tracker.finish()
     if validation is None:  # killed between the last step and its end
         validation = validate(last=True)

@@ -9,6 +9,10 @@ from typing import Any, Literal
 
 from gam_lm.errors import InputError, unknown_name
 
+CHOICES = {
+    "precision": ("auto", "fp32", "bf16"), "compile": ("auto", "on", "off"), "decay": ("matrices", "everything"), "blocks": ("overlapping", "paper"),
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -38,6 +42,8 @@ class TrainConfig:
     """Largest norm of the gradient; 0 leaves it alone."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the matrix products; auto takes bf16 where the device computes it natively."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Run the blocks through torch.compile, the same losses to rounding; auto where the run is long enough to pay for it."""
     seed: int = 0
     """Seed of the start values, the order of the blocks and dropout."""
     validate_every: int | None = None
@@ -64,7 +70,7 @@ class TrainConfig:
         for field in ("weight_decay", "clip"):
             if getattr(self, field) < 0:
                 raise InputError(f"{field} is {getattr(self, field)!r}: use 0 or more")
-        for field, choices in (("precision", ("auto", "fp32", "bf16")), ("decay", ("matrices", "everything")), ("blocks", ("overlapping", "paper"))):
+        for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise unknown_name(field, str(getattr(self, field)), choices)
 

@@ -1,0 +1,89 @@
+"""torch.compile, where it can be had: the compiler it needs, and the two things that are compiled, training blocks and the step of decoding.
+
+Shapes: B rows, V = vocab_size.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from gam_lm.model import LanguageModel, State
+
+Step = Callable[[Tensor, State], tuple[Tensor, State]]
+"""One token of each row (B, 1) and the state before it → logits (B, 1, V) and the state after it."""
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why nothing can be compiled for ``device`` here, or None."""
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if shutil.which(compiler) is None:
+        return f"no C++ compiler {compiler!r} found"
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "no triton found"
+    return None
+
+
+def compiled_step(model: LanguageModel, token_B1: Tensor, state: State) -> Step:
+    """``model.stream`` for one token, compiled: for inference alone, with the weights as they are now.
+
+    On a CPU the weights are copied into the layout that its matrix unit reads fastest; on a GPU see :func:`graphed_step`.
+
+    Args:
+        model: in evaluation mode.
+        token_B1: any tokens; only the shape counts.
+        state: of any sequence; only the shapes count, and what is written in place is overwritten later.
+    """
+    from torch._inductor import config
+
+    step: Step = torch.compile(model.stream, dynamic=False)
+    with torch.no_grad(), config.patch(freezing=token_B1.device.type == "cpu"):  # it is looked at when the first call compiles
+        step(token_B1, state)
+    return step
+
+
+def graphed_step(step: Step, token_B1: Tensor, state: State) -> Callable[[Tensor], Tensor]:
+    """``step`` as a CUDA graph: a call replays it on the next token (B, 1), carries the state, and returns the logits (B, 1, V), in buffers of its own.
+
+    Args:
+        step: on a GPU, of one token, whose state keeps its shapes.
+        token_B1: any tokens; only the shape counts.
+        state: where to start from; it becomes the graph's own and changes with every call.
+    """
+    token_B1 = token_B1.clone()
+    kept = _tensors(state)
+    start = [each.clone() for each in kept]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(token_B1, state)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits_B1V, after = step(token_B1, state)
+        _carry(kept, _tensors(after))
+    _carry(kept, start)
+
+    def replay(next_B1: Tensor) -> Tensor:
+        token_B1.copy_(next_B1)
+        graph.replay()
+        return logits_B1V
+
+    return replay
+
+
+def _tensors(state: State) -> list[Tensor]:
+    return [state.position_B, *(each for layer in state.layers for each in layer)]
+
+
+def _carry(old: list[Tensor], new: list[Tensor]) -> None:
+    for before, after in zip(old, new, strict=True):
+        if before.data_ptr() != after.data_ptr():  # a cache that is written in place is its own successor
+            before.copy_(after)

@@ -1,0 +1,235 @@
+"""Training speed: tokens per second of whole steps, the plain way and ours, beside what the machine's matrix unit gives.
+
+All variants of a model take turns in one process, so that what else the machine does meets them alike; the memory of a step is measured in a process of its own
+for each. ``plain`` is what one writes first: Conv1d, logits held whole, PyTorch's default AdamW; ``eager`` and ``compiled`` are gam_lm.training's own step.
+
+Shapes: B rows, T tokens, C channels, V = vocab_size.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gam_lm.compiling import obstacle
+from gam_lm.config import ModelConfig
+from gam_lm.conv import CausalConv
+from gam_lm.diagnostics.cost import model_cost
+from gam_lm.experiments.contenders import contender
+from gam_lm.isolation import OK, Isolated, Peak, available_mb, out_of_memory, run_isolated
+from gam_lm.measure import BYTES_PER_MB, cuda_peak_bytes, interleaved_times, matmul_peak, nominal_flops
+from gam_lm.mixers import mixer_class
+from gam_lm.progress import progress
+from gam_lm.results import Results
+from gam_lm.training.compiled import compile_for_training
+from gam_lm.training.loop import make_optimizer, new_model, train_step
+from gam_lm.training.precision import autocast
+from gam_lm.training.recipe import TrainConfig
+
+logger = logging.getLogger("gam_lm")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+VARIANTS = (("plain", "fp32"), ("plain", "bf16"), ("eager", "bf16"), ("compiled", "bf16"))
+"""Ways of taking a step, and the format of its products under autocast."""
+
+SHARE_OF_MEMORY = 0.8
+"""Of what is available, for a process whose limit is not given."""
+
+RATE = 1e-4
+"""A learning rate at which nothing grows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a model is measured."""
+
+    rounds: int = 7
+    """Steps of each variant that are timed; their median counts."""
+    warmup: int = 2
+    """Steps before those."""
+    limit_seconds: float = 1200.0
+    """The most that a process may take."""
+    limit_mb: float | None = None
+    """The most resident memory of a process; by default 80 % of what is available."""
+
+
+def bench_train(
+    models: Mapping[str, ModelConfig],
+    batch_sizes: Sequence[int],
+    context: int,
+    variants: Sequence[tuple[str, str]],
+    protocol: Protocol,
+    results: Results,
+    device: torch.device,
+    *,
+    isolated: bool = True,
+    go_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Measure what is missing in ``results``; the rows of a model at a batch size are written together.
+
+    Args:
+        models: configurations by their names in the rows.
+        batch_sizes: B.
+        context: T.
+        variants: of :data:`VARIANTS`; what cannot be compiled here, or gains nothing by it, is left out.
+        protocol: how.
+        results: an open results.json.
+        device: where.
+        isolated: False measures within this process, without limits and without the memory of a CPU.
+        go_on: asked before each model; False ends the run, to be gone on with later.
+    """
+    if any(way == "compiled" for way, _ in variants) and (reason := obstacle(device)):
+        logger.warning("compiled variants are left out: %s", reason)
+        variants = [each for each in variants if each[0] != "compiled"]
+    with progress("training speed", len(models) * len(batch_sizes), "models") as bar:
+        for B in batch_sizes:
+            for name, config in models.items():
+                rows = [row for each in variants if results.find(row := _row(name, config, context, B, *each)) is None]
+                if rows:
+                    if not go_on():
+                        return
+                    _measure_rows(rows, protocol, results, device, isolated)
+                bar.advance(1, f"{name}, batch {B}")
+
+
+def matched(names: Sequence[str], base: ModelConfig) -> dict[str, ModelConfig]:
+    """The named models, sized to the parameters of the static GAM."""
+    return dict(contender(name, base, match=True) for name in names)
+
+
+def _row(name: str, config: ModelConfig, context: int, B: int, way: str, dtype: str) -> dict[str, Any]:
+    """What tells a row from the others."""
+    return {
+        "model": name, "backend": mixer_class(config.mixer).backend_name(config), "model_config": config.to_dict(), "context": context, "batch_size": B,
+        "dtype": dtype, "variant": way,
+    }  # fmt: skip
+
+
+def _measure_rows(rows: Sequence[dict[str, Any]], protocol: Protocol, results: Results, device: torch.device, isolated: bool) -> None:
+    """All variants of a model at a batch size."""
+    common = {**rows[0], "device": str(device), "rounds": protocol.rounds, "warmup": protocol.warmup}
+    asked = [[row["variant"], row["dtype"]] for row in rows]
+    timed = _call(measure_times, common | {"variants": asked}, protocol, isolated)
+    for row in rows:
+        label = f"{row['model']} {row['variant']} {row['dtype']}, batch {row['batch_size']}"
+        if timed.outcome != OK:
+            results.add(row | {"outcome": timed.outcome})
+            logger.info("%s: %s", label, timed.outcome)
+            continue
+        key = f"{row['variant']} {row['dtype']}"
+        if key not in timed.figures["variants"]:
+            continue
+        memory = _call(measure_memory, common | {"variants": [[row["variant"], row["dtype"]]]}, protocol, isolated)
+        own = timed.figures["variants"][key]
+        results.add(row | {"outcome": OK, **timed.figures["model"], **own, **memory.figures})
+        logger.info("%s: %.0f tokens/s, %.0f %% of the peak of %s", label, own["tokens_per_second"], 100 * own["share_of_peak"], row["dtype"])
+
+
+def _call(function: Callable[[Mapping[str, Any], Peak], dict[str, Any]], parameters: Mapping[str, Any], protocol: Protocol, isolated: bool) -> Isolated:
+    if isolated:
+        limit = SHARE_OF_MEMORY * available_mb() if protocol.limit_mb is None else protocol.limit_mb
+        return run_isolated(f"{__name__}:{function.__name__}", parameters, seconds=protocol.limit_seconds, memory_mb=limit)
+    try:
+        return Isolated(OK, function(parameters, _unwatched))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return Isolated("out of memory", {})
+
+
+def _unwatched(step: Callable[[], object]) -> None:
+    step()
+
+
+def measure_times(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
+    """All ``variants`` in turns: ``{"model": {…}, "variants": {"way dtype": {…}}}``; a model that gains nothing by being compiled has no such variant.
+
+    Of the model: ``parameters``, ``flops_per_token`` (counted, of a training step) and the matmul peaks ``peak_fp32_flops`` and ``peak_bf16_flops``. Of a
+    variant: ``step_ms`` (median) with its quartiles, ``tokens_per_second``, ``flops_per_second``, ``share_of_peak`` (that of its format), ``first_loss``, and ``mfu`` (share of
+    the data sheet's bf16) where the device is known.
+    """
+    device, config = torch.device(parameters["device"]), ModelConfig.from_dict(parameters["model_config"])
+    B, T = parameters["batch_size"], parameters["context"]
+    steps: dict[str, Callable[[], Tensor]] = {}
+    for way, dtype in parameters["variants"]:
+        step = make_step(config, B, T, way, DTYPES[dtype], device)
+        if step is not None:
+            steps[f"{way} {dtype}"] = step
+    first = {name: float(step()) for name, step in steps.items()}
+    times = interleaved_times(dict(steps), device, warmup=parameters["warmup"], rounds=parameters["rounds"])
+    peaks = {name: matmul_peak(device, dtype) for name, dtype in DTYPES.items()}
+    flops = model_cost(config, T).training_flops
+    found = {}
+    for name, each in times.items():
+        low, median, high = statistics.quantiles(each, n=4) if len(each) > 1 else 3 * each
+        rate = 1000 * B * T / median
+        found[name] = {
+            "step_ms": median, "step_ms_low": low, "step_ms_high": high, "tokens_per_second": rate, "flops_per_second": rate * flops,
+            "share_of_peak": rate * flops / peaks[name.split()[1]], "first_loss": first[name],
+        }  # fmt: skip
+        if nominal := nominal_flops(device):
+            found[name]["mfu"] = rate * flops / nominal
+    return {
+        "model": {"parameters": model_cost(config, T).total_parameters, "flops_per_token": flops, **{f"peak_{name}_flops": value for name, value in peaks.items()}},
+        "variants": found,
+    }
+
+
+def measure_memory(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
+    """``peak_memory_mb`` of a step of the one variant in ``variants``: on a GPU all that the allocator holds at most, on a CPU the growth of the process over
+    weights and moments."""
+    device = torch.device(parameters["device"])
+    ((way, dtype),) = parameters["variants"]
+    config = ModelConfig.from_dict(parameters["model_config"])
+    step = make_step(config, parameters["batch_size"], parameters["context"], way, DTYPES[dtype], device)
+    assert step is not None
+    step()
+    grown = cuda_peak_bytes(step, device) if device.type == "cuda" else peak(step)
+    return {} if grown is None else {"peak_memory_mb": grown / BYTES_PER_MB}
+
+
+def make_step(config: ModelConfig, B: int, T: int, way: str, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor] | None:
+    """A training step over the same random tokens at every call, which gives its loss; None for a compiled one that would gain nothing."""
+    model = new_model(config, 0, device).train()
+    rng = np.random.default_rng(0)
+    batch = rng.integers(config.vocab_size, size=(B, T)), rng.integers(config.vocab_size, size=(B, T))
+    recipe = TrainConfig(batch_size=B, context=T, compile="on" if way == "compiled" else "off")
+    if way != "plain":
+        if not compile_for_training(model, recipe, 1) and way == "compiled":
+            return None
+        optimizer: torch.optim.Optimizer = make_optimizer(model, recipe)
+        return lambda: train_step(model, optimizer, batch, recipe, RATE, dtype)[0]
+
+    for part in model.modules():
+        if isinstance(part, CausalConv):
+            part.forward = MethodType(_conv1d, part)  # type: ignore[method-assign]
+    plain_optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=recipe.weight_decay)
+
+    def plain() -> Tensor:
+        tokens_BT, targets_BT = (torch.from_numpy(each).to(device) for each in batch)
+        with autocast(device, dtype):
+            _, loss = model(tokens_BT, targets_BT)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        plain_optimizer.step()
+        plain_optimizer.zero_grad()
+        return loss.detach()
+
+    return plain
+
+
+def _conv1d(self: CausalConv, x_BTC: Tensor, state: None = None, segments: None = None) -> tuple[Tensor, Tensor]:
+    """The convolution by PyTorch's own."""
+    C, K = self.weight.shape
+    y_BCT = F.conv1d(F.pad(x_BTC.mT, (K - 1, 0)), self.weight[:, None], self.bias, groups=C)
+    return y_BCT.mT, x_BTC[:, x_BTC.shape[1] - K + 1 :]

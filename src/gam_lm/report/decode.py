@@ -1,0 +1,82 @@
+"""The table and the plots of decoding, from results.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gam_lm.files import write_text
+from gam_lm.report.plots import colour, label_ends, new_figure, save
+from gam_lm.report.rows import by_model, by_setting, machine_line, setting_name, three_digits
+from gam_lm.results import read_results
+
+Row = Mapping[str, Any]
+
+
+def write_decode(directory: Path) -> str:
+    """Write table.md and the plots of a folder's results.json. Returns the table."""
+    results = read_results(directory / "results.json")
+    table = decode_table(results)
+    write_text(directory / "table.md", table)
+    decode_plots(results, directory)
+    return table
+
+
+def decode_table(results: Mapping[str, Any]) -> str:
+    """A table for each batch size, format of the weights and variant: milliseconds of one more token of every row after each context, how flat they are, the
+    share of what reading the weights allows, and the state of one sequence after the shortest and the longest context."""
+    parts = []
+    for setting, rows in by_setting(results["rows"]).items():
+        contexts = sorted({row["context"] for row in rows})
+        first, last = contexts[0], contexts[-1]
+        head = ["Model", "Parameters", *(f"ms after {n:,}" for n in contexts), f"{last:,} over {first:,}", "Share of the weights' limit"]
+        head += [f"State after {n:,} (KB)" for n in dict.fromkeys((first, last))]
+        lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+        lines += ["| " + " | ".join(_cells(name, group, contexts)) + " |" for name, group in by_model(rows).items()]
+        parts += [f"### {_name(setting)}\n", *lines, ""]
+    parts.append(
+        "The share is (bytes of weights / measured bandwidth) / time, after the shortest context; weights of attention are followed by its cache, "
+        f"which the share leaves out. {machine_line(results)}\n"
+    )
+    return "\n".join(parts)
+
+
+def _cells(name: str, group: Sequence[Row], contexts: Sequence[int]) -> list[str]:
+    rows = {row["context"]: row for row in group}
+    done = {n: row for n, row in rows.items() if row["outcome"] == "ok"}
+    first, last = contexts[0], contexts[-1]
+    cells = [name, f"{next(iter(done.values()))['parameters']:,}" if done else ""]
+    cells += [three_digits(done[n]["step_ms"]) if n in done else rows[n]["outcome"] if n in rows else "" for n in contexts]
+    both = first in done and last in done
+    cells.append(f"{done[last]['step_ms'] / done[first]['step_ms']:.2f}" if both else "")
+    cells.append(f"{100 * done[first]['share_of_bandwidth']:.0f} %" if first in done else "")
+    return cells + [f"{done[n]['state_bytes'] / 1024:,.0f}" if n in done else "" for n in dict.fromkeys((first, last))]
+
+
+def _name(setting: tuple[Any, ...]) -> str:
+    return setting_name(setting).replace(" autocast", " weights").replace("int8", "int8 weights")
+
+
+def decode_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
+    """Time of a step against the context on logarithmic axes, a line per model; a picture for each setting where there are several."""
+    pictures = []
+    settings = by_setting(results["rows"])
+    for setting, rows in settings.items():
+        figure, axes = new_figure()
+        axes.set_xscale("log")
+        ends = []
+        for name, group in by_model(rows).items():
+            points = sorted((row["context"], row["step_ms"]) for row in group if row["outcome"] == "ok")
+            failed = sorted((row["context"], row["outcome"]) for row in group if row["outcome"] != "ok")
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour(name), marker="o", markersize=3.5, linestyle="--" if name.startswith("hf:") else "-")
+                fate = f" ({failed[0][1]})" if failed else ""
+                ends.append((float(points[-1][0]), float(points[-1][1]), name + fate, colour(name)))
+        axes.set_yscale("log")
+        label_ends(axes, ends)
+        axes.set_xlabel("tokens before (context)")
+        axes.set_ylabel("time of one more token (ms)")
+        axes.set_title(f"Decoding, {_name(setting)}", loc="left")
+        pictures += save(figure, directory / ("decode" + ("" if len(settings) == 1 else "_" + "_".join(map(str, setting)))))
+    return pictures

@@ -1,0 +1,49 @@
+"""Training through torch.compile: when it pays, and what is compiled."""
+
+from __future__ import annotations
+
+import logging
+
+from gam_lm.compiling import obstacle
+from gam_lm.diagnostics.cost import model_cost
+from gam_lm.model import Block, LanguageModel
+from gam_lm.training.recipe import TrainConfig
+
+logger = logging.getLogger("gam_lm")
+
+WORTH = {"cpu": 1e14, "cuda": 1e17}
+"""Operations of a run from which on compiling pays: some ten minutes on a few cores, some minutes on a GPU. Counted, not timed, so that a run that was
+killed and goes on makes the same choice."""
+
+
+def compile_for_training(model: LanguageModel, recipe: TrainConfig, total_steps: int) -> list[Block]:
+    """Compile the blocks of ``model`` in place, as ``recipe.compile`` says; the first step then takes some seconds more.
+
+    A block is compiled once for all layers, which are alike. Nothing changes but speed and rounding: dropout draws what it draws without.
+
+    Returns:
+        What was compiled, for :func:`make_eager`; why nothing was is logged.
+    """
+    device = model.embed_tokens.weight.device
+    if recipe.compile == "off":
+        return []
+    if recipe.compile == "auto":
+        flops = model_cost(model.config, recipe.context).training_flops * recipe.context * recipe.batch_size * total_steps
+        if flops < WORTH.get(device.type, float("inf")):
+            return []
+    if reason := obstacle(device):
+        logger.info("not compiled: %s", reason)
+        return []
+    if not model.layers[0].mixer.compiles(recipe.context):
+        logger.info("not compiled: mixer %r with these fields gains nothing by it", model.config.mixer)
+        return []
+    for layer in model.layers:
+        layer.compile(dynamic=False, options={"fallback_random": True})
+    logger.info("compiled: the blocks; the first step takes longer")
+    return list(model.layers)
+
+
+def make_eager(parts: list[Block]) -> None:
+    """Undo :func:`compile_for_training`."""
+    for part in parts:
+        part._compiled_call_impl = None

@@ -1,0 +1,62 @@
+"""`gam bench-train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gam_lm.config import ModelConfig
+from gam_lm.errors import InputError
+from gam_lm.verbs.flags import command_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchTrain:
+    """Time whole training steps, the plain way and ours, beside the machine's matmul peak; the same command goes on with what is missing."""
+
+    out: Path
+    """Folder for results.json, table.md, training_speed.svg and .png."""
+    models: tuple[str, ...] = ("gam-static", "gam-mean", "gam-delta", "transformer", "mamba")
+    """Names of the models, sized to the parameters of the static GAM."""
+    batch_sizes: tuple[int, ...] = (8, 32)
+    """Sequences per step."""
+    context: int = 256
+    """Tokens per sequence."""
+    variants: tuple[Literal["plain", "eager", "compiled"], ...] = ("plain", "eager", "compiled")
+    """Ways of taking a step; plain in fp32 and bf16, the others in bf16."""
+    rounds: int = 7
+    """Steps of each variant that are timed, in turns; their median counts."""
+    warmup: int = 2
+    """Steps before those."""
+    limit_seconds: float = 1200.0
+    """The most that a model may take at a batch size before it is "over time"."""
+    limit_mb: float | None = None
+    """The most memory of a process in MB before it is "out of memory"; by default 80 % of what is available."""
+    architecture: ModelConfig = ModelConfig(vocab_size=10_000, dropout=0.0)
+    device: str = "auto"
+    """auto, cpu, cuda …"""
+
+    def run(self) -> None:
+        """Measure what is missing, then write table and plot."""
+        from gam_lm.experiments.training_speed import VARIANTS, Protocol, bench_train, matched
+        from gam_lm.measure import environment
+        from gam_lm.report.speed import write_speed
+        from gam_lm.results import Results, results_file
+        from gam_lm.training.precision import choose_device
+
+        for field in ("batch_sizes", "context", "rounds", "warmup"):
+            value = getattr(self, field)
+            if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
+                raise InputError(f"{field} is {value}: use whole numbers of at least 1")
+        for field in ("limit_seconds", "limit_mb"):
+            if getattr(self, field) is not None and getattr(self, field) <= 0:
+                raise InputError(f"{field} is {getattr(self, field)}: use a number above 0")
+        protocol = Protocol(rounds=self.rounds, warmup=self.warmup, limit_seconds=self.limit_seconds, limit_mb=self.limit_mb)
+        variants = [each for each in VARIANTS if each[0] in self.variants]
+        base = self.architecture.replace(max_position_embeddings=max(self.context, self.architecture.max_position_embeddings))
+        device = choose_device(self.device)
+        results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
+        bench_train(matched(self.models, base), self.batch_sizes, self.context, variants, protocol, results, device)
+        print(write_speed(self.out))
+        print(f"table and plot: {self.out}")

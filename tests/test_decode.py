@@ -1,0 +1,171 @@
+"""Decoding: caches written in place, the compiled step, what a row says, runs that end badly, table and plots."""
+
+import json
+
+import pytest
+import torch
+
+import gam_lm.experiments.decode as decode
+from gam_lm.cli import run
+from gam_lm.compiling import compiled_step, obstacle
+from gam_lm.config import ModelConfig
+from gam_lm.errors import InputError
+from gam_lm.experiments.contenders import contender
+from gam_lm.experiments.decode import GPT2, Protocol, bench_decode, weight_bytes
+from gam_lm.model import LanguageModel, State
+from gam_lm.presets import named_model
+from gam_lm.quantize import quantize_int8
+from gam_lm.report.decode import decode_table, write_decode
+from gam_lm.results import Results
+
+BASE = ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_memory_slots=8, dropout=0.0)
+MODELS = ["gam-static", "gam-mean", "gam-delta", "transformer", "transformer-rotary", "mamba"]
+CPU = torch.device("cpu")
+
+
+def opened(path):
+    return Results.open(path / "results.json", command="", environment={}, corpus=None)
+
+
+def model_of(name, **changes):
+    torch.manual_seed(1)
+    return LanguageModel(named_model(name, BASE.replace(max_position_embeddings=64)).replace(**changes)).eval()
+
+
+@pytest.mark.parametrize("name", ["transformer", "transformer-rotary"])
+@torch.no_grad()
+def test_a_cache_written_in_place_gives_what_a_growing_one_gives(name):
+    model = model_of(name).double()
+    n, B = 9, 3
+    filled = [layer.mixer.filled_cache(B, n, 4, dtype=torch.float64) for layer in model.layers]
+    position_B = torch.full((B,), n)
+    in_place = State(position_B, tuple(filled))
+    grows = State(position_B, tuple((k[:, :n], v[:, :n], own[:, :n], *([count] if model.layers[0].mixer.rotary else [])) for k, v, own, count, _ in filled))
+    for _ in range(4):
+        token_B1 = torch.randint(64, (B, 1))
+        got, in_place = model.stream(token_B1, in_place)
+        wanted, grows = model.stream(token_B1, grows)
+        assert (got - wanted).abs().max() < 1e-12
+    assert in_place.layers[0][0].data_ptr() == filled[0][0].data_ptr()
+
+
+def test_only_a_state_that_grows_is_filled():
+    filled = {name: model_of(name).layers[0].mixer.filled_cache(1, 5, 1, dtype=torch.float32) for name in MODELS}
+    assert [name for name, each in filled.items() if each is not None] == ["transformer", "transformer-rotary"]
+
+
+def test_the_bytes_of_the_weights_are_those_that_a_token_reads():
+    model = model_of("gam-static", positions="learned")
+    counted = sum(p.numel() for p in model.parameters()) - model.embed_positions.weight.numel()
+    assert weight_bytes(model) == 4 * counted
+    untied = model_of("gam-static", tie_word_embeddings=False)
+    assert weight_bytes(untied) == 4 * counted  # one matrix for the output head, the embedding is looked up
+    quantize_int8(untied)
+    parts = [part for name, part in untied.named_modules() if hasattr(part, "weight_int8") and "embed" not in name]
+    matrices, scales = (sum(each.numel() for each in some) for some in zip(*((part.weight_int8, part.weight_scale) for part in parts), strict=True))
+    assert weight_bytes(untied) == matrices + 4 * (scales + counted - matrices)
+
+
+@pytest.mark.slow
+def test_a_row_for_every_model_context_and_setting_and_none_twice(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    settings = [("fp32", "eager"), ("bf16", "eager"), ("int8", "eager")]
+    arguments = ([*MODELS, GPT2], [5, 20], [1, 2], settings, BASE, Protocol(steps=2, warmup=1))
+    monkeypatch.setattr(decode, "memory_bandwidth", lambda device, size: 1e9)
+    bench_decode(*arguments, opened(tmp_path), CPU, isolated=False)
+    rows = opened(tmp_path).rows
+    assert len(rows) == 2 * 2 * (3 * len(MODELS) + 2)  # GPT-2 has no int8
+    assert all(row["outcome"] == "ok" and row["step_ms_low"] <= row["step_ms"] <= row["step_ms_high"] for row in rows)
+    target = named_model("gam-static", BASE)
+    for row in rows:
+        config = ModelConfig.from_dict(row["model_config"])
+        assert config.num_hidden_layers == 2 or config.mixer == "mamba"
+        width = {"fp32": 4, "bf16": 2, "int8": 4 if config.mixer == "gam" else 2}[row["dtype"]] * BASE.hidden_size  # int8 embeddings give fp32
+        if row["model"] == GPT2:
+            assert row["state_bytes"] == row["context"] * 4 * width  # keys and values of two layers
+        elif config.mixer == "attention":
+            assert row["context"] * 4 * width <= row["state_bytes"] <= row["context"] * (4 * width + 2) + 48  # whose a token is, and counts
+        elif row["model"] == "gam-static":
+            assert row["state_bytes"] == 2 * (target.conv_kernel_size - 1) * width
+    monkeypatch.setattr(decode, "_measure", None)
+    bench_decode(*arguments, opened(tmp_path), CPU, isolated=False)  # nothing is left to measure
+
+
+def test_models_are_of_one_size_whatever_their_positions_need():
+    rows = {name: decode._row(name, 100_000, "fp32", "eager", 1, BASE, 100_000, Protocol()) for name in (*MODELS, GPT2)}
+    assert rows["transformer"]["model_config"]["max_position_embeddings"] > 100_000
+    _, matched = contender("transformer", BASE, match=True)
+    assert rows["transformer"]["model_config"]["intermediate_size"] == matched.intermediate_size
+    assert rows[GPT2]["model_config"] == rows["transformer"]["model_config"] and rows[GPT2]["backend"] == "transformers"
+    with pytest.raises(InputError, match="hf:gpt2"):
+        decode._row("hf:gpt3", 5, "fp32", "eager", 1, BASE, 5, Protocol())
+
+
+@pytest.mark.slow
+def test_a_context_that_runs_out_of_memory_is_a_row_and_the_shorter_ones_are_measured(tmp_path):
+    # 10⁷ tokens × 16 channels × keys and values in fp32 are 1.3 GB.
+    protocol = Protocol(steps=1, warmup=1, limit_mb=1000)
+    bench_decode(["transformer-rotary"], [16, 10_000_000], [1], [("fp32", "eager")], BASE.replace(num_hidden_layers=1), protocol, opened(tmp_path), CPU)
+    assert {row["context"]: row["outcome"] for row in opened(tmp_path).rows} == {16: "ok", 10_000_000: "out of memory"}
+
+
+def test_without_a_compiler_the_compiled_rows_are_left_out_with_one_line(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(decode, "memory_bandwidth", lambda device, size: 1e9)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" in obstacle(CPU)
+    bench_decode(["gam"], [5], [1], [("fp32", "eager"), ("fp32", "compiled")], BASE, Protocol(steps=1, warmup=1), opened(tmp_path), CPU, isolated=False)
+    assert [row["variant"] for row in opened(tmp_path).rows] == ["eager"]
+    assert sum("no-such-compiler" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(obstacle(CPU) is not None, reason="no compiler")
+@pytest.mark.parametrize("name", ["gam-static", "transformer-rotary"])
+@torch.no_grad()
+def test_the_compiled_step_gives_what_the_model_gives(name):
+    model = model_of(name)
+    token_B1 = torch.randint(64, (2, 1))
+    filled = [layer.mixer.filled_cache(2, 7, 8, dtype=torch.float32) for layer in model.layers]
+    grows = filled[0] is not None
+    state = State(torch.full((2,), 7), tuple(filled)) if grows else model.stream(torch.randint(64, (2, 7)))[1]
+    step = compiled_step(model, token_B1, state)
+    copy = State(state.position_B, tuple(tuple(each.clone() for each in layer) for layer in state.layers))
+    for _ in range(3):
+        token_B1 = torch.randint(64, (2, 1))
+        got, state = step(token_B1, state)
+        wanted, copy = model.stream(token_B1, copy)
+        assert (got - wanted).abs().max() < 1e-5
+
+
+MACHINE = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"}
+
+
+def cell(model, n, outcome="ok", **figures):
+    row = {"model": model, "context": n, "batch_size": 1, "dtype": "bf16", "variant": "compiled", "outcome": outcome}
+    if outcome == "ok":
+        row |= {"parameters": 1000, "step_ms": 2.0, "share_of_bandwidth": 0.8, "state_bytes": 2048} | figures
+    return row
+
+
+def test_table_and_plots_show_every_model_and_what_failed(tmp_path):
+    rows = [cell("gam-static", n, step_ms=2 + n / 1e6) for n in (1000, 100_000)]
+    rows += [cell("transformer", 1000, state_bytes=4_096_000), cell("transformer", 100_000, "out of memory")]
+    (tmp_path / "results.json").write_text(json.dumps({"command": "", "environment": MACHINE, "corpus": None, "rows": rows}))
+    table = write_decode(tmp_path)
+    lines = [[each.strip() for each in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
+    assert lines[2] == ["gam-static", "1,000", "2.00", "2.10", "1.05", "80 %", "2", "2"]
+    assert lines[3] == ["transformer", "1,000", "2.00", "out of memory", "", "80 %", "4,000", ""]
+    assert "### batch 1, bf16 weights, compiled" in table
+    assert "transformer (out of memory)" in (tmp_path / "decode.svg").read_text() and (tmp_path / "decode.png").stat().st_size
+    two = decode_table({"environment": MACHINE, "rows": [*rows, cell("gam-static", 1000) | {"batch_size": 16}]})
+    assert two.count("### ") == 2
+
+
+def test_the_command_measures_in_processes_of_their_own(tmp_path, capsys):
+    sizes = ["--hidden-size", "16", "--num-attention-heads", "2", "--num-memory-slots", "8", "--steps", "2", "--warmup", "1"]
+    command = ["bench-decode", "--models", "gam", "--contexts", "5", "9", "--batch-sizes", "1", "--precisions", "fp32", "--variants", "eager", "--device", "cpu",
+               "--out", str(tmp_path / "out"), *sizes]  # fmt: skip
+    assert run(command) == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [(row["context"], row["outcome"]) for row in rows] == [(5, "ok"), (9, "ok")] and "gam-static" in capsys.readouterr().out
+    assert run([*command, "--contexts", "0"]) == 2

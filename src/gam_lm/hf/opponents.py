@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from gam_lm.config import MODEL_TYPE, ModelConfig
 from gam_lm.errors import InputError, unknown_name
-from gam_lm.model import LanguageModel, State
+from gam_lm.model import Block, LanguageModel, State
 
 PREFIX = "hf:"
 CLOSE_ENOUGH = 0.01
@@ -40,6 +40,8 @@ class Opponent(LanguageModel):
 
     Raises InputError where the type does not build at this size, or its logits are more than one matrix times the last hidden vector.
     """
+
+    layers: Sequence[Block] = ()
 
     def __init__(self, config: ModelConfig) -> None:
         nn.Module.__init__(self)  # the parts of LanguageModel are those of ``network``

@@ -55,9 +55,10 @@ def harness(
         raise InputError(f"harness_tasks is {str(own_tasks)!r}, which is no folder: name one with task descriptions in YAML")
     model, tokenizer = load_for_transformers(directory)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default that it takes
-    manager = TaskManager(include_path=own_tasks, include_defaults=False)
+    paths = None if own_tasks is None else str(own_tasks)
+    manager = TaskManager(include_path=paths, include_defaults=False)
     if not set(tasks) <= set(manager.all_tasks):  # reading the harness's own fourteen thousand takes half a minute
-        manager = TaskManager(include_path=own_tasks)
+        manager = TaskManager(include_path=paths)
     for task in tasks:
         if task not in manager.all_tasks:
             raise unknown_name("harness task", task, manager.all_tasks)

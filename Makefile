@@ -1,12 +1,12 @@
 # The two commands: `make run` compares GAM, a Transformer and Mamba on real text; `make test` runs every check.
-# Each sets up .venv by itself and is quick when run again. PYTHON and OUT may be set.
+# Each sets up .venv by itself and is quick when run again. PYTHON and OUT may be set. `make docs` builds the site.
 
 PYTHON ?= python3
 OUT ?= runs/laptop
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-fast test-browser lint bench-gpu clean
+.PHONY: run test test-fast test-browser lint docs wheel-test bench-gpu clean
 
 run: .venv/installed-plot
 	$(BIN)/gam bench --preset laptop --out $(OUT)
@@ -32,8 +32,22 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+docs: .venv/installed-dev
+	$(BIN)/zensical build --strict --clean --config-file mkdocs.yml
+	@echo "The site is in site/."
+
+# The wheel alone in a new environment: nothing is compiled, no extra comes along, and it trains.
+wheel-test: .venv/installed-plot
+	rm -rf build && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build .
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --constraint constraints.txt torch
+	build/clean/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --constraint constraints.txt build/gam_lm-*.whl
+	@! build/clean/bin/python -m pip list | grep -iE "^(transformers|datasets|matplotlib|onnx|starlette|lm_eval|tensorboard) " || { echo "an extra came with the core"; exit 1; }
+	cd build && clean/bin/gam train --data stdlib --vocab-size 512 --hidden-size 32 --num-hidden-layers 1 --num-memory-slots 32 --steps 3 --batch-size 2 --context 32 --out run
+	cd build && clean/bin/gam generate run --prompt "The" --max-new-tokens 8 && clean/bin/gam env
+
 clean:
-	rm -rf .venv
+	rm -rf .venv site build
 
 # torch alone first: with the pinned build in place nothing else pulls another one.
 .venv/installed-%: pyproject.toml constraints.txt

@@ -97,7 +97,7 @@ def test_the_receptive_field_by_perturbation_is_the_analytic_one(name, reach):
     assert field.measured == (40 if reach is None else reach)
     assert all((effect > 0) == (reach is None or distance < reach) for distance, effect in field.effects.items())
     words = explain(field, model.config)
-    assert "can use everything" in words if reach is None else f"last {reach} tokens" in words and 'write="delta"' in words or name == "gam-delta-closed"
+    assert "can use everything" in words if reach is None else (f"last {reach} tokens" in words and 'write="delta"' in words) or name == "gam-delta-closed"
 
 
 def test_a_text_beyond_learned_positions_is_named():

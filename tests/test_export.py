@@ -1,6 +1,7 @@
 """Graphs for other runtimes, and int8."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,14 +138,18 @@ def test_int8_takes_a_quarter_of_the_bytes_where_matrices_are_most(tmp_path):
 
 def test_the_command_line_measures_and_generates_from_int8(tmp_path, capsys):
     folder, out, text = run_directory(tmp_path / "run"), tmp_path / "int8", tmp_path / "text.txt"
-    text.write_text("the cat sat on the mat and the hat\n" * 200)
-    assert run(["export", str(folder), "--format", "int8", "--out", str(out)]) == 0
-    assert "largest difference" in capsys.readouterr().out
+    text.write_text("the cat sat on the mat and the hat\n" * 2000)
+    assert run(["export", str(folder), "--format", "int8", "--out", str(out), "--data", str(text)]) == 0
+    said = capsys.readouterr().out
+    assert "largest difference" in said
+    step_before, step_after, *nats = (float(x) for x in re.findall(r"([\d.]+) ms|validation: ([\d.]+)|, ([\d.]+) after \(", said) for x in x if x)
+    assert step_before > 0 and step_after > 0
     figures = []
     for each in (folder, out):
         assert run(["eval", str(each), "--data", str(text), "--context", "16", "--json", "--device", "cpu"]) == 0
         figures.append(json.loads(capsys.readouterr().out.splitlines()[-1])["valid_nats_per_token"])
     assert figures[0] != figures[1] and abs(figures[0] - figures[1]) < 0.05
+    assert nats[1] - nats[0] == pytest.approx(figures[1] - figures[0], abs=0.02)  # blocks of another length
     assert run(["generate", str(out), "--prompt", "the cat", "--max-new-tokens", "4", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.startswith("the cat")
 

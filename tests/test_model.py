@@ -1,5 +1,6 @@
 """The scaffold around the mixers."""
 
+import copy
 import math
 
 import pytest
@@ -157,3 +158,26 @@ def test_every_fusion_is_what_its_name_says():
 def test_untied_heads_have_a_weight_of_their_own():
     tied, untied = model_of(), model_of(tie_word_embeddings=False)
     assert untied.count_parameters() - tied.count_parameters() == 50 * 16
+
+
+@pytest.mark.parametrize("changes", [{}, {"write": "mean"}, {"write": "delta"}, {"mixer": "attention"}, {"mixer": "mamba"}, {"tie_word_embeddings": False}])
+def test_a_model_from_the_meta_device_gets_the_start_values_and_keeps_the_tie(changes):
+    with torch.device("meta"):
+        model = LanguageModel(ModelConfig(**(SIZES | changes)))
+    model.to_empty(device="cpu")
+    direct = model_of(**changes)
+    for each in (model, direct):
+        torch.manual_seed(0)
+        each.init_weights()
+    ours, theirs = dict(model.named_parameters()), dict(direct.named_parameters())
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (model.lm_head.weight is model.embed_tokens.weight) is direct.config.tie_word_embeddings
+
+
+def test_a_copy_is_its_own_and_keeps_the_tie():
+    model, tokens = model_of(write="delta"), torch.randint(50, (2, 9))
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(tokens)[0], model(tokens)[0])
+    torch.nn.init.zeros_(twin.embed_tokens.weight)
+    assert twin.lm_head.weight is twin.embed_tokens.weight
+    assert not twin(tokens)[0].any() and model(tokens)[0].any()

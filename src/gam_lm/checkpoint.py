@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +39,24 @@ PREFIX = "model."  # what Hugging Face puts before the names of everything but t
 def save_model(directory: Path, model: LanguageModel, tokenizer: Tokenizer | None = None) -> None:
     """Write config.json, model.safetensors and, when given, the tokenizer, each whole or not at all.
 
-    The shared weight of embedding and head is written once.
+    The shared weight of embedding and head is written once. A model of somebody else's, which has a ``write_to``, writes its own two files.
     """
+    token_ids: dict[str, int] = {}
+    if tokenizer is not None:
+        ids = {role: tokenizer.token_to_id(token) for role, token in _special_tokens(tokenizer).items()}
+        token_ids = {f"{role}_id": number for role in ("bos_token", "eos_token", "pad_token") if (number := ids.get(role)) is not None}
+    write: Callable[[Path, dict[str, int]], None] = getattr(model, "write_to", partial(_write_model, model))
+    write(directory, token_ids)
+    if tokenizer is not None:
+        write_text(directory / "tokenizer.json", tokenizer.to_str(pretty=False))
+        write_text(directory / "tokenizer_config.json", json.dumps(_tokenizer_config(tokenizer), indent=2) + "\n")
+
+
+def _write_model(model: LanguageModel, directory: Path, token_ids: dict[str, int]) -> None:
     config: dict[str, Any] = {
         "architectures": ["GAMForCausalLM"], "model_type": MODEL_TYPE, "dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch."),
     }  # fmt: skip
-    if tokenizer is not None:
-        ids = {role: tokenizer.token_to_id(token) for role, token in _special_tokens(tokenizer).items()}
-        config |= {f"{role}_id": ids[role] for role in ("bos_token", "eos_token", "pad_token") if role in ids}
+    config |= token_ids
     if is_int8(model):
         config["quantization_config"] = quantization_config()
     write_text(directory / "config.json", json.dumps(config | model.config.to_dict(), indent=2) + "\n")
@@ -52,9 +64,6 @@ def save_model(directory: Path, model: LanguageModel, tokenizer: Tokenizer | Non
     if model.config.tie_word_embeddings:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
     _save_tensors(directory / "model.safetensors", tensors)
-    if tokenizer is not None:
-        write_text(directory / "tokenizer.json", tokenizer.to_str(pretty=False))
-        write_text(directory / "tokenizer_config.json", json.dumps(_tokenizer_config(tokenizer), indent=2) + "\n")
 
 
 def load_model(directory: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
@@ -94,8 +103,13 @@ def load_model(directory: Path | str, *, device: torch.device | str = "cpu", dty
 
 
 def load_config(directory: Path) -> ModelConfig:
-    """The model's config.json. Raises InputError where there is none or it is broken."""
-    return ModelConfig.from_dict(read_json(_needed(directory, "config.json")))
+    """The model's config.json. Raises InputError where there is none, it is broken, or of an architecture that is not the library's own."""
+    values = read_json(_needed(directory, "config.json"))
+    if (kind := values.get("model_type", MODEL_TYPE)) != MODEL_TYPE:
+        raise InputError(
+            f"{directory} holds a model of type {kind!r}: load it with transformers, AutoModelForCausalLM.from_pretrained({str(directory)!r})"
+        )
+    return ModelConfig.from_dict(values)
 
 
 def load_tokenizer_of(directory: Path | str) -> Tokenizer:
@@ -116,7 +130,7 @@ def save_state(directory: Path, step: int, model: LanguageModel, optimizer: torc
         temporary.mkdir()
         _save_tensors(
             temporary / "model.safetensors",
-            {k: v for k, v in model.state_dict().items() if k != "lm_head.weight" or not model.config.tie_word_embeddings},
+            {name: tensor for name, tensor in model.state_dict().items() if name not in _shared(model)},
         )
         moments = {f"{i}.{name}": value for i, values in optimizer.state_dict()["state"].items() for name, value in values.items()}
         _save_tensors(temporary / "optimizer.safetensors", moments)
@@ -138,9 +152,7 @@ def load_state(directory: Path, model: LanguageModel, optimizer: torch.optim.Opt
     path = found[-1]
     progress = read_json(_needed(path, "progress.json"))
     tensors = _load_tensors(_needed(path, "model.safetensors"))
-    if model.config.tie_word_embeddings:
-        tensors["lm_head.weight"] = tensors["embed_tokens.weight"]
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors | {name: tensors[first] for name, first in _shared(model).items()})
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in _load_tensors(_needed(path, "optimizer.safetensors")).items():
         index, name = key.split(".", 1)
@@ -152,6 +164,13 @@ def load_state(directory: Path, model: LanguageModel, optimizer: torch.optim.Opt
         torch.cuda.set_rng_state(generators["cuda"])
     logger.info("resuming %s after step %d", directory, progress["step"])
     return progress
+
+
+def _shared(model: LanguageModel) -> dict[str, str]:
+    """Name → earlier name of the same parameter, as of a head that shares the embedding."""
+    first: dict[int, str] = {}
+    names = [(name, first.setdefault(id(tensor), name)) for name, tensor in model.state_dict(keep_vars=True).items()]
+    return {name: earlier for name, earlier in names if name != earlier}
 
 
 def remove_state(directory: Path) -> None:

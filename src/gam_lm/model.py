@@ -234,6 +234,8 @@ class LanguageModel(Backbone):
 
     def init_weights(self) -> None:
         """Draw all start values from torch's global generator, as ``config.initialization`` says."""
+        if self.config.tie_word_embeddings:  # to_empty, on the way from the meta device, makes two of the one weight
+            self.lm_head.weight = self.embed_tokens.weight
         self.draw_start_values(self.lm_head)
 
     def count_parameters(self) -> int:

@@ -17,13 +17,12 @@ import torch
 from gam_lm.config import ModelConfig
 from gam_lm.data.blocks import TrainingBlocks
 from gam_lm.data.tokens import TokenCorpus
-from gam_lm.experiments.contenders import contender
+from gam_lm.experiments.contenders import build, contender, described, parameters, state_bytes
 from gam_lm.experiments.floors import FLOORS, floors
-from gam_lm.mixers import mixer_class
-from gam_lm.model import LanguageModel, count_parameters
+from gam_lm.model import LanguageModel
 from gam_lm.results import Results, write_blocks
 from gam_lm.training.evaluate import evaluate
-from gam_lm.training.loop import Trained, fit, make_optimizer, new_model, train_step
+from gam_lm.training.loop import Trained, fit, make_optimizer, train_step
 from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig
 
@@ -45,7 +44,7 @@ class Contender:
     @property
     def label(self) -> str:
         """Name of the run's folder and progress bar."""
-        return "-".join(part for part in (self.name, self.variant, f"seed{self.recipe.seed}") if part)
+        return "-".join(part for part in (self.name.replace(":", "-"), self.variant, f"seed{self.recipe.seed}") if part)
 
 
 def plan(names: Sequence[str], seeds: Sequence[int], base: ModelConfig, recipe: TrainConfig, *, match: bool) -> list[Contender]:
@@ -63,7 +62,7 @@ def describe_plan(contenders: Sequence[Contender], corpus: TokenCorpus, device: 
             seconds[each.name] = _step_seconds(each, corpus, device)
         steps = each.recipe.total_steps(_blocks(each.recipe, corpus).steps_per_epoch)
         rows.append({
-            "model": each.name, "seed": each.recipe.seed, "parameters": count_parameters(each.config), "steps": steps,
+            "model": each.name, "seed": each.recipe.seed, "parameters": parameters(each.config), "steps": steps,
             "train_tokens": steps * each.recipe.batch_size * each.recipe.context, "expected_seconds": round(steps * seconds[each.name], 1),
         })  # fmt: skip
     return rows
@@ -89,8 +88,8 @@ def benchmark(
             logger.info("%s: already in %s", each.label, results.path)
             continue
         run = directory / "runs" / each.label
-        logger.info("%s: %d parameters", each.label, count_parameters(each.config))
-        model = new_model(each.config, each.recipe.seed, device)
+        logger.info("%s: %d parameters", each.label, parameters(each.config))
+        model = build(each.config, each.recipe.seed, device)
         trained = fit(model, corpus, each.recipe, run, label=each.label)
         blocks = write_blocks(directory, each.label, trained.validation.block_nats, trained.validation.block_tokens)
         results.add({**row, **each.columns, **figures(model, trained, corpus, each.recipe, test=test), "val_blocks": blocks})
@@ -99,15 +98,11 @@ def benchmark(
 
 def identity_of(each: Contender) -> dict[str, Any]:
     """What tells a row from the others."""
-    return {
-        "model": each.name, "seed": each.recipe.seed, "backend": mixer_class(each.config.mixer).backend_name(each.config),
-        "model_config": each.config.to_dict(), "train_config": each.recipe.to_dict(),
-    }  # fmt: skip
+    return {"model": each.name, "seed": each.recipe.seed, **described(each.config), "train_config": each.recipe.to_dict()}
 
 
 def figures(model: LanguageModel, trained: Trained, corpus: TokenCorpus, recipe: TrainConfig, *, test: bool) -> dict[str, Any]:
     """The measured columns of a finished row."""
-    config = model.config
     own: dict[str, Any] = {
         "parameters": model.count_parameters(),
         "train_tokens": trained.tokens,
@@ -124,7 +119,7 @@ def figures(model: LanguageModel, trained: Trained, corpus: TokenCorpus, recipe:
         "tokens_per_second": recipe.batch_size * recipe.context / trained.step_seconds,
         "epoch_seconds": trained.step_seconds * trained.steps_per_epoch,
         "train_seconds": trained.seconds,
-        "state_bytes": config.num_hidden_layers * mixer_class(config.mixer).cost(config, recipe.context).state_bytes,
+        "state_bytes": state_bytes(model.config, recipe.context),
         "curve": trained.curve,
     }
 
@@ -148,7 +143,7 @@ def _blocks(recipe: TrainConfig, corpus: TokenCorpus) -> TrainingBlocks:
 
 
 def _step_seconds(each: Contender, corpus: TokenCorpus, device: torch.device) -> float:
-    model = new_model(each.config, 0, device)
+    model = build(each.config, 0, device)
     optimizer, dtype = make_optimizer(model, each.recipe), choose_dtype(each.recipe.precision, device)
     batch = _blocks(each.recipe, corpus).batch(0)
     seconds = []

@@ -236,7 +236,7 @@ def _decoding(model: LanguageModel, state: State, dtype: torch.dtype, variant: s
 
 def _gpt2(parameters: Mapping[str, Any], device: torch.device) -> tuple[nn.Module, dict[int, _Session]]:
     """Transformers' GPT-2 of the same sizes, and its sessions."""
-    from gam_lm.hf.opponents import gpt2, gpt2_decoding
+    from gam_lm.hf.decoding import gpt2, gpt2_decoding
 
     low = torch.float32 if parameters["dtype"] == "fp32" else torch.bfloat16
     model = gpt2(ModelConfig.from_dict(parameters["model_config"])).to(device, low).eval()

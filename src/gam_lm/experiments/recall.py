@@ -24,12 +24,12 @@ import torch
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, unknown_name
+from gam_lm.experiments.contenders import build, described, state_bytes
 from gam_lm.loss import IGNORE
-from gam_lm.mixers import mixer_class
 from gam_lm.model import LanguageModel
 from gam_lm.progress import progress
 from gam_lm.results import Results
-from gam_lm.training.loop import make_optimizer, new_model, train_step
+from gam_lm.training.loop import make_optimizer, train_step
 from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig
 
@@ -173,7 +173,7 @@ def recall(
                 row: dict[str, Any] = {
                     "model": name, "seed": seed, "task": task.task, "pairs": task.pairs, "sequence_length": task.length,
                     "vocab": task.vocab, "gap_power": task.gap_power,
-                    "backend": mixer_class(sized.mixer).backend_name(sized), "model_config": sized.to_dict(), "train_config": own.to_dict(),
+                    **described(sized), "train_config": own.to_dict(),
                 }  # fmt: skip
                 label = f"{name} {task.task} P={task.pairs} T={task.length} seed {seed}"
                 if results.find(row) is not None:
@@ -181,7 +181,7 @@ def recall(
                     continue
                 model, curve = _train(sized, task, own, device, label)
                 measured = accuracy(model, task, sequences=test_sequences)
-                state = sized.num_hidden_layers * mixer_class(sized.mixer).cost(sized, task.length).state_bytes
+                state = state_bytes(sized, task.length)
                 logger.info("%s: accuracy %.4f, state %d bytes", label, measured["accuracy"], state)
                 results.add(row | {"parameters": model.count_parameters(), "state_bytes": state, **measured, "curve": curve})
 
@@ -191,7 +191,7 @@ def _train(
 ) -> tuple[LanguageModel, list[dict[str, float]]]:
     if recipe.steps is None:
         raise InputError("steps is not given: every batch of recall is fresh, there are no epochs")
-    model = new_model(config, recipe.seed, device)
+    model = build(config, recipe.seed, device)
     optimizer, dtype = make_optimizer(model, recipe), choose_dtype(recipe.precision, device)
     generator = np.random.default_rng([recipe.seed, 1])
     curve: list[dict[str, float]] = []

@@ -17,11 +17,9 @@ from typing import Any
 import torch
 
 from gam_lm.config import ModelConfig
+from gam_lm.experiments.contenders import block_contender, block_parameters, build_block, described
 from gam_lm.isolation import OK, OUT_OF_MEMORY, Isolated, Peak, available_mb, out_of_memory, run_isolated
 from gam_lm.measure import BYTES_PER_MB, cuda_peak_bytes, step_times
-from gam_lm.mixers import mixer_class
-from gam_lm.model import Block, LanguageModel
-from gam_lm.presets import model_name, named_model
 from gam_lm.progress import progress
 from gam_lm.results import Results
 from gam_lm.training.precision import autocast
@@ -70,7 +68,7 @@ def scale(
     """Measure what is missing in ``results``, length by length; each finished cell is written at once.
 
     Args:
-        models: names of gam_lm.presets.MODELS.
+        models: names of gam_lm.presets.MODELS, or hf:<model_type>.
         lengths: T, in any order.
         base: what the models share; a block of it is measured.
         protocol: how.
@@ -80,7 +78,8 @@ def scale(
             without the memory of a CPU.
         go_on: asked before each cell; False ends the analysis, to be gone on with later.
     """
-    cells = [_row(name, T, base, protocol) for T in sorted(dict.fromkeys(lengths)) for name in dict.fromkeys(map(model_name, models))]
+    configs = dict(block_contender(name, base) for name in models)
+    cells = [_row(name, T, config, protocol) for T in sorted(dict.fromkeys(lengths)) for name, config in configs.items()]
     with progress("scaling", len(cells), "cells") as bar:
         for row in cells:
             label = f"{row['model']} T={row['sequence_length']}"
@@ -93,11 +92,10 @@ def scale(
             bar.advance(1, label)
 
 
-def _row(name: str, T: int, base: ModelConfig, protocol: Protocol) -> dict[str, Any]:
+def _row(name: str, T: int, config: ModelConfig, protocol: Protocol) -> dict[str, Any]:
     """What tells a cell from the others."""
-    config = named_model(name, base)
     return {
-        "model": name, "backend": mixer_class(config.mixer).backend_name(config), "model_config": config.to_dict(), "sequence_length": T,
+        "model": name, **described(config), "sequence_length": T,
         "batch_size": protocol.batch_size, "dtype": protocol.dtype, "variant": "compiled" if protocol.compiled else "eager",
     }  # fmt: skip
 
@@ -123,17 +121,19 @@ def measure_block(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
     """One cell: ``parameters``, ``forward_ms``, ``forward_backward_ms`` (medians) and ``peak_memory_mb``.
 
     The memory is that of one forward and backward pass: on a GPU all that the allocator holds at most, on a CPU the growth of the process. Forward
-    passes keep nothing for gradients.
+    passes keep nothing for gradients. Where layers of several kinds take turns, the figures are the mean over one turn.
     """
     device, dtype = torch.device(parameters["device"]), DTYPES[parameters["dtype"]]
     T, B = parameters["sequence_length"], parameters["batch_size"]
     torch.manual_seed(0)
-    block = one_block(ModelConfig.from_dict(parameters["model_config"])).to(device)
+    config = ModelConfig.from_dict(parameters["model_config"])
+    block, blocks = build_block(config, T)
+    block.to(device)
     run: Any = block
     if parameters["variant"] == "compiled":
         torch.compiler.reset()  # what was compiled for another cell counts towards a limit, beyond which a block would stay eager
         run = torch.compile(block, dynamic=False)
-    D = block.mixer.config.hidden_size
+    D = config.hidden_size
 
     def passes() -> tuple[Callable[[], object], Callable[[], object]]:
         x_BTD = torch.randn(B, T, D, device=device, requires_grad=True)
@@ -159,15 +159,10 @@ def measure_block(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
     both_ms = step_times(forward_backward, device, warmup=0, **timing)
     forward_ms = step_times(forward, device, warmup=warmup, **timing)
     figures = {
-        "parameters": sum(p.numel() for p in block.parameters()), "forward_ms": statistics.median(forward_ms),
-        "forward_backward_ms": statistics.median(both_ms), "passes": len(both_ms),
+        "parameters": block_parameters(config), "forward_ms": statistics.median(forward_ms) / blocks,
+        "forward_backward_ms": statistics.median(both_ms) / blocks, "passes": len(both_ms),
     }  # fmt: skip
-    return figures if grown is None else figures | {"peak_memory_mb": grown / BYTES_PER_MB}
-
-
-def one_block(config: ModelConfig) -> Block:
-    """A block with its start values, in training mode."""
-    return LanguageModel(config.replace(num_hidden_layers=1, vocab_size=1, max_position_embeddings=1)).layers[0]
+    return figures if grown is None else figures | {"peak_memory_mb": grown / BYTES_PER_MB / blocks}
 
 
 def _said(measured: Isolated) -> str:

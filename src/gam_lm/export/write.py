@@ -5,10 +5,13 @@ Shapes: B rows, T tokens, V = vocab_size.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,12 +21,14 @@ from gam_lm.checkpoint import load_model, load_tokenizer_of, save_model
 from gam_lm.errors import InputError
 from gam_lm.export.graphs import TRACED_TOKENS, Graphs, flatten_state, trace
 from gam_lm.files import replacing
+from gam_lm.measure import step_times
 from gam_lm.model import LanguageModel
 from gam_lm.quantize import is_int8, quantize_int8
 
 Graph = Callable[[Tensor, list[Tensor]], tuple[Tensor, list[Tensor]]]
 """Tokens and state in, last logits and state out."""
 
+CPU = torch.device("cpu")
 STEPS_CHECKED = 3
 ROWS_CHECKED = 3
 """Another number of rows than was traced."""
@@ -39,6 +44,8 @@ class Exported:
     """Of what carries the weights now."""
     largest_difference: float
     """Largest absolute difference of a logit from the model's, over random texts: prefill and steps of a graph, all tokens of int8."""
+    step_ms: tuple[float, float] | None = None
+    """Of int8: median time of one step of decoding before and after, taken in turns."""
 
 
 def export(run_directory: Path, format: str, out: Path) -> Exported:
@@ -57,8 +64,9 @@ def export(run_directory: Path, format: str, out: Path) -> Exported:
     with replacing(out) as directory, torch.random.fork_rng(devices=[]):
         directory.mkdir()
         torch.manual_seed(0)
+        step_ms = None
         if format == "int8":
-            difference = _write_int8(model, directory)
+            difference, step_ms = _quantized(model)
             shutil.copy(run_directory / "tokenizer.json", directory)
             save_model(directory, model, tokenizer)
             for name in ("recipe.json", "tokenizer_config.json"):
@@ -73,19 +81,26 @@ def export(run_directory: Path, format: str, out: Path) -> Exported:
             bytes_before=(run_directory / "model.safetensors").stat().st_size,
             bytes_after=sum(path.stat().st_size for path in directory.iterdir() if path.suffix in (".onnx", ".pt2", ".safetensors")),
             largest_difference=difference,
+            step_ms=step_ms,
         )
 
 
 @torch.no_grad()
-def _write_int8(model: LanguageModel, directory: Path) -> float:
+def _quantized(model: LanguageModel) -> tuple[float, tuple[float, float]]:
+    """Take the matrices of ``model`` to 8 bits: the largest difference of a logit, and the times of a step before and after."""
     if is_int8(model):
         raise InputError("format is 'int8' and the run is in int8 already: copy it, or export the run that was trained")
     limit = model.config.max_position_embeddings if model.embed_positions is not None else 256
     tokens_BT = torch.randint(model.config.vocab_size, (2, min(256, limit)))
-    before_BTV, _ = model.stream(tokens_BT)
+    plain = copy.deepcopy(model)
     quantize_int8(model)
-    after_BTV, _ = model.stream(tokens_BT)
-    return float((after_BTV - before_BTV).abs().max())
+    difference = float((model.stream(tokens_BT)[0] - plain.stream(tokens_BT)[0]).abs().max())
+    _, state = plain.stream(tokens_BT[:1, :-1])
+    times = [
+        [step_times(partial(each.stream, tokens_BT[:1, -1:], state), CPU, warmup=1, iterations=1)[0] for each in (plain, model)] for _ in range(20)
+    ]
+    before, after = zip(*times, strict=True)
+    return difference, (statistics.median(before), statistics.median(after))
 
 
 def _write_graphs(model: LanguageModel, graphs: Graphs, format: str, directory: Path) -> float:

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from gam_lm.errors import MissingExtraError
+from gam_lm.errors import InputError, MissingExtraError
 
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 
@@ -59,7 +59,7 @@ class WandbTracker:
         try:
             self._module = import_module(package)
         except ImportError as error:
-            raise MissingExtraError(package, "track", f"tracker {package}") from error
+            raise InputError(f"tracker {package} needs {package}: pip install {package}") from error
         self._module.init(project="gam-lm", name=name, config=dict(config))
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
@@ -72,7 +72,7 @@ class WandbTracker:
 
 
 def make_tracker(name: TrackerName, directory: Path, config: Mapping[str, Any]) -> Tracker:
-    """The tracker called ``name``. Raises MissingExtraError where its package is not installed."""
+    """The tracker called ``name``. Raises InputError with the pip command where its package is not installed."""
     if name == "none":
         return NoTracker()
     if name == "tensorboard":

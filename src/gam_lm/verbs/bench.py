@@ -28,7 +28,7 @@ class Bench:
     preset: str | None = None
     """Setup that gives the defaults of all other flags; paper is both paper setups."""
     models: tuple[str, ...] = ("gam", "transformer", "mamba")
-    """Names of the models."""
+    """Names of the models; hf:llama, hf:mamba2 … are those of transformers, at the same size."""
     seeds: tuple[int, ...] = (0,)
     """One row for each seed and model."""
     text: Data = Data()

@@ -1,4 +1,4 @@
-"""`gam eval`: the loss of a trained model, and how much of its context it uses."""
+"""`gam eval`: the loss of a trained model, how much of its context it uses, and what it reaches in the tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gam_lm.errors import InputError
+from gam_lm.errors import InputError, MissingExtraError
 from gam_lm.verbs.flags import command_line
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ class Eval:
     """Also the loss with other context lengths, e.g. 512 1024 4096 16384: what it does beyond its training length."""
     stream: bool = False
     """Also the loss over the whole split as one text, the state carried over all block borders."""
+    harness: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness, e.g. wikitext lambada_openai blimp, instead of a text."""
+    harness_tasks: Path | None = None
+    """Folder of own task descriptions in YAML for --harness."""
+    examples: int | None = None
+    """Of each task of --harness the first so many, to try it out."""
     out: Path | None = None
     """Folder for results.json and the plots; further models are added to what is there."""
     batch_size: int = 16
@@ -53,13 +59,16 @@ class Eval:
 
     def run(self) -> None:
         """Evaluate, print, and with --out write."""
+        if self.harness:
+            self._harness()
+            return
         from gam_lm.checkpoint import load_model, load_tokenizer_of, read_json
         from gam_lm.data.tokens import prepare
         from gam_lm.training.evaluate import evaluate
         from gam_lm.training.precision import choose_device
 
         if self.data is None:
-            raise InputError("data is not given: use --data with a corpus name or a path")
+            raise InputError("data is not given: use --data with a corpus name or a path, or --harness with tasks")
         model = load_model(self.run_directory, device=choose_device(self.device))
         load_tokenizer_of(self.run_directory)
         corpus = prepare(self.data, tokenizer=str(self.run_directory / "tokenizer.json"))
@@ -131,6 +140,40 @@ class Eval:
         results.add(row | identity | {"command": command})
         for picture in context_plots(read_results(path), self.out):
             print(f"plot: {picture}")
+
+
+    def _harness(self) -> None:
+        from gam_lm.checkpoint import read_json
+        from gam_lm.measure import environment
+        from gam_lm.results import Results, results_file
+        from gam_lm.training.precision import choose_device
+
+        try:
+            from gam_lm.hf.harness import harness
+        except MissingExtraError as error:
+            raise MissingExtraError("lm_eval", "eval", "harness") from error
+        if not (self.run_directory / "config.json").is_file():
+            raise InputError(f"run directory {str(self.run_directory)!r} does not exist or has no config.json: name a folder that `gam train` wrote")
+        config = read_json(self.run_directory / "config.json")
+        recipe_file = self.run_directory / "recipe.json"
+        recipe = read_json(recipe_file)["train_config"] if recipe_file.is_file() else {}
+        longest = config.get("max_position_embeddings", 1024)
+        context = self.context or recipe.get("context") or longest
+        if config.get("positions") == "learned" and context > longest:
+            raise InputError(f"context is {context}, learned positions end at {longest}: use a shorter context")
+        device = choose_device(self.device)
+        figures = harness(
+            self.run_directory, self.harness, context=context, own_tasks=self.harness_tasks, examples=self.examples, batch_size=self.batch_size, device=device,
+        )  # fmt: skip
+        for task, values in figures.items():
+            print(f"{task}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        if self.out is not None:
+            results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
+            row = {"model": self.run_directory.name, "seed": recipe.get("seed"), "model_config": config, "context": context, "examples": self.examples}
+            for task, values in figures.items():
+                results.add(row | {"task": task, **values})
+        if self.json:
+            print(json.dumps(figures))
 
 
 def print_evaluation(split: str, measured: Evaluation) -> None:

@@ -18,6 +18,8 @@ class Export:
     format: Literal["onnx", "torch", "int8"] = "onnx"
     """onnx: prefill.onnx and step.onnx; torch: prefill.pt2 and step.pt2; int8: a run directory whose matrices have 8 bits,
     for gam eval, generate and serve."""
+    data: str | None = None
+    """Corpus name or path on whose validation split int8 is measured beside the run itself."""
 
     def run(self) -> None:
         """Export, and say how far the result is from the model."""
@@ -27,6 +29,20 @@ class Export:
         done = export(self.run_directory, self.format, out)
         print(f"weights: {done.bytes_before / 2**20:.2f} MB before, {done.bytes_after / 2**20:.2f} MB after")
         print(f"largest difference of a logit from the model's: {done.largest_difference:.1e}")
-        if self.format == "int8":
-            print(f"what it costs in quality: gam eval {out} --data …, beside gam eval {self.run_directory} --data …")
+        if done.step_ms is not None:
+            print(f"one step of decoding on this CPU: {done.step_ms[0]:.2f} ms before, {done.step_ms[1]:.2f} ms after")
+            if self.data is None:
+                print("what it costs in quality: give --data")
+            else:
+                before, after = (self._nats(folder, self.data) for folder in (self.run_directory, out))
+                print(f"validation: {before:.4f} nats/token before, {after:.4f} after ({after - before:+.4f})")
         print(f"export: {out}")
+
+    def _nats(self, folder: Path, data: str) -> float:
+        from gam_lm.checkpoint import load_model, read_json
+        from gam_lm.data.tokens import prepare
+        from gam_lm.training.evaluate import evaluate
+
+        model, recipe = load_model(folder), folder / "recipe.json"
+        context = read_json(recipe)["train_config"]["context"] if recipe.is_file() else model.config.max_position_embeddings
+        return evaluate(model, prepare(data, tokenizer=str(folder / "tokenizer.json")).splits["valid"], context=context).nats_per_token

@@ -25,7 +25,7 @@ class Recall:
     preset: str | None = None
     """Setup that gives the defaults of all other flags: minutes (2 CPU cores) or zoology (the paper's sizes, a GPU)."""
     models: tuple[str, ...] = DEFAULT.models
-    """Names of the models."""
+    """Names of the models; hf:llama, hf:mamba2 … are those of transformers, at the same size."""
     task: str = "mqar"
     """mqar, forgetting, copying or induction."""
     pairs: tuple[int, ...] = DEFAULT.pairs

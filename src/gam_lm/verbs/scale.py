@@ -25,7 +25,7 @@ class Scale:
     preset: str | None = None
     """Setup that gives the defaults of all other flags: cpu, cpu-long, or table-2 (the paper's protocol)."""
     models: tuple[str, ...] = DEFAULT.models
-    """Names of the models; transformer-materialised is the paper's code path, transformer the fused one."""
+    """Names of the models; transformer-materialised is the paper's code path, transformer the fused one, hf:<type> one of transformers."""
     lengths: tuple[int, ...] = DEFAULT.lengths
     """Tokens per sequence."""
     batch_size: int = DEFAULT.batch_size

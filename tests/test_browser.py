@@ -121,13 +121,15 @@ def test_pointing_at_a_token_shows_what_it_did(show, trace_page):
     assert browser.execute_script("return document.getElementById('text').textContent") == TEXT.replace("\n", "↵\n")
     assert browser.title.startswith("Trace of") and "taken" not in browser.title
     spans = browser.find_elements("css selector", "#text [role=option]")
-    assert len(spans) == len(tokens) < 256
+    assert len(spans) == len(tokens) < 256 and not browser.find_element("id", "pages").is_displayed()
     for index in (len(tokens) // 2, len(tokens) - 2):
         ActionChains(browser).move_to_element(spans[index]).perform()
         assert f"surprise {tokens[index]['surprise_nats']:.4g}" in texts(browser, "#token-name")[0]
         assert shown_figures(browser, 1) == pytest.approx(figures(tokens[index]["layers"][1]), rel=1e-3, abs=1e-12)
         sources = tables(browser, "#token table")["Read from the memory: who wrote it"][1:]
         assert [int(place) for _, place, _ in sources if place] == [place for place, _ in tokens[index]["layers"][1]["sources"]]
+        bank, before = tokens[index]["layers"][1]["bank"], tokens[index]["layers"][1]["before"]
+        assert sources[-2:] == [["the learned bank", "", f"{100 * bank:.1f} %"], ["older tokens", "", f"{100 * before:.1f} %"]]
         framed = browser.execute_script("return [...document.querySelectorAll('#text .source')].map((each) => Number(each.dataset.index))")
         assert framed == sorted(place for place, _ in tokens[index]["layers"][1]["sources"])
 

@@ -104,8 +104,9 @@ function show(index) {
   const surprise = each.surprise_nats === null ? "it came first" : `surprise ${number(each.surprise_nats)} nats`;
   $("token-name").textContent = `“${visible(each.text)}” ${surprise}`;
   const from = (pairs) => pairs.map(([place, share]) => [visible(token(place).text), String(place), percent(share)]);
-  const rest = ["bank", "before"].map((what) => [what, names[view.layer].indexOf(`read from ${what}`)]).filter(([, place]) => place >= 0)
-    .map(([what, place]) => [what === "bank" ? "the learned bank" : "older tokens", "", percent(layer.figures[place])]);
+  const others = { "read from the bank": "the learned bank", "read from before": "older tokens" };
+  const rest = Object.entries(others).map(([name, what]) => [what, names[view.layer].indexOf(name)]).filter(([, place]) => place >= 0)
+    .map(([what, place]) => [what, "", percent(layer.figures[place])]);
   const parts = [
     table(`Place ${index}, token ${each.id}; what the model expected next`, ["Token", "Chance"], each.predictions.map(([text, share]) => [visible(text), percent(share)])),
   ];

@@ -15,12 +15,14 @@ from gam_lm.errors import InputError
 from gam_lm.report.decode import decode_table
 from gam_lm.report.scaling import scaling_brief, scaling_table
 from gam_lm.report.speed import speed_table
-from gam_lm.report.tables import quality_table
+from gam_lm.report.tables import quality_table, recall_table
 from gam_lm.results import read_results
 
 MARKED = re.compile(r"(<!-- table (?P<path>\S+)(?P<words>(?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"scale": scaling_table, "bench-decode": decode_table, "bench-train": speed_table}
+TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "scale": scaling_table, "bench-decode": decode_table, "bench-train": speed_table, "recall": recall_table,
+}  # fmt: skip
 """By the verb that measured; of any other, the quality table."""
 
 
@@ -36,8 +38,10 @@ def _table(path: Path, words: list[str]) -> str:
     if wanted and not rows:
         raise InputError(f"{path} has no rows with {' '.join(words)}: choose others in the mark of the table")
     verb = results["command"].split()[1] if " " in results["command"] else ""
-    table = scaling_brief if "brief" in words else TABLES.get(verb, quality_table)
-    return table(results | {"rows": rows})
+    shown = results | {"rows": rows}
+    if "brief" in words:
+        return scaling_brief(shown)
+    return TABLES[verb](shown) if verb in TABLES else quality_table(shown, path.parent)
 
 
 def update(path: Path) -> bool:

@@ -8,6 +8,7 @@ Shapes: B rows, T tokens, C channels, V = vocab_size.
 
 from __future__ import annotations
 
+import gc
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -139,6 +140,7 @@ def _call(function: Callable[[Mapping[str, Any], Peak], dict[str, Any]], paramet
     if isolated:
         limit = SHARE_OF_MEMORY * available_mb() if protocol.limit_mb is None else protocol.limit_mb
         return run_isolated(f"{__name__}:{function.__name__}", parameters, seconds=protocol.limit_seconds, memory_mb=limit)
+    gc.collect()  # a model that was compiled holds on to itself
     try:
         return Isolated(OK, function(parameters, _unwatched))
     except (MemoryError, RuntimeError) as error:

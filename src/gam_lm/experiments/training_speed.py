@@ -54,11 +54,11 @@ RATE = 1e-4
 class Protocol:
     """How a model is measured."""
 
-    rounds: int = 7
+    rounds: int = 5
     """Steps of each variant that are timed; their median counts."""
     warmup: int = 2
     """Steps before those."""
-    limit_seconds: float = 1200.0
+    limit_seconds: float = 2400.0
     """The most that a process may take."""
     limit_mb: float | None = None
     """The most resident memory of a process; by default 80 % of what is available."""

@@ -53,6 +53,8 @@ class Trained:
     """Validations: step, tokens, seconds, train_nats, val_nats."""
     precision: str
     """Number format of the matrix products."""
+    compiled: bool
+    """Whether the blocks ran through torch.compile."""
     validation: Evaluation
     """The last validation, over the whole split."""
 
@@ -173,7 +175,7 @@ def fit(
     save()
     return Trained(
         steps=step, tokens=tokens, seconds=seconds, step_seconds=statistics.median(step_seconds), steps_per_epoch=blocks.steps_per_epoch,
-        curve=curve, validation=validation, precision=str(dtype).removeprefix("torch."),
+        curve=curve, validation=validation, precision=str(dtype).removeprefix("torch."), compiled=bool(compiled),
     )  # fmt: skip
 
 

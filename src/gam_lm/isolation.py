@@ -7,6 +7,7 @@ parent saw it. Imports no torch.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -28,6 +29,9 @@ OK, OUT_OF_MEMORY, OVER_TIME = "ok", "out of memory", "over time"
 POLL_SECONDS = 0.005
 START_SECONDS = 180.0
 """The most that starting Python and importing torch may take, which no limit counts."""
+
+SHARE_OF_MEMORY = 0.8
+"""Of what is available, for a process whose limit is not given."""
 
 Peak = Callable[[Callable[[], object]], "int | None"]
 """Calls a step; the bytes by which the process grew at most meanwhile, None where the system does not tell."""
@@ -66,6 +70,34 @@ def run_isolated(function: str, parameters: Mapping[str, Any], *, seconds: float
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def measured(
+    function: Callable[[Mapping[str, Any], Peak], Mapping[str, Any]], parameters: Mapping[str, Any], *, isolated: bool, seconds: float, memory_mb: float | None
+) -> Isolated:
+    """Call ``function`` in a new process, or within this one.
+
+    Args:
+        function: of a module, ``function(parameters, peak) -> figures``.
+        parameters: JSON values.
+        isolated: False is quicker where the device itself survives running out of memory; nothing is limited then, and ``peak`` knows nothing.
+        seconds: the most that a process may take.
+        memory_mb: the most resident memory of a process; None is 80 % of what is available.
+    """
+    if isolated:
+        limit = SHARE_OF_MEMORY * available_mb() if memory_mb is None else memory_mb
+        return run_isolated(f"{function.__module__}:{function.__name__}", parameters, seconds=seconds, memory_mb=limit)
+
+    def unwatched(step: Callable[[], object]) -> None:
+        step()
+
+    gc.collect()  # what was measured before may hold on to itself
+    try:
+        return Isolated(OK, function(parameters, unwatched))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return Isolated(OUT_OF_MEMORY, {})
 
 
 class _Watch:

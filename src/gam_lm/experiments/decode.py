@@ -21,7 +21,7 @@ from gam_lm.compiling import decoder, obstacle
 from gam_lm.config import ModelConfig
 from gam_lm.errors import unknown_name
 from gam_lm.experiments.contenders import contender
-from gam_lm.isolation import OK, Isolated, Peak, available_mb, run_isolated
+from gam_lm.isolation import OK, Isolated, Peak, measured
 from gam_lm.measure import interleaved_times, memory_bandwidth
 from gam_lm.mixers import mixer_class
 from gam_lm.model import LanguageModel, State
@@ -37,9 +37,6 @@ GPT2 = "hf:gpt2"
 
 PREFILL_TOKENS = 4096
 """Tokens of a context per call."""
-
-SHARE_OF_MEMORY = 0.8
-"""Of what is available, for a model whose limit is not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +102,14 @@ def bench_decode(
             if missing and not go_on():
                 return
             while missing:
-                measured = _measure(rows[missing[0]], missing, protocol, device, isolated)
-                if measured.outcome != OK:
+                found = _measure(rows[missing[0]], missing, protocol, device, isolated)
+                if found.outcome != OK:
                     failed = missing.pop()
-                    results.add(rows[failed] | {"outcome": measured.outcome})
-                    logger.info("%s after %d tokens: %s", label, failed, measured.outcome)
+                    results.add(rows[failed] | {"outcome": found.outcome})
+                    logger.info("%s after %d tokens: %s", label, failed, found.outcome)
                     continue
                 for n in missing:
-                    figures = {**measured.figures["model"], **measured.figures["contexts"][str(n)]}
+                    figures = {**found.figures["model"], **found.figures["contexts"][str(n)]}
                     results.add(rows[n] | {"outcome": OK, **figures})
                     logger.info("%s after %d tokens: %.2f ms, %.0f %% of the limit", label, n, figures["step_ms"], 100 * figures["share_of_bandwidth"])
                 break
@@ -152,10 +149,7 @@ def _measure(row: Mapping[str, Any], contexts: Sequence[int], protocol: Protocol
     parameters = {
         **row, "contexts": list(contexts), "device": str(device), "steps": protocol.steps, "warmup": protocol.warmup, "room": _room(protocol),
     }  # fmt: skip
-    if not isolated:
-        return Isolated(OK, measure_model(parameters, lambda step: None))
-    limit = SHARE_OF_MEMORY * available_mb() if protocol.limit_mb is None else protocol.limit_mb
-    return run_isolated("gam_lm.experiments.decode:measure_model", parameters, seconds=protocol.limit_seconds, memory_mb=limit)
+    return measured(measure_model, parameters, isolated=isolated, seconds=protocol.limit_seconds, memory_mb=protocol.limit_mb)
 
 
 def measure_model(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 
 from gam_lm.config import ModelConfig
 from gam_lm.experiments.contenders import block_contender, block_parameters, build_block, described
-from gam_lm.isolation import OK, OUT_OF_MEMORY, Isolated, Peak, available_mb, out_of_memory, run_isolated
+from gam_lm.isolation import OK, Isolated, Peak, measured
 from gam_lm.measure import BYTES_PER_MB, cuda_peak_bytes, step_times
 from gam_lm.progress import progress
 from gam_lm.results import Results
@@ -27,9 +27,6 @@ from gam_lm.training.precision import autocast
 logger = logging.getLogger("gam_lm")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-SHARE_OF_MEMORY = 0.8
-"""Of what is available, for a cell whose limit is not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +83,9 @@ def scale(
             if results.find(row) is None:
                 if not go_on():
                     return
-                measured = _measure(row, protocol, device, isolated)
-                results.add(row | {"outcome": measured.outcome, **measured.figures})
-                logger.info("%s: %s", label, _said(measured))
+                found = _measure(row, protocol, device, isolated)
+                results.add(row | {"outcome": found.outcome, **found.figures})
+                logger.info("%s: %s", label, _said(found))
             bar.advance(1, label)
 
 
@@ -102,19 +99,7 @@ def _row(name: str, T: int, config: ModelConfig, protocol: Protocol) -> dict[str
 
 def _measure(row: Mapping[str, Any], protocol: Protocol, device: torch.device, isolated: bool) -> Isolated:
     parameters = {**row, "device": str(device), "warmup": protocol.warmup, "iterations": protocol.iterations, "seconds": protocol.seconds}
-    if isolated:
-        limit = SHARE_OF_MEMORY * available_mb() if protocol.limit_mb is None else protocol.limit_mb
-        return run_isolated("gam_lm.experiments.scaling:measure_block", parameters, seconds=protocol.limit_seconds, memory_mb=limit)
-    try:
-        return Isolated(OK, measure_block(parameters, _unwatched))
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        return Isolated(OUT_OF_MEMORY, {})
-
-
-def _unwatched(step: Callable[[], object]) -> None:
-    step()
+    return measured(measure_block, parameters, isolated=isolated, seconds=protocol.limit_seconds, memory_mb=protocol.limit_mb)
 
 
 def measure_block(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
@@ -165,9 +150,9 @@ def measure_block(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
     return figures if grown is None else figures | {"peak_memory_mb": grown / BYTES_PER_MB / blocks}
 
 
-def _said(measured: Isolated) -> str:
-    if measured.outcome != OK:
-        return measured.outcome
-    figures = measured.figures
+def _said(found: Isolated) -> str:
+    if found.outcome != OK:
+        return found.outcome
+    figures = found.figures
     memory = f", {figures['peak_memory_mb']:,.0f} MB" if "peak_memory_mb" in figures else ""
     return f"forward {figures['forward_ms']:.1f} ms, with backward {figures['forward_backward_ms']:.1f} ms{memory}"

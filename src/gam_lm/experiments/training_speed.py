@@ -8,7 +8,6 @@ Shapes: B rows, T tokens, C channels, V = vocab_size.
 
 from __future__ import annotations
 
-import gc
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.conv import CausalConv
 from gam_lm.diagnostics.cost import model_cost
 from gam_lm.experiments.contenders import OPPONENT, build, contender, described
-from gam_lm.isolation import OK, Isolated, Peak, available_mb, out_of_memory, run_isolated
+from gam_lm.isolation import OK, Peak, measured
 from gam_lm.measure import BYTES_PER_MB, cuda_peak_bytes, interleaved_times, matmul_peak, nominal_flops
 from gam_lm.progress import progress
 from gam_lm.results import Results
@@ -42,9 +41,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 VARIANTS = (("plain", "fp32"), ("plain", "bf16"), ("eager", "bf16"), ("compiled", "bf16"))
 """Ways of taking a step, and the format of its products under autocast."""
-
-SHARE_OF_MEMORY = 0.8
-"""Of what is available, for a process whose limit is not given."""
 
 RATE = 1e-4
 """A learning rate at which nothing grows."""
@@ -119,7 +115,8 @@ def _measure_rows(rows: Sequence[dict[str, Any]], protocol: Protocol, results: R
     """All variants of a model at a batch size."""
     common = {**rows[0], "device": str(device), "rounds": protocol.rounds, "warmup": protocol.warmup}
     asked = [[row["variant"], row["dtype"]] for row in rows]
-    timed = _call(measure_times, common | {"variants": asked}, protocol, isolated)
+    limits: dict[str, Any] = {"isolated": isolated, "seconds": protocol.limit_seconds, "memory_mb": protocol.limit_mb}
+    timed = measured(measure_times, common | {"variants": asked}, **limits)
     for row in rows:
         label = f"{row['model']} {row['variant']} {row['dtype']}, batch {row['batch_size']}"
         if timed.outcome != OK:
@@ -129,27 +126,10 @@ def _measure_rows(rows: Sequence[dict[str, Any]], protocol: Protocol, results: R
         key = f"{row['variant']} {row['dtype']}"
         if key not in timed.figures["variants"]:
             continue
-        memory = _call(measure_memory, common | {"variants": [[row["variant"], row["dtype"]]]}, protocol, isolated)
+        memory = measured(measure_memory, common | {"variants": [[row["variant"], row["dtype"]]]}, **limits)
         own = timed.figures["variants"][key]
         results.add(row | {"outcome": OK, **timed.figures["model"], **own, **memory.figures})
         logger.info("%s: %.0f tokens/s, %.0f %% of the peak of %s", label, own["tokens_per_second"], 100 * own["share_of_peak"], row["dtype"])
-
-
-def _call(function: Callable[[Mapping[str, Any], Peak], dict[str, Any]], parameters: Mapping[str, Any], protocol: Protocol, isolated: bool) -> Isolated:
-    if isolated:
-        limit = SHARE_OF_MEMORY * available_mb() if protocol.limit_mb is None else protocol.limit_mb
-        return run_isolated(f"{__name__}:{function.__name__}", parameters, seconds=protocol.limit_seconds, memory_mb=limit)
-    gc.collect()  # a model that was compiled holds on to itself
-    try:
-        return Isolated(OK, function(parameters, _unwatched))
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        return Isolated("out of memory", {})
-
-
-def _unwatched(step: Callable[[], object]) -> None:
-    step()
 
 
 def measure_times(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:

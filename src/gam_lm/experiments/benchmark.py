@@ -131,6 +131,7 @@ def figures(model: LanguageModel, trained: Trained, corpus: TokenCorpus, recipe:
         "parameters": model.count_parameters(),
         "train_tokens": trained.tokens,
         "precision": trained.precision,
+        "compiled": trained.compiled,
         **trained.validation.figures("val"),
     }
     if recipe.blocks == "paper":  # the paper's figure, and ours beside it

@@ -48,6 +48,8 @@ class Trained:
     """Validations: step, tokens, seconds, train_nats, val_nats."""
     precision: str
     """Number format of the matrix products."""
+    compiled: bool
+    """Whether the blocks ran through torch.compile."""
     validation: Evaluation
     """The last validation, over the whole split."""
 
@@ -164,8 +166,9 @@ def fit(
         validation = validate(last=True)
     save()
     return Trained(
-        steps=step, tokens=tokens, seconds=seconds, curve=curve, validation=validation, precision=str(dtype).removeprefix("torch.")
-    )
+        steps=step, tokens=tokens, seconds=seconds, curve=curve, validation=validation, precision=str(dtype).removeprefix("torch."),
+        compiled=bool(compiled),
+    )  # fmt: skip
 
 
 def train_step(

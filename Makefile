@@ -6,7 +6,7 @@ OUT ?= runs/laptop
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-fast lint docs wheel-test clean
+.PHONY: run test test-fast test-browser lint docs wheel-test bench-gpu clean
 
 run: .venv/installed-plot
 	$(BIN)/gam bench --preset laptop --out $(OUT)
@@ -14,11 +14,19 @@ run: .venv/installed-plot
 	$(BIN)/gam generate $(OUT)/runs/gam-static-seed0 --prompt "The function returns" --max-new-tokens 80 --seed 0
 	@echo; echo "Run, table and plot are in $(OUT)."
 
+# Not among the two: wants an H100-class GPU, 8 minutes, and goes on where it stopped.
+bench-gpu: .venv/installed-plot
+	$(BIN)/gam bench-gpu --out results/gpu
+
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -rs
 
 test-fast: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# The pages in Debian's Chromium: apt-get install chromium chromium-driver. `make test` runs these too, where there is one.
+test-browser: .venv/installed-dev
+	$(BIN)/python -m pytest -m browser -rs
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -118,7 +118,11 @@ def test_every_field_is_explained_where_it_stands():
 
 
 @pytest.mark.parametrize(
-    "module", ["gam_lm", "gam_lm.config", "gam_lm.presets", "gam_lm.results", "gam_lm.training.recipe", "gam_lm.report.tables", "gam_lm.cli"]
+    "module",
+    [
+        "gam_lm", "gam_lm.config", "gam_lm.presets", "gam_lm.results", "gam_lm.training.recipe", "gam_lm.report.page", "gam_lm.report.trace_page",
+        "gam_lm.report.slots_page", "gam_lm.cli",
+    ],
 )
 def test_the_ground_floor_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

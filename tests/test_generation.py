@@ -6,6 +6,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from gam_lm.compiling import obstacle
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.generation import draw, generate, generate_text
@@ -127,3 +128,21 @@ def test_text_comes_in_whole_characters():
     pieces = list(generate_text(Replay(ids), tokenizer, "", max_new_tokens=None, temperature=0.0))
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(obstacle(torch.device("cpu")) is not None, reason="no compiler")
+def test_a_compiled_step_gives_the_same_text(caplog):
+    model = model_of(write="delta", num_hidden_layers=1)
+    eager, compiled = (list(generate(model, [3, 1, 4], max_new_tokens=20, temperature=0, compiled=each)) for each in (False, True))
+    assert compiled == eager and not [record for record in caplog.records if record.name == "gam_lm"]
+
+
+def test_what_cannot_be_compiled_is_said_and_generates_all_the_same(caplog, monkeypatch):
+    model = model_of(mixer="attention")
+    assert list(generate(model, [1], max_new_tokens=5, seed=0, compiled=True)) == list(generate(model, [1], max_new_tokens=5, seed=0))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert len(list(generate(model_of(), [1], max_new_tokens=5, compiled=True))) == 5
+    assert [record.getMessage() for record in caplog.records] == [
+        "not compiled: the state of mixer 'attention' grows with every token", "not compiled: no C++ compiler 'no-such-compiler' found",
+    ]  # fmt: skip

@@ -1,5 +1,6 @@
 """What the README shows is what the code does and what the results say."""
 
+import json
 import re
 from pathlib import Path
 
@@ -36,3 +37,18 @@ def test_the_readme_is_a_front_door():
 def test_a_readme_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         update(tmp_path / "README.md")
+
+
+def test_a_mark_takes_the_table_of_its_verb_and_the_rows_that_it_names(tmp_path):
+    machine = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"}
+    row = {"model": "gam-static", "context": 9, "dtype": "fp32", "variant": "eager", "outcome": "ok", "parameters": 10, "step_ms": 2.0,
+           "share_of_bandwidth": 0.8, "state_bytes": 2048}  # fmt: skip
+    content = {"command": "gam bench-decode --out x", "environment": machine, "corpus": None, "rows": [row | {"batch_size": B} for B in (1, 16)]}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    text = "before\n<!-- table results.json{} -->\nold\n<!-- end -->\nafter"
+    whole, chosen = (render(text.format(words), tmp_path) for words in ("", " batch_size=16 dtype=fp32"))
+    assert whole.count("### batch") == 2 and chosen.count("### batch") == 1 and "### batch 16" in chosen
+    assert chosen.startswith("before\n<!-- table results.json batch_size=16 dtype=fp32 -->\n") and chosen.endswith("<!-- end -->\nafter")
+    assert render(chosen, tmp_path) == chosen
+    with pytest.raises(InputError, match="no rows with batch_size=3"):
+        render(text.format(" batch_size=3"), tmp_path)

@@ -13,7 +13,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.scaling import Protocol, scale
 from gam_lm.isolation import run_isolated
-from gam_lm.report.scaling import fit_exponent, scaling_table, write_scaling
+from gam_lm.report.scaling import fit_exponent, scaling_brief, scaling_table, write_scaling
 from gam_lm.results import Results
 
 BASE = ModelConfig(vocab_size=64, hidden_size=16, num_attention_heads=2, num_memory_slots=8, dropout=0.0)
@@ -170,7 +170,14 @@ def test_table_and_plots_show_every_model_and_what_failed(tmp_path):
 def test_rows_of_different_settings_are_never_in_one_table():
     rows = [cell("gam-static", 1024), cell("gam-static", 1024, dtype="bf16", forward_backward_ms=0.5)]
     table = scaling_table({"environment": MACHINE, "rows": rows})
-    assert table.count("### ") == 2 and "batch 1, bf16 autocast, eager" in table
+    assert table.count("### Forward and backward pass: batch 1, ") == 2 and "batch 1, bf16 autocast, eager" in table
+
+
+def test_the_brief_table_has_a_row_for_each_model():
+    rows = [cell("gam-static", T) for T in (1024, 8192, 65_536)] + [cell("transformer", 1024), cell("transformer", 8192, "over time")]
+    lines = [[each.strip() for each in line.strip("|").split("|")] for line in scaling_brief({"environment": MACHINE, "rows": rows}).splitlines()]
+    assert lines[2] == ["gam-static", "1.00", "1.00", "1.00", "1.00 ± 0.00", "1.00 ± 0.00", "65,536"]
+    assert lines[3] == ["transformer", "1.00", "over time", "", "", "", "1,024"]
 
 
 def test_the_papers_protocol_is_a_preset():

@@ -62,6 +62,10 @@ class Chunks:
         J, _, Y, X = x_JNYX.shape
         return (x_JNYX.reshape(J, self.H, self.B * Y, X) @ weight_HXZ).view(J, self.H * self.B, Y, -1)
 
+    def of_head(self, x_JNYX: Tensor) -> Tensor:
+        """All rows of each head (H, J·B·Y, X)."""
+        return x_JNYX.unflatten(1, (self.H, self.B)).transpose(0, 1).flatten(1, 3)
+
     def state(self, x_BHXX: Tensor) -> Tensor:
         """(B, H, …) to (N, …)."""
         return x_BHXX.transpose(0, 1).flatten(0, 1)

@@ -41,11 +41,14 @@ VERBS = {
     "scale": Entry("scale:Scale", "time and memory of one block against the length of the sequence (Table 2)"),
     "bench-train": Entry("speed:BenchTrain", "tokens per second of whole training steps, beside the machine's matmul peak"),
     "bench-decode": Entry("decode:BenchDecode", "time of one more token and bytes of state after long contexts"),
+    "bench-gpu": Entry("gpu:BenchGPU", "parity, Table 2, training and decoding on one GPU, in minutes"),
     "inspect receptive-field": Entry("inspect:ReceptiveField", "how far back a model can see", True),
     "inspect cost": Entry("inspect:InspectCost", "parameters, operations and memory of a model, also of larger ones of its kind", True),
+    "inspect trace": Entry("inspect_text:InspectTrace", "what a model did at each token of a text, as a page or JSON", True),
+    "inspect slots": Entry("inspect_text:InspectSlots", "what each slot of a memory is for, as a page or a table", True),
     "data prepare": Entry("data:Prepare", "turn a corpus into token ids ahead of time"),
     "compare": Entry("compare:Compare", "whether one result is better than another: DIR or DIR:MODEL, twice", True),
-    "report": Entry("report:Report", "--readme FILE: render the tables of a Markdown file from their results.json"),
+    "report": Entry("report:Report", "one page of everything measured: HTML or Markdown from results.json files"),
     "env": Entry("report:Env", "what this machine is and which backends it has"),
 }
 """Every verb; of one or of two words."""

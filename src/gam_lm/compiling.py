@@ -30,6 +30,36 @@ def obstacle(device: torch.device) -> str | None:
     return None
 
 
+def decoder(model: LanguageModel, state: State, variant: str = "eager") -> Callable[[Tensor], Tensor]:
+    """Decode from ``state`` on: a call on the next token of each row (B, 1) gives its logits (B, 1, V) and carries the state.
+
+    Args:
+        model: in evaluation mode, its weights as they are now.
+        state: of what came before, of which neither variant but eager may change the shapes (a cache in place does not).
+        variant: eager; compiled (on a GPU as a CUDA graph as well); or graph, the eager step as a CUDA graph.
+    """
+    step: Step = model.stream
+    if variant != "eager":
+        any_B1 = torch.zeros(len(state.position_B), 1, dtype=torch.long, device=state.position_B.device)
+        step = compiled_step(model, any_B1, state) if variant == "compiled" else step
+        if any_B1.device.type == "cuda":
+            return graphed_step(step, any_B1, state)
+
+    def next_logits(token_B1: Tensor) -> Tensor:
+        nonlocal state
+        logits_B1V, state = step(token_B1, state)
+        return logits_B1V
+
+    return next_logits
+
+
+def why_not_decoding(model: LanguageModel) -> str | None:
+    """Why decoding cannot be compiled for ``model`` here, or None."""
+    if any(layer.mixer.filled_cache(1, 1, 1, dtype=torch.float32) is not None for layer in model.layers):
+        return f"the state of mixer {model.config.mixer!r} grows with every token"
+    return obstacle(model.embed_tokens.weight.device)
+
+
 def compiled_step(model: LanguageModel, token_B1: Tensor, state: State) -> Step:
     """``model.stream`` for one token, compiled: for inference alone, with the weights as they are now.
 

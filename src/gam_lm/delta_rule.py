@@ -138,10 +138,7 @@ class _DeltaRule(torch.autograd.Function):
         dfound_JNXE = dheld_JNXE * from_start_JNL1.repeat(1, 1, 2, 1)
         daddress_JNXM = chunks.by_head(dheld_JNXE, bank_HME.to(low).mT) + dfound_JNXE @ D_JNME.mT
 
-        def rows(x):
-            return x.unflatten(1, (chunks.H, chunks.B)).permute(1, 0, 2, 3, 4).flatten(1, 3)
-
-        dbank_HME = (rows(address_JNXM).mT @ rows(dheld_JNXE)).to(wide)
+        dbank_HME = (chunks.of_head(address_JNXM).mT @ chunks.of_head(dheld_JNXE)).to(wide)
         dfrom_start_JNL = _inner(dheld_JNXE, found_JNXE, wide).unflatten(-1, (2, L)).sum(-2)
 
         # What was written into the state.

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
+from gam_lm.compiling import decoder, why_not_decoding
 from gam_lm.errors import InputError
 from gam_lm.model import LanguageModel, State
 
@@ -35,6 +36,7 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
     stop: frozenset[int] = frozenset(),
+    compiled: bool = False,
 ) -> Generator[int]:
     """Yield the ids that follow ``prompt``, each as soon as it is drawn.
 
@@ -47,6 +49,7 @@ def generate(
         top_p: draw from the likeliest tokens that together have this probability.
         seed: of the draws; None draws anew each time.
         stop: ids that end the text; they are not yielded.
+        compiled: whether the step of one token is compiled first, which takes some seconds and pays for long texts; where it cannot be, the reason is logged.
 
     Raises:
         InputError: for an empty or too long prompt, or a sampling value out of range.
@@ -60,6 +63,10 @@ def generate(
         generator.manual_seed(seed)
     limit = model.config.max_position_embeddings if model.embed_positions is not None else None
     logits, state = _prefill(model, torch.tensor([list(prompt)], device=device))
+    reason = why_not_decoding(model) if compiled else None
+    if reason is not None:
+        logger.warning("not compiled: %s", reason)
+    next_logits = decoder(model, state, "compiled" if compiled and reason is None else "eager")
     produced = 0
     while max_new_tokens is None or produced < max_new_tokens:
         token = int(draw(logits[0, -1], temperature, top_k, top_p, generator))
@@ -71,7 +78,7 @@ def generate(
             if max_new_tokens is None or produced < max_new_tokens:
                 logger.warning("ended: learned positions end at %d tokens; a model with positions='none' goes on", limit)
             return
-        logits, state = model.stream(torch.tensor([[token]], device=device), state)
+        logits = next_logits(torch.tensor([[token]], device=device))
 
 
 def generate_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, **options: object) -> Iterator[str]:

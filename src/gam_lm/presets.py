@@ -21,7 +21,6 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "gam-static": {"mixer": "gam", "positions": "none"},
     "gam-mean": {"mixer": "gam", "write": "mean", "positions": "none"},
     "gam-delta": {"mixer": "gam", "write": "delta", "positions": "none"},
-    "gam-delta-fla": {"mixer": "gam", "write": "delta", "positions": "none", "backend": "fla"},
     "gam-delta-closed": {"mixer": "gam", "write": "delta", "write_gate": "closed", "positions": "none"},
     "gam-delta-keys": {"mixer": "gam", "write": "delta", "write_address": "keys", "positions": "none"},
     "gam-delta-beside": {"mixer": "gam", "write": "delta", "static_path": True, "positions": "none"},
@@ -34,19 +33,22 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 }
 """Row names of every table: what each changes in the base configuration."""
 
+KERNELS: Mapping[str, Mapping[str, Any]] = {"gam-delta-fla": {**MODELS["gam-delta"], "backend": "fla"}}
+"""Further names: models on kernels that only a GPU has, beside their own in plain PyTorch."""
+
 
 def model_name(name: str) -> str:
     """The row name that ``name`` stands for. Raises InputError with the nearest name."""
     if name == "gam":
         return DEFAULT_GAM
-    if name not in MODELS:
-        raise unknown_name("model", name, [*MODELS, "gam"])
+    if name not in MODELS and name not in KERNELS:
+        raise unknown_name("model", name, [*MODELS, *KERNELS, "gam"])
     return name
 
 
 def named_model(name: str, base: ModelConfig) -> ModelConfig:
     """``base`` as the model that ``name`` stands for."""
-    return base.replace(**MODELS[model_name(name)])
+    return base.replace(**{**MODELS, **KERNELS}[model_name(name)])
 
 
 @dataclass(frozen=True, kw_only=True)

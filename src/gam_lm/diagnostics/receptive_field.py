@@ -20,6 +20,9 @@ from gam_lm.model import LanguageModel
 PROBES = 4
 """Random texts of which the largest effect counts."""
 
+ROWS = 16
+"""Texts at once, always: a product of another shape rounds otherwise, which would look like an effect."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReceptiveField:
@@ -43,7 +46,7 @@ def analytic_reach(config: ModelConfig) -> int | None:
 
 @torch.no_grad()
 def receptive_field(model: LanguageModel, *, length: int | None = None, distances: Sequence[int] | None = None, seed: int = 0) -> ReceptiveField:
-    """Change one token at a time and see whether the last prediction changes, in fp64, in which no rounding hides or feigns an effect.
+    """Change one token at a time and see whether the last prediction changes, in fp64, in which rounding hides no effect.
 
     Args:
         model: trained or not; a copy is measured.
@@ -60,7 +63,7 @@ def receptive_field(model: LanguageModel, *, length: int | None = None, distance
     if limit is not None and length > limit:
         raise InputError(f"length is {length}, learned positions end at {limit}: use a shorter text")
     if distances is None:
-        distances = [d for d in (*range(32), *(round(32 * 2 ** (i / 4)) for i in range(60))) if d < length]
+        distances = [d for d in (*range(32), *(round(32 * 2 ** (i / 4)) for i in range(60)), length - 1) if d < length]
     distances = sorted({*distances} & {*range(length)})
     exact = copy.deepcopy(model).double().eval()
     device = exact.embed_tokens.weight.device
@@ -73,10 +76,11 @@ def receptive_field(model: LanguageModel, *, length: int | None = None, distance
         for row, (distance, other) in enumerate(zip(distances, others, strict=True)):
             at = length - 1 - distance
             changed[row, at] = (text_T[at] + other) % config.vocab_size
-        before_V = _last_prediction(exact, text_T[None].to(device))[0]
-        for rows, part in zip(torch.arange(len(distances)).split(16), changed.split(16), strict=True):
-            after_RV = _last_prediction(exact, part.to(device))
-            for row, after_V in zip(rows.tolist(), after_RV, strict=True):
+        before_RV = _last_prediction(exact, text_T.repeat(ROWS, 1).to(device))
+        for some, part in zip(torch.arange(len(distances)).split(ROWS), changed.split(ROWS), strict=True):
+            filled = torch.cat([part, text_T.repeat(ROWS - len(part), 1)])
+            after_RV = _last_prediction(exact, filled.to(device))
+            for row, after_V, before_V in zip(some.tolist(), after_RV, before_RV, strict=False):  # what fills the batch is left out
                 if torch.equal(after_V, before_V):
                     continue
                 divergence = float(F.kl_div(after_V, before_V, log_target=True, reduction="sum"))

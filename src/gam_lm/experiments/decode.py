@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gam_lm.compiling import Step, compiled_step, graphed_step, obstacle
+from gam_lm.compiling import decoder, obstacle
 from gam_lm.config import ModelConfig
 from gam_lm.errors import unknown_name
 from gam_lm.experiments.contenders import contender
@@ -222,25 +222,16 @@ def _own(parameters: Mapping[str, Any], device: torch.device) -> tuple[nn.Module
 def _decoding(model: LanguageModel, state: State, dtype: torch.dtype, variant: str) -> Callable[[], object]:
     """Decode the likeliest token over and over."""
     device = state.position_B.device
-    step: Step = model.stream
-    replay: Callable[[Tensor], Tensor] | None = None
     token_B1 = torch.zeros(len(state.position_B), 1, dtype=torch.long, device=device)
     with autocast(device, dtype):
-        if variant == "compiled":
-            step = compiled_step(model, token_B1, state)
-        if variant != "eager" and device.type == "cuda":
-            replay = graphed_step(step, token_B1, state)
+        next_logits = decoder(model, state, variant)
 
-    def one() -> None:
-        nonlocal token_B1, state
-        if replay is not None:
-            logits_B1V = replay(token_B1)
-        else:
-            with autocast(device, dtype):
-                logits_B1V, state = step(token_B1, state)
-        token_B1 = logits_B1V[:, -1].argmax(-1, keepdim=True)
+    def step() -> None:
+        nonlocal token_B1
+        with autocast(device, dtype):
+            token_B1 = next_logits(token_B1)[:, -1].argmax(-1, keepdim=True)
 
-    return one
+    return step
 
 
 def _gpt2(parameters: Mapping[str, Any], device: torch.device) -> tuple[nn.Module, dict[int, _Session]]:

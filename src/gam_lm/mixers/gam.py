@@ -211,10 +211,7 @@ def _written_cost(config: ModelConfig, context: int) -> Cost:
     inside = 2 * L * (2 * M + 2 * E) + L * L if not mean else 2 * L * (2 * M + E)
     between = (5 if not mean else 3) * 2 * M * E
     step = (3 if not mean else 2) * 2 * M * E
-    if mean:
-        kept = (9 + has_gate) * D + 10 * slots + 7 * H + 3 * H * L
-    else:
-        kept = (7 + has_gate) * D + (7 if plain else 5) * slots + 9 * H + 3 * H * L
+    kept = (9 + has_gate) * D + 10 * slots + 7 * H + 3 * H * L if mean else (7 + has_gate) * D + (7 if plain else 5) * slots + 9 * H + 3 * H * L
     return Cost(
         parameters=slots * D + H * (not plain) + slots * E + slots * mean + slots * (K + 1) + 2 * D * D + 2 * D * H + 2 * H + H + D,
         forward_flops=projections + H * (inside + between),

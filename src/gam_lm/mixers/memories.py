@@ -117,7 +117,7 @@ class WrittenMemory(nn.Module):
     def _addresses(self, h_BTD: Tensor, conv_state: Tensor | None, segments: Segments | None) -> tuple[Tensor, Tensor]:
         """Where each token reads and where it writes (B, T, H, M): a distribution over the slots, or plain keys of length 1."""
         H = self.config.num_attention_heads
-        address_SD = self.address
+        address_SD: Tensor = self.address
         if self.sharpness is not None:
             address_SD = address_SD * self.sharpness.repeat_interleave(self.config.num_memory_slots // H)[:, None]
         # The taps see scores, not inputs: the projection is linear, and so one product serves both addresses.

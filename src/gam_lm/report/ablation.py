@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gam_lm.report.compare import Measured, difference
+from gam_lm.report.compare import Measured, difference, difference_words
 from gam_lm.report.published import TABLE_3
 from gam_lm.report.rows import Row, by_variant, differing, floors, same_but, settings_of, trained
 from gam_lm.report.statistics import Summary, shown
-from gam_lm.report.tables import Table, floor_cells, interval, mean, provenance
-
-NO_DIFFERENCE = "no difference shown"
+from gam_lm.report.tables import INTERVALS, Table, floor_cells, interval, mean, provenance
 
 
 def ablation(results: Mapping[str, Any], directory: Path | None = None) -> Table:
@@ -33,15 +31,14 @@ def ablation(results: Mapping[str, Any], directory: Path | None = None) -> Table
         published = TABLE_3.get(group[0]["model"])
         cells = [
             name, f"{group[0]['parameters']:,}", f"{group[0]['paper_size_parameters']:,}", interval(group, "val_nats_per_token", "{:.4f}"),
-            mean(group, "val_ppl", "{:,.2f}"), mean(group, "val_bits_per_byte", "{:.4f}"), _words(above.get(name)), str(len(group)),
+            mean(group, "val_ppl", "{:,.2f}"), mean(group, "val_bits_per_byte", "{:.4f}"), difference_words(above.get(name)), str(len(group)),
             f"{published.val_ppl:.2f}" if published else "",
         ]  # fmt: skip
         if paper:
             cells.insert(5, mean(group, "paper_val_ppl", "{:,.2f}"))
         lines.append(cells)
-    lines += [floor_cells(row, columns) for row in floors(results)]
-    note = "± is a 95 % interval: of a loss over the seeds, of a difference paired by seed and validation block. " + provenance(results)
-    return Table(columns=columns, rows=lines, note=note)
+    below = [floor_cells(row, columns) for row in floors(results)]
+    return Table(columns=columns, rows=lines, floors=below, title="Ablation", note=f"{INTERVALS} {provenance(results)}")
 
 
 def ablation_table(results: Mapping[str, Any], directory: Path | None = None) -> str:
@@ -85,7 +82,7 @@ def ablation_plot(results: Mapping[str, Any], directory: Path | None, stem: Path
         axes.barh(place, each.mean, color=COLOURS[0] if shown(each) and each.count > 1 else GREY, height=0.6)
         if math.isfinite(each.half_width):
             axes.errorbar(each.mean, place, xerr=each.half_width, color="black", capsize=3, linewidth=1.2)
-        axes.annotate(_words(each), (1.02, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8.5, annotation_clip=False)
+        axes.annotate(difference_words(each), (1.02, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8.5, annotation_clip=False)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
@@ -100,14 +97,3 @@ def _full_of(row: Row, groups: Mapping[str, list[Row]]) -> str | None:
         if group[0]["model"] == "full" and same_but(row, group[0], {*row.get("changes", {}), *group[0].get("changes", {})}):
             return name
     return None
-
-
-def _words(difference: Summary | None) -> str:
-    if difference is None:
-        return ""
-    if difference.half_width == math.inf:
-        return f"{difference.mean:+.4f} (one seed)"
-    said = f"{difference.mean:+.4f} ± {difference.half_width:.4f}"
-    if not shown(difference):
-        return f"{said}: {NO_DIFFERENCE}"
-    return said if difference.count > 1 else f"{said} (one seed)"

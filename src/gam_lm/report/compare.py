@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 from gam_lm.errors import InputError, unknown_name
 from gam_lm.report.rows import Row, by_variant, trained
-from gam_lm.report.statistics import Summary, paired, paired_blocks, verdict
+from gam_lm.report.statistics import Summary, paired, paired_blocks, shown, verdict
 from gam_lm.results import read_blocks, read_results
+
+NO_DIFFERENCE = "no difference shown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,35 @@ def difference(a: Measured, b: Measured) -> Summary | None:
     return paired(*([rows[seed]["val_nats_per_token"] for seed in seeds] for rows in (rows_a, rows_b)))
 
 
+def measured(results: Mapping[str, Any], directory: Path) -> list[Measured]:
+    """The models of the results.json in ``directory`` that have a validation loss."""
+    rows = [row for row in trained(results) if "val_nats_per_token" in row and "seed" in row]
+    return [Measured(name=name, rows=group, directory=directory, corpus=results["corpus"]) for name, group in by_variant(rows).items()]
+
+
+def over_the_lowest(models: Sequence[Measured]) -> tuple[str, dict[str, Summary]]:
+    """The name of the model of the lowest mean loss, and by name how far the others are above it, as far as they have a seed in common with it."""
+    lowest = min(models, key=lambda each: math.fsum(row["val_nats_per_token"] for row in each.rows) / len(each.rows))
+    found = {each.name: difference(each, lowest) for each in models if each is not lowest}
+    return lowest.name, {name: summary for name, summary in found.items() if summary is not None}
+
+
+def difference_words(difference: Summary | None, digits: int = 4) -> str:
+    """A difference with its interval as a table's cell; empty for None."""
+    if difference is None:
+        return ""
+    if difference.half_width == math.inf:
+        return f"{difference.mean:+.{digits}f} (one seed)"
+    said = with_interval(difference.mean, difference.half_width, digits)
+    return f"{said} (one seed)" if difference.count == 1 and shown(difference) else said
+
+
+def with_interval(value: float, half_width: float, digits: int = 4) -> str:
+    """A difference and half its 95 % interval, and a plain word where that holds zero."""
+    said = f"{value:+.{digits}f} ± {half_width:.{digits}f}"
+    return said if abs(value) > half_width else f"{said}: {NO_DIFFERENCE}"
+
+
 def find(place: str) -> list[Measured]:
     """The models of ``DIR``, ``DIR:MODEL``, or the same with a results.json in place of its folder.
 
@@ -56,11 +88,7 @@ def find(place: str) -> list[Measured]:
         before, _, model = place.rpartition(":")
         path = Path(before)
     path = path / "results.json" if path.is_dir() else path
-    results = read_results(path)
-    rows = [row for row in trained(results) if "val_nats_per_token" in row and "seed" in row]
-    models = [
-        Measured(name=name, rows=group, directory=path.parent, corpus=results["corpus"]) for name, group in by_variant(rows).items()
-    ]
+    models = measured(read_results(path), path.parent)
     if not models:
         raise InputError(f"results {str(path)!r} hold no trained model with a validation loss")
     if model is None:

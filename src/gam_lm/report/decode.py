@@ -9,6 +9,7 @@ from typing import Any
 from gam_lm.files import write_text
 from gam_lm.report.plots import colour, label_ends, new_figure, save
 from gam_lm.report.rows import by_model, by_setting, machine_line, setting_name, three_digits
+from gam_lm.report.tables import Table
 from gam_lm.results import read_results
 
 Row = Mapping[str, Any]
@@ -24,22 +25,29 @@ def write_decode(directory: Path) -> str:
 
 
 def decode_table(results: Mapping[str, Any]) -> str:
-    """A table for each batch size, format of the weights and variant: milliseconds of one more token of every row after each context, how flat they are, the
-    share of what reading the weights allows, and the state of one sequence after the shortest and the longest context."""
-    parts = []
+    """:func:`decoding` as Markdown, each table under its title."""
+    return "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in decoding(results))
+
+
+def decoding(results: Mapping[str, Any]) -> list[Table]:
+    """A table for each batch size, format of the weights and variant.
+
+    Milliseconds of one more token of every row after each context, how flat they are, the share of what reading the weights allows, and the state of one
+    sequence after the shortest and the longest context.
+    """
+    note = (
+        "The share is (bytes of weights / measured bandwidth) / time, after the shortest context; weights of attention are followed by its cache, "
+        f"which the share leaves out. {machine_line(results)}"
+    )
+    tables = []
     for setting, rows in by_setting(results["rows"]).items():
         contexts = sorted({row["context"] for row in rows})
         first, last = contexts[0], contexts[-1]
-        head = ["Model", "Parameters", *(f"ms after {n:,}" for n in contexts), f"{last:,} over {first:,}", "Share of the weights' limit"]
-        head += [f"State after {n:,} (KB)" for n in dict.fromkeys((first, last))]
-        lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
-        lines += ["| " + " | ".join(_cells(name, group, contexts)) + " |" for name, group in by_model(rows).items()]
-        parts += [f"### {_name(setting)}\n", *lines, ""]
-    parts.append(
-        "The share is (bytes of weights / measured bandwidth) / time, after the shortest context; weights of attention are followed by its cache, "
-        f"which the share leaves out. {machine_line(results)}\n"
-    )
-    return "\n".join(parts)
+        columns = ["Model", "Parameters", *(f"ms after {n:,}" for n in contexts), f"{last:,} over {first:,}", "Share of the weights' limit"]
+        columns += [f"State after {n:,} (KB)" for n in dict.fromkeys((first, last))]
+        lines = [_cells(name, group, contexts) for name, group in by_model(rows).items()]
+        tables.append(Table(columns=columns, rows=lines, title=_name(setting), note=note))
+    return tables
 
 
 def _cells(name: str, group: Sequence[Row], contexts: Sequence[int]) -> list[str]:

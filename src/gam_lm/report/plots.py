@@ -10,7 +10,7 @@ import numpy as np
 
 from gam_lm.errors import MissingExtraError
 from gam_lm.files import replacing
-from gam_lm.report.rows import by_model, by_variant, floor_name, floors, trained
+from gam_lm.report.rows import by_model, by_variant, common_curve, floor_name, floors, trained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,8 +53,10 @@ def loss_curves(results: Mapping[str, Any], stem: Path) -> list[Path]:
     figure, axes = new_figure()
     ends = []
     for model, group in by_variant(trained(results)).items():
-        tokens = np.array([point["tokens"] for point in group[0]["curve"]])
-        losses = np.array([[point["val_nats"] for point in row["curve"]] for row in group])
+        curve = common_curve(group)
+        if not curve:
+            continue
+        tokens, losses = np.array(list(curve)), np.array(list(curve.values())).T
         axes.fill_between(tokens / 1e6, losses.min(0), losses.max(0), color=colour(model), alpha=0.18, linewidth=0)
         axes.plot(tokens / 1e6, losses.mean(0), color=colour(model), marker="o", markersize=3.5)
         ends.append((tokens[-1] / 1e6, float(losses.mean(0)[-1]), model, colour(model)))

@@ -1,23 +1,47 @@
 """Tables inside a Markdown text, rendered from the results they stand for.
 
-Between ``<!-- table PATH -->`` and ``<!-- end -->`` stands the quality table of the results.json at PATH, relative to the text.
+Between ``<!-- table PATH -->`` and ``<!-- end -->`` stands the table of the results.json at PATH, relative to the text. Behind the path, words choose:
+``batch_size=1 dtype=bf16`` keeps the rows with these values, ``brief`` takes the short form of a scaling analysis.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gam_lm.errors import InputError
-from gam_lm.report.tables import quality_table
+from gam_lm.report.decode import decode_table
+from gam_lm.report.scaling import scaling_brief, scaling_table
+from gam_lm.report.speed import speed_table
+from gam_lm.report.tables import quality_table, recall_table
 from gam_lm.results import read_results
 
-MARKED = re.compile(r"(<!-- table (?P<path>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table (?P<path>\S+)(?P<words>(?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "scale": scaling_table, "bench-decode": decode_table, "bench-train": speed_table, "recall": recall_table,
+}  # fmt: skip
+"""By the verb that measured; of any other, the quality table."""
 
 
 def render(text: str, directory: Path) -> str:
-    """``text`` with every marked table made anew from its results.json below ``directory``. Raises InputError where one is missing."""
-    return MARKED.sub(lambda match: match[1] + quality_table(read_results(directory / match["path"])) + match[3], text)
+    """``text`` with every marked table made anew from its results.json below ``directory``. Raises InputError where one is missing, or words choose nothing."""
+    return MARKED.sub(lambda match: match[1] + _table(directory / match["path"], match["words"].split()) + match[4], text)
+
+
+def _table(path: Path, words: list[str]) -> str:
+    results = read_results(path)
+    wanted = dict(word.split("=", 1) for word in words if word != "brief")
+    rows = [row for row in results["rows"] if all(str(row.get(key)) == value for key, value in wanted.items())]
+    if wanted and not rows:
+        raise InputError(f"{path} has no rows with {' '.join(words)}: choose others in the mark of the table")
+    verb = results["command"].split()[1] if " " in results["command"] else ""
+    shown = results | {"rows": rows}
+    if "brief" in words:
+        return scaling_brief(shown)
+    return TABLES[verb](shown) if verb in TABLES else quality_table(shown, path.parent)
 
 
 def update(path: Path) -> bool:

@@ -57,6 +57,13 @@ def by_variant(rows: Iterable[Row], named: Iterable[str] = ()) -> dict[str, list
     return found
 
 
+def common_curve(group: Iterable[Row]) -> dict[int, list[float]]:
+    """The validation losses of several trainings by training tokens, where all of them were validated."""
+    curves = [{point["tokens"]: point["val_nats"] for point in row.get("curve", ())} for row in group]
+    common = set.intersection(*(set(curve) for curve in curves)) if curves else set()
+    return {tokens: [curve[tokens] for curve in curves] for tokens in sorted(common)}
+
+
 def differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:
     """The fields that are not the same in all of several configurations."""
     return {name for each in settings for name in each if any(other.get(name) != each[name] for other in settings)}

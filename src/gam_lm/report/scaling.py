@@ -12,6 +12,7 @@ from gam_lm.files import write_text
 from gam_lm.report.plots import colour, label_ends, new_figure, save
 from gam_lm.report.rows import by_model, by_setting, machine_line, setting_name, three_digits
 from gam_lm.report.statistics import t_quantile
+from gam_lm.report.tables import Table
 from gam_lm.results import read_results
 
 Row = Mapping[str, Any]
@@ -19,8 +20,8 @@ Row = Mapping[str, Any]
 FIT_FROM = 1024
 """Shortest sequence of a fit: below it what does not grow with the length counts."""
 
-NEAR, FAR = 1024, 65_536
-"""The lengths whose times per token are compared."""
+NEAR, MIDDLE, FAR = 1024, 8192, 65_536
+"""The lengths whose times per token are compared, and one between."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +61,48 @@ def write_scaling(directory: Path) -> str:
 
 
 def scaling_table(results: Mapping[str, Any]) -> str:
-    """Table 2's columns, length by length: milliseconds of a forward and backward pass and MB at the peak; then forward alone, and the exponents."""
-    parts = []
-    settings = by_setting(results["rows"])
-    for setting, rows in settings.items():
-        if len(settings) > 1:
-            parts.append(f"### {setting_name(setting)}\n")
-        parts += [
-            _lengths_table(rows, {"time (ms)": "forward_backward_ms", "memory (MB)": "peak_memory_mb"}), "",
-            "Forward pass alone (ms):\n", _lengths_table(rows, {"": "forward_ms"}), "", _exponents_table(rows), "",
-            f"{setting_name(setting)}. {machine_line(results)}", "",
-        ]  # fmt: skip
-    return "\n".join(parts)
+    """:func:`scaling` as Markdown, each table under its title."""
+    return "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in scaling(results))
 
 
-def _lengths_table(rows: Sequence[Row], keys: Mapping[str, str]) -> str:
+def scaling(results: Mapping[str, Any]) -> list[Table]:
+    """Three tables for each setting.
+
+    Table 2's columns, length by length: milliseconds of a forward and backward pass and MB at the peak; the forward pass alone; the exponents.
+    """
+    tables = []
+    for setting, rows in by_setting(results["rows"]).items():
+        name = setting_name(setting)
+        tables += [
+            _lengths(rows, {"time (ms)": "forward_backward_ms", "memory (MB)": "peak_memory_mb"}, f"Forward and backward pass: {name}", machine_line(results)),
+            _lengths(rows, {"": "forward_ms"}, f"Forward pass alone (ms): {name}", machine_line(results)),
+            _exponents(rows, f"How steeply time and memory rise: {name}"),
+        ]
+    return tables
+
+
+def scaling_brief(results: Mapping[str, Any]) -> str:
+    """A row per model, as Markdown: milliseconds per 1,000 tokens at three lengths, the exponents, how far it came. One setting at a time."""
+    rows = results["rows"]
+    lengths = [T for T in (NEAR, MIDDLE, FAR) if any(row["sequence_length"] == T for row in rows)]
+    columns = ["Model", *(f"ms per 1,000 tokens at {T:,}" for T in lengths), "Time ∝ length^p: p", "Memory ∝ length^p: p", "Longest measured"]
+    lines = []
+    for name, group in by_model(rows).items():
+        done = {row["sequence_length"]: row for row in group if row["outcome"] == "ok"}
+        fate = {row["sequence_length"]: row["outcome"] for row in group if row["outcome"] != "ok"}
+        cells = [three_digits(1000 * done[T]["forward_backward_ms"] / T) if T in done else fate.get(T, "") for T in lengths]
+        fits = [exponent_text(list(done.values()), key) for key in ("forward_backward_ms", "peak_memory_mb")]
+        lines.append([name, *cells, *fits, f"{max(done):,}" if done else ""])
+    settings = " · ".join(setting_name(setting) for setting in by_setting(rows))
+    note = f"One block, forward + backward; exponents from {FIT_FROM:,} tokens up; {settings}. {machine_line(results)}"
+    return Table(columns=columns, rows=lines, note=note).markdown()
+
+
+def _lengths(rows: Sequence[Row], keys: Mapping[str, str], title: str, note: str) -> Table:
     """A row per length; a column per model and figure, whose keys in a row stand under what the column's head says of them."""
     models = by_model(rows)
-    head = ["Length", *(f"{name} {what}".strip() for name in models for what in keys)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "--:|" * len(head)]
+    columns = ["Length", *(f"{name} {what}".strip() for name in models for what in keys)]
+    lines = []
     for T in sorted({row["sequence_length"] for row in rows}):
         cells = [f"{T:,}"]
         for group in models.values():
@@ -87,27 +111,26 @@ def _lengths_table(rows: Sequence[Row], keys: Mapping[str, str]) -> str:
                 cells += [row["outcome"], *[""] * (len(keys) - 1)]
             else:
                 cells += [three_digits(row.get(key)) if row else "" for key in keys.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return Table(columns=columns, rows=lines, title=title, note=note)
 
 
-def _exponents_table(rows: Sequence[Row]) -> str:
-    head = [
+def _exponents(rows: Sequence[Row], title: str) -> Table:
+    columns = [
         "Model", "Parameters of the block", "Time ∝ length^p: p", "Memory ∝ length^p: p", f"Time per token, {FAR:,} over {NEAR:,}", "Longest measured",
     ]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    lines = []
     for name, group in by_model(rows).items():
         done = [row for row in group if row["outcome"] == "ok"]
         if not done:
             continue
         per_token = {row["sequence_length"]: row["forward_backward_ms"] / row["sequence_length"] for row in done}
         ratio = f"{per_token[FAR] / per_token[NEAR]:.2f}" if {NEAR, FAR} <= per_token.keys() else ""
-        cells = [
+        lines.append([
             name, f"{done[0]['parameters']:,}", exponent_text(done, "forward_backward_ms"), exponent_text(done, "peak_memory_mb"), ratio,
             f"{max(per_token):,}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"Exponents are fitted from {FIT_FROM:,} tokens up, with their 95 % interval."])
+        ])  # fmt: skip
+    return Table(columns=columns, rows=lines, title=title, note=f"Exponents are fitted from {FIT_FROM:,} tokens up, with their 95 % interval.")
 
 
 def exponent_text(rows: Sequence[Row], key: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from gam_lm.files import write_text
 from gam_lm.report.plots import colour, new_figure, save
 from gam_lm.report.rows import by_model, machine_line, three_digits
+from gam_lm.report.tables import Table
 from gam_lm.results import read_results
 
 Row = Mapping[str, Any]
@@ -27,26 +28,29 @@ def write_speed(directory: Path) -> str:
 
 
 def speed_table(results: Mapping[str, Any]) -> str:
-    """A table for each batch size, context and width: tokens per second of every model and variant, over its plain ones, counted operations beside the peak, memory of the step."""
-    parts = []
-    for (batch, context, width), rows in _comparable(results["rows"]).items():
-        mfu = any("mfu" in row for row in rows)
-        head = ["Model", "Parameters", "Step", "Tokens/s", "× plain fp32", "× plain bf16", "GFLOP/s", "Share of the format's peak"]
-        head += ["MFU"] * mfu + ["Memory of a step (MB)", "× plain bf16"]
-        lines = [
-            f"### batch {batch}, context {context:,}, width {width}\n", "| " + " | ".join(head) + " |", "|---|--:|---|" + "--:|" * (len(head) - 3),
-        ]  # fmt: skip
-        for name, group in by_model(rows).items():
-            plain = {row["dtype"]: row for row in group if row["variant"] == "plain" and row["outcome"] == "ok"}
-            lines += ["| " + " | ".join(_cells(name, row, plain, mfu)) + " |" for row in group]
-        parts += [*lines, ""]
+    """:func:`speed` as Markdown, each table under its title."""
+    return "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in speed(results))
+
+
+def speed(results: Mapping[str, Any]) -> list[Table]:
+    """A table for each batch size, context and width: tokens per second of every model and variant, over its plain ones, operations beside the peak, memory of the step."""
     done = [row for row in results["rows"] if row["outcome"] == "ok"]
     peaks = [f"{format} {max(row[f'peak_{format}_flops'] for row in done) / 1e9:,.0f} GFLOP/s" for format in ("fp32", "bf16")] if done else []
-    parts.append(
+    note = (
         "plain: Conv1d, logits held whole, PyTorch's default AdamW; eager and compiled: this library's step. Operations are counted from the model, three times "
-        f"the forward pass. Peak of a matrix product as measured: {', '.join(peaks)}. {machine_line(results)}\n"
+        f"the forward pass. Peak of a matrix product as measured: {', '.join(peaks)}. {machine_line(results)}"
     )
-    return "\n".join(parts)
+    tables = []
+    for (batch, context, width), rows in _comparable(results["rows"]).items():
+        mfu = any("mfu" in row for row in rows)
+        columns = ["Model", "Parameters", "Step", "Tokens/s", "× plain fp32", "× plain bf16", "GFLOP/s", "Share of the format's peak"]
+        columns += ["MFU"] * mfu + ["Memory of a step (MB)", "× plain bf16"]
+        lines = []
+        for name, group in by_model(rows).items():
+            plain = {row["dtype"]: row for row in group if row["variant"] == "plain" and row["outcome"] == "ok"}
+            lines += [_cells(name, row, plain, mfu) for row in group]
+        tables.append(Table(columns=columns, rows=lines, title=f"batch {batch}, context {context:,}, width {width}", note=note))
+    return tables
 
 
 def _cells(name: str, row: Row, plain: Mapping[str, Row], mfu: bool) -> list[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from gam_lm.report.rows import Row, by_model, by_variant, floor_name, floors, trained
-from gam_lm.report.statistics import summarise
+from gam_lm.report.compare import difference_words, measured, over_the_lowest, with_interval
+from gam_lm.report.rows import Row, by_model, by_variant, common_curve, floor_name, floors, trained
+from gam_lm.report.statistics import paired, summarise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,17 +19,22 @@ class Table:
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    floors: Sequence[Sequence[str]] = ()
+    """Rows of what takes no model, set apart at the end."""
+    title: str = ""
+    """What the table shows, where it stands on a page."""
     note: str = ""
     """What stands below: where the figures come from."""
 
     def __post_init__(self) -> None:
-        for row in self.rows:
+        for row in (*self.rows, *self.floors):
             if len(row) != len(self.columns):
                 raise ValueError(f"the row {row} has {len(row)} cells, there are {len(self.columns)} columns")
 
     def markdown(self) -> str:
         """As Markdown, ending in a line break."""
         lines = [cells_line(self.columns), "|---" + "|--:" * (len(self.columns) - 1) + "|", *(cells_line(row) for row in self.rows)]
+        lines += [cells_line([f"*{row[0]}*", *row[1:]]) for row in self.floors]
         return "\n".join([*lines, *(["", self.note] if self.note else []), ""])
 
 
@@ -36,28 +43,43 @@ def cells_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def quality(results: Mapping[str, Any]) -> Table:
+def quality(results: Mapping[str, Any], directory: Path | None = None) -> Table:
     """Table 1's columns (model, parameters, seconds per epoch, validation loss, perplexity) and what tells more.
 
     A model's rows are averaged over its seeds; ± is the 95 % interval of the mean. The floors stand last.
+
+    Args:
+        results: content of a results.json of trained models.
+        directory: its folder; with it the table says how far each model is from the one of the lowest loss, paired by seed and validation block.
     """
     rows = trained(results)
     columns = ["Model", "Parameters", "s/epoch", "Val loss (nats)", "PPL", "Bits/byte", "Tokens/s", "State (bytes)", "Seeds"]
-    paper = any("paper_val_ppl" in row for row in rows)
-    lines = []
-    for name, group in by_variant(rows).items():
-        lines.append([
+    lines = [
+        [
             name, f"{group[0]['parameters']:,}", mean(group, "epoch_seconds", "{:,.0f}"), interval(group, "val_nats_per_token", "{:.4f}"),
             mean(group, "val_ppl", "{:,.2f}"), mean(group, "val_bits_per_byte", "{:.4f}"), mean(group, "tokens_per_second", "{:,.0f}"),
             f"{group[0]['state_bytes']:,}", str(len(group)),
-        ])  # fmt: skip
-        if paper:
-            lines[-1].insert(5, mean(group, "paper_val_ppl", "{:,.2f}"))
-    if paper:
-        columns.insert(5, "PPL (paper's protocol)")
-    for row in floors(results):
-        lines.append(floor_cells(row, columns))
-    return Table(columns=columns, rows=lines, note=provenance(results))
+        ]
+        for name, group in by_variant(rows).items()
+    ]  # fmt: skip
+    if any("paper_val_ppl" in row for row in rows):
+        paper = [mean(group, "paper_val_ppl", "{:,.2f}") for group in by_variant(rows).values()]
+        _insert(columns, lines, 5, "PPL (paper's protocol)", paper)
+    note = provenance(results)
+    if directory is not None and len(lines) > 1:
+        lowest, over = over_the_lowest(measured(results, directory))
+        _insert(columns, lines, 4, "Loss over the lowest (nats)", ["lowest" if line[0] == lowest else difference_words(over.get(line[0])) for line in lines])
+        note = f"{INTERVALS} {note}"
+    return Table(columns=columns, rows=lines, floors=[floor_cells(row, columns) for row in floors(results)], title="Quality", note=note)
+
+
+INTERVALS = "± is a 95 % interval: of a loss over the seeds, of a difference paired by seed and validation block."
+
+
+def _insert(columns: list[str], lines: Sequence[list[str]], place: int, name: str, cells: Sequence[str]) -> None:
+    columns.insert(place, name)
+    for line, cell in zip(lines, cells, strict=True):
+        line.insert(place, cell)
 
 
 FLOOR_CELLS = {
@@ -68,33 +90,120 @@ FLOOR_CELLS = {
 def floor_cells(row: Row, columns: Sequence[str]) -> list[str]:
     """A floor's cells under ``columns``: its name, and what it has of loss, perplexity and bits per byte."""
     figures = [FLOOR_CELLS[name][1].format(row[FLOOR_CELLS[name][0]]) if name in FLOOR_CELLS else "" for name in columns]
-    return [f"*{floor_name(row)}*", *figures[1:]]
+    return [floor_name(row), *figures[1:]]
 
 
-def quality_table(results: Mapping[str, Any]) -> str:
+def quality_table(results: Mapping[str, Any], directory: Path | None = None) -> str:
     """:func:`quality` as Markdown."""
-    return quality(results).markdown()
+    return quality(results, directory).markdown()
+
+
+def curves(results: Mapping[str, Any]) -> Table:
+    """The validation loss by training tokens, a column per model: what the plot of the loss curves shows."""
+    means = {name: common_curve(group) for name, group in by_variant(trained(results)).items()}
+    tokens = sorted({each for curve in means.values() for each in curve})
+    lines = [[f"{each:,}", *(f"{summarise(curve[each]).mean:.4f}" if each in curve else "" for curve in means.values())] for each in tokens]
+    return Table(columns=["Training tokens", *means], rows=lines, title="Validation loss (nats per token) by training tokens, mean over the seeds")
+
+
+def context_use(results: Mapping[str, Any]) -> Table:
+    """What the text before the last d tokens is worth, a column per model, with the 95 % interval over the targets."""
+    groups = {name: [row["context_use"] for row in group if "context_use" in row] for name, group in by_model(results["rows"]).items()}
+    groups = {name: group for name, group in groups.items() if group}
+    distances = sorted({int(d) for group in groups.values() for each in group for d in each["by_distance"]})
+    lines = [[f"{d:,}", *(_gain([each["by_distance"].get(str(d)) for each in group]) for group in groups.values())] for d in distances]
+    targets = sorted({each["targets"] for group in groups.values() for each in group})
+    note = f"Over {', '.join(f'{n:,}' for n in targets)} fixed targets; the same targets and positions for every d. ± is a 95 % interval over the targets."
+    return Table(columns=["True tokens d", *groups], rows=lines, title="Context use: loss with d true tokens over loss with all (nats per token)", note=note)
+
+
+def _gain(found: Sequence[Mapping[str, float] | None]) -> str:
+    """The mean gain over a model's rows."""
+    known = [each for each in found if each is not None]
+    if not known:
+        return "not measurable"
+    gain, half_width = (summarise([each[key] for each in known]).mean for key in ("gain", "half_width"))
+    return with_interval(gain, half_width)
+
+
+def context_lengths(results: Mapping[str, Any]) -> Table:
+    """The loss by context length in evaluation, a column per model."""
+    groups = {name: [row["contexts"] for row in group if row.get("contexts")] for name, group in by_model(results["rows"]).items()}
+    groups = {name: group for name, group in groups.items() if group}
+    lines = []
+    for n in sorted({int(each) for group in groups.values() for lengths in group for each in lengths}):
+        values = [[each[str(n)] for each in group if each.get(str(n)) is not None] for group in groups.values()]
+        lines.append([f"{n:,}", *(f"{summarise(some).mean:.4f}" if some else "not measurable" for some in values)])
+    return Table(columns=["Context (tokens)", *groups], rows=lines, title="Loss by context length in evaluation (nats per token)")
+
+
+def evaluations(results: Mapping[str, Any]) -> Table:
+    """The loss of each evaluated model on its split, with that of the split read as one stream where it was measured."""
+    lines = []
+    for row in results["rows"]:
+        figures = [(row.get(f"{row['split']}_{name}"), form) for name, form in EVALUATED.values()]
+        stream = row.get("stream_nats_per_token")
+        lines.append([
+            row["model"], row["split"], f"{row['context']:,}", *("" if value is None else form.format(value) for value, form in figures),
+            "" if stream is None else f"{stream:.4f}",
+        ])  # fmt: skip
+    return Table(columns=["Model", "Split", "Context", *EVALUATED, "As one stream (nats)"], rows=lines, title="Evaluation", note=provenance(results))
+
+
+EVALUATED = {
+    "Loss (nats)": ("nats_per_token", "{:.4f}"), "PPL": ("ppl", "{:,.2f}"), "Bits/byte": ("bits_per_byte", "{:.4f}"), "Word PPL": ("word_ppl", "{:,.1f}"),
+}  # fmt: skip
 
 
 def recall(results: Mapping[str, Any]) -> Table:
     """Accuracy by task and size, a column per model, with the bytes that each carries from token to token; ± is the 95 % interval over seeds."""
-    rows = [row for row in results["rows"] if "pairs" in row]
-    models = list(by_model(rows))
+    models = _recall_models(results)
     lines = []
-    for task, pairs, length in dict.fromkeys((row["task"], row["pairs"], row["sequence_length"]) for row in rows):
-        cells = [task, str(pairs), str(length)]
+    for size, groups in _by_size(results).items():
+        cells = [str(each) for each in size]
         for model in models:
-            group = [row for row in rows if (row["model"], row["task"], row["pairs"], row["sequence_length"]) == (model, task, pairs, length)]
-            if not group:
+            if model not in groups:
                 cells.append("")
                 continue
-            summary = summarise([100 * row["accuracy"] for row in group])
+            summary = summarise([100 * row["accuracy"] for row in groups[model]])
             spread = f" ± {summary.half_width:.1f}" if summary.count > 1 else ""
-            cells.append(f"{summary.mean:.1f} %{spread} ({group[0]['state_bytes'] / 1024:,.0f} KiB)")
+            cells.append(f"{summary.mean:.1f} %{spread} ({groups[model][0]['state_bytes'] / 1024:,.0f} KiB)")
         lines.append(cells)
     machine = results["environment"]
     note = f"{machine['device']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}."
-    return Table(columns=["Task", "Pairs", "Length", *models], rows=lines, note=note)
+    return Table(columns=["Task", "Pairs", "Length", *models], rows=lines, title="Recall: right answers (state carried from token to token)", note=note)
+
+
+def recall_differences(results: Mapping[str, Any]) -> Table:
+    """How far each model is below the best one of each size, in percentage points, paired by seed."""
+    models = _recall_models(results)
+    lines = []
+    for size, groups in _by_size(results).items():
+        best = max(groups, key=lambda model: summarise([row["accuracy"] for row in groups[model]]).mean)
+        of_best = {row["seed"]: row["accuracy"] for row in groups[best]}
+        cells = [str(each) for each in size]
+        for model in models:
+            common = [row for row in groups.get(model, ()) if row["seed"] in of_best]
+            if model == best or not common:
+                cells.append("best" if model == best else "")
+                continue
+            cells.append(difference_words(paired([100 * row["accuracy"] for row in common], [100 * of_best[row["seed"]] for row in common]), 1))
+        lines.append(cells)
+    title = "Recall: percentage points against the best of each line"
+    return Table(columns=["Task", "Pairs", "Length", *models], rows=lines, title=title, note="Paired by seed; ± is a 95 % interval.")
+
+
+def _recall_models(results: Mapping[str, Any]) -> list[str]:
+    return list(by_model(row for row in results["rows"] if "pairs" in row))
+
+
+def _by_size(results: Mapping[str, Any]) -> dict[tuple[str, int, int], dict[str, list[Row]]]:
+    """The rows of recall by task, pairs and length, then by model."""
+    found: dict[tuple[str, int, int], dict[str, list[Row]]] = {}
+    for row in results["rows"]:
+        if "pairs" in row:
+            found.setdefault((row["task"], row["pairs"], row["sequence_length"]), {}).setdefault(row["model"], []).append(row)
+    return found
 
 
 def recall_table(results: Mapping[str, Any]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from gam_lm.compiling import obstacle
 from gam_lm.diagnostics.cost import model_cost
 from gam_lm.model import Block, LanguageModel
@@ -37,6 +39,7 @@ def compile_for_training(model: LanguageModel, recipe: TrainConfig, total_steps:
     if not model.layers[0].mixer.compiles(recipe.context):
         logger.info("not compiled: mixer %r with these fields gains nothing by it", model.config.mixer)
         return []
+    torch.compiler.reset()  # what this process compiled before counts towards a limit, beyond which a block would stay eager
     for layer in model.layers:
         layer.compile(dynamic=False, options={"fallback_random": True})
     logger.info("compiled: the blocks; the first step takes longer")

@@ -96,7 +96,7 @@ def _show(out: Path) -> None:
     from gam_lm.results import read_results
 
     results = read_results(out / "results.json")
-    table = quality_table(results)
+    table = quality_table(results, out)
     write_text(out / "table.md", table)
     print(table)
     print(f"runs:  {out / 'runs'}\ntable: {out / 'table.md'}")

@@ -5,19 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tyro.conf import Positional
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Render results for people."""
+    """Render results for people: one page of everything measured, that needs nothing beside it."""
 
-    readme: Path
-    """Markdown file whose marked tables are made anew from the results.json files they name."""
+    dirs: Positional[tuple[Path, ...]] = (Path("results"),)
+    """Folders with a results.json in them or below, or such files."""
+    out: Path | None = None
+    """The page; by default report.html, or report.md with --markdown."""
+    markdown: bool = False
+    """The same data as Markdown."""
+    readme: Path | None = None
+    """Instead: a Markdown file whose marked tables are made anew from the results.json files they name."""
 
     def run(self) -> None:
-        """Render in place."""
+        """Render."""
+        from gam_lm.files import write_text
+        from gam_lm.report.page import find_results, report_html, report_markdown
         from gam_lm.report.readme import update
 
-        print(f"{self.readme}: {'tables made anew' if update(self.readme) else 'up to date'}")
+        if self.readme is not None:
+            print(f"{self.readme}: {'tables made anew' if update(self.readme) else 'up to date'}")
+            return
+        found = find_results(self.dirs)
+        out = self.out or Path("report.md" if self.markdown else "report.html")
+        write_text(out, (report_markdown if self.markdown else report_html)(found))
+        print(f"{out}: {len(found)} results.json")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,163 @@
+"""What a report says of each kind of results.json: its tables, its pictures, and the published figures beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from gam_lm.report.ablation import ablation, ablation_plot
+from gam_lm.report.compare import NO_DIFFERENCE, difference, measured
+from gam_lm.report.decode import decode_plots, decoding
+from gam_lm.report.plots import context_plots, loss_curves, recall_plot
+from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3
+from gam_lm.report.rows import Row, trained
+from gam_lm.report.scaling import scaling, scaling_plots
+from gam_lm.report.speed import speed, speed_plot
+from gam_lm.report.statistics import Summary, shown
+from gam_lm.report.tables import Table, context_lengths, context_use, curves, evaluations, quality, recall, recall_differences
+
+Results = Mapping[str, Any]
+
+PUBLISHED = "As published (arXiv 2509.00605)"
+
+CAPTIONS = {
+    "loss_curves": "Validation loss against training tokens: the mean over the seeds, with their range as a band",
+    "compute_time": "Time of a forward and backward pass of one block against the length of the sequence",
+    "peak_memory": "Peak memory of one block against the length of the sequence",
+    "decode": "Time of one more token against the tokens before it",
+    "training_speed": "Training tokens per second of each model, from the plain step to the compiled one",
+    "ablation": "Validation loss of each row above the full model, with its 95 % interval",
+    "recall": "Right answers against the number of pairs: the mean over the seeds, with their range as a band",
+    "context_use": "What the text before the last d tokens is worth, with its 95 % interval over the targets",
+    "position": "Loss against the tokens read before",
+    "length": "Loss against the context length in evaluation",
+}
+"""What a picture shows, by the start of its file's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of results.json."""
+
+    title: str
+    intro: str
+    belongs: Callable[[Row], bool]
+    """Whether a row is of this kind."""
+    tables: Callable[[Results, Path], list[Table]]
+    """From the results and their folder."""
+    pictures: Callable[[Results, Path, Path], list[Path]] = lambda results, directory, into: []
+    """From the results and their folder, written into another."""
+    published: Table | None = None
+
+
+def differences(results: Results, directory: Path) -> Table:
+    """Every pair of models: the difference in loss, paired by seed and validation block, and what it shows."""
+    lines = []
+    for a, b in combinations(measured(results, directory), 2):
+        found, names = difference(a, b), f"{a.name} − {b.name}"
+        if found is None:
+            lines.append([names, "", "0", "no seed in common"])
+            continue
+        width = f" ± {found.half_width:.4f}" if math.isfinite(found.half_width) else ""
+        lines.append([names, f"{found.mean:+.4f}{width}", str(found.count), _finding(found, a.name, b.name)])
+    note = "Paired by seed and validation block, ± is a 95 % interval, each pair by itself: it is not widened for their number. Lower is better."
+    return Table(columns=["Models", "Difference (nats/token)", "Seeds", "Finding"], rows=lines, title="Paired differences", note=note)
+
+
+def _finding(found: Summary, a: str, b: str) -> str:
+    if not shown(found):
+        return NO_DIFFERENCE
+    return f"{a if found.mean < 0 else b} is lower" + (" in this one seed" if found.count == 1 else "")
+
+
+def _quality(results: Results, directory: Path) -> list[Table]:
+    return [quality(results, directory), differences(results, directory), curves(results)]
+
+
+def _context(results: Results, directory: Path) -> list[Table]:
+    return [evaluations(results), context_use(results), context_lengths(results)]
+
+
+def _other(results: Results, directory: Path) -> list[Table]:
+    """The plain figures of each row."""
+    rows = [{key: value for key, value in row.items() if isinstance(value, str | int | float)} for row in results["rows"]]
+    columns = list(dict.fromkeys(key for row in rows for key in row)) or ["row"]
+    return [Table(columns=columns, rows=[[_plain(row.get(key, "")) for key in columns] for row in rows], title="Figures")]
+
+
+def _plain(value: str | int | float) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _table_1() -> Table:
+    lines = [
+        [line.model, line.corpus, "" if line.millions is None else f"{line.millions:.1f} M", f"{line.epoch_seconds:.1f}", f"{line.val_nats:.4f}", f"{line.val_ppl:,.2f}"]
+        for line in TABLE_1
+    ]  # fmt: skip
+    columns = ["Model", "Corpus", "Parameters", "s/epoch", "Val loss (nats)", "PPL"]
+    return Table(columns=columns, rows=lines, title=f"Table 1. {PUBLISHED}", note="One run each, no seed set, on a machine that is not ours.")
+
+
+def _table_2() -> Table:
+    lines = [
+        [f"{line.sequence_length:,}", f"{line.gam_ms:.2f}", f"{line.gam_mb:,.2f}", *(
+            ["out of memory", ""] if line.transformer_ms is None else [f"{line.transformer_ms:.2f}", f"{line.transformer_mb:,.2f}"]
+        )]
+        for line in TABLE_2
+    ]  # fmt: skip
+    columns = ["Length", "GAM time (ms)", "GAM memory (MB)", "Transformer time (ms)", "Transformer memory (MB)"]
+    return Table(columns=columns, rows=lines, title=f"Table 2. {PUBLISHED}", note="On a GPU, which need not be ours; their Transformer materialises T × T scores.")
+
+
+def _table_3() -> Table:
+    lines = [[name, f"{line.parameters:,}", f"{line.val_ppl:.2f}"] for name, line in TABLE_3.items()]
+    return Table(columns=["Row", "Parameters", "PPL (WikiText-2)"], rows=lines, title=f"Table 3. {PUBLISHED}", note="One run each, no seed set.")
+
+
+KINDS: Mapping[str, Kind] = {
+    "quality": Kind(
+        title="Quality (Table 1)", intro="Every model reads the same tokens in the same order. The floors take no model: what does not beat them has learned no context.",
+        belongs=lambda row: "val_nats_per_token" in row and "changes" not in row, tables=_quality,
+        pictures=lambda results, directory, into: loss_curves(results, into / "loss_curves"), published=_table_1(),
+    ),
+    "scaling": Kind(
+        title="Time and memory (Table 2)", intro="One block against the length of the sequence, each cell in a process of its own.",
+        belongs=lambda row: "outcome" in row and "sequence_length" in row, tables=lambda results, directory: scaling(results),
+        pictures=lambda results, directory, into: scaling_plots(results, into), published=_table_2(),
+    ),
+    "decode": Kind(
+        title="Decoding", intro="One more token after long contexts, beside the time that reading the weights takes.",
+        belongs=lambda row: "step_ms" in row, tables=lambda results, directory: decoding(results),
+        pictures=lambda results, directory, into: decode_plots(results, into),
+    ),
+    "speed": Kind(
+        title="Training speed", intro="Whole training steps in turns, the plain way and this library's, beside the machine's own peak.",
+        belongs=lambda row: "flops_per_second" in row, tables=lambda results, directory: speed(results),
+        pictures=lambda results, directory, into: speed_plot(results, into / "training_speed"),
+    ),
+    "ablation": Kind(
+        title="Ablation (Table 3)", intro="The full model taken apart, one thing at a time, on the same tokens in the same order.",
+        belongs=lambda row: "changes" in row, tables=lambda results, directory: [ablation(results, directory)],
+        pictures=lambda results, directory, into: ablation_plot(results, directory, into / "ablation"), published=_table_3(),
+    ),
+    "recall": Kind(
+        title="Recall", intro="Synthetic tasks whose answer stands in the context and nowhere else.",
+        belongs=lambda row: "pairs" in row, tables=lambda results, directory: [recall(results), recall_differences(results)],
+        pictures=lambda results, directory, into: recall_plot(results, into / "recall"),
+    ),
+    "context": Kind(
+        title="Context use", intro="How much of the text before a token a trained model draws on.",
+        belongs=lambda row: "position_nats" in row, tables=_context, pictures=lambda results, directory, into: context_plots(results, into),
+    ),
+    "other": Kind(title="Other results", intro="Rows of a kind that has no table of its own.", belongs=lambda row: True, tables=_other),
+}  # fmt: skip
+"""In the order of the report."""
+
+
+def kind_of(results: Results) -> str:
+    """The kind of a results.json: the first that a row of it, floors aside, belongs to."""
+    return next((name for name, kind in KINDS.items() if any(kind.belongs(row) for row in trained(results))), "other")

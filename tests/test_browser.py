@@ -1,0 +1,224 @@
+"""The pages in a real browser: nothing on the console, what moves shows something else, and the numbers are those of the results."""
+
+import json
+import re
+import shutil
+
+import pytest
+from test_inspect import HOSTILE, TEXT, runs, save_run, traced  # noqa: F401
+from test_page import Page, everything, html  # noqa: F401
+
+from gam_lm.cli import run
+from gam_lm.report.trace_page import figures
+
+selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install 'gam-lm[dev]'")
+
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Headless Chromium, Debian's packages chromium and chromium-driver."""
+    from selenium.webdriver.chrome.service import Service
+
+    binary, driver = (next(filter(None, map(shutil.which, names)), None) for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",)))
+    if binary is None or driver is None:
+        pytest.skip("no browser: install chromium and chromium-driver (apt-get install chromium chromium-driver)")
+    options = selenium.ChromeOptions()
+    options.binary_location = binary
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = selenium.Chrome(options=options, service=Service(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def show(chromium):
+    """Open a file; at the end nothing may have been said on the console."""
+
+    def opened(path, *, scheme="light", width=1200):
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600})
+        chromium.get(path.as_uri())
+        return chromium
+
+    yield opened
+    assert chromium.get_log("browser") == []
+
+
+def texts(browser, selector):
+    """The text of all elements, also of those that are hidden."""
+    return browser.execute_script("return [...document.querySelectorAll(arguments[0])].map((each) => each.textContent.trim())", selector)
+
+
+def tables(browser, selector="table"):
+    """Captions and cells of the tables."""
+    script = (
+        "return [...document.querySelectorAll(arguments[0])].map((table) => "
+        "[table.caption.textContent, [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent))])"
+    )
+    return dict(browser.execute_script(script, selector))
+
+
+def fits(browser):
+    return browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def brightness(browser):
+    colours = browser.execute_script("const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]")
+    return [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours]
+
+
+@pytest.fixture(scope="module")
+def report(html, tmp_path_factory):  # noqa: F811
+    path = tmp_path_factory.mktemp("page") / "index.html"
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def test_the_report_shows_the_tables_and_pictures_it_is_made_of(show, report, html, everything):  # noqa: F811
+    browser = show(report)
+    shown = tables(browser)
+    assert [shown[each["caption"]] for each in Page(html).tables] == [each["rows"] for each in Page(html).tables]
+    losses = [row["val_nats_per_token"] for row in json.loads((everything / "first" / "results.json").read_text())["rows"] if row["model"] == "c<i>"]
+    assert next(line for line in shown["Quality"] if line[0] == "c<i>")[3].startswith(f"{sum(losses) / 3:.4f} ± ")
+    sizes = browser.execute_script("return [...document.querySelectorAll('svg')].map((each) => [each.clientWidth, each.clientHeight])")
+    assert len(sizes) == 10 and all(width > 300 and height > 100 for width, height in sizes)
+    assert browser.title == "gam-lm: results"
+
+
+def test_the_report_is_light_dark_and_fits_a_phone(show, report):
+    paper, ink = brightness(show(report))
+    assert paper > 700 and ink < 150
+    browser = show(report, scheme="dark", width=390)
+    paper, ink = brightness(browser)
+    assert paper < 150 and ink > 600 and fits(browser)
+    assert browser.execute_script("return getComputedStyle(document.querySelector('svg text')).fill") == browser.execute_script(
+        "return getComputedStyle(document.body).color"
+    )
+
+
+@pytest.fixture(scope="module")
+def trace_page(runs, tmp_path_factory):  # noqa: F811
+    path = tmp_path_factory.mktemp("page") / "trace.html"
+    assert run(["inspect", "trace", str(runs["delta"]), "--text", TEXT, "--out", str(path), "--device", "cpu"]) == 0
+    return path, traced(runs["delta"])
+
+
+def shown_figures(browser, layer):
+    return {name: float(value) for name, value in tables(browser, "#token table")[f"Layer {layer}"][1:]}
+
+
+def test_pointing_at_a_token_shows_what_it_did(show, trace_page):
+    path, tokens = trace_page
+    browser = show(path)
+    assert browser.execute_script("return document.getElementById('text').textContent") == TEXT.replace("\n", "↵\n")
+    assert browser.title.startswith("Trace of") and "taken" not in browser.title
+    spans = browser.find_elements("css selector", "#text [role=option]")
+    assert len(spans) == len(tokens) < 256 and not browser.find_element("id", "pages").is_displayed()
+    for index in (len(tokens) // 2, len(tokens) - 2):
+        ActionChains(browser).move_to_element(spans[index]).perform()
+        assert f"surprise {tokens[index]['surprise_nats']:.4g}" in texts(browser, "#token-name")[0]
+        assert shown_figures(browser, 1) == pytest.approx(figures(tokens[index]["layers"][1]), rel=1e-3, abs=1e-12)
+        sources = tables(browser, "#token table")["Read from the memory: who wrote it"][1:]
+        assert [int(place) for _, place, _ in sources if place] == [place for place, _ in tokens[index]["layers"][1]["sources"]]
+        bank, before = tokens[index]["layers"][1]["bank"], tokens[index]["layers"][1]["before"]
+        assert sources[-2:] == [["the learned bank", "", f"{100 * bank:.1f} %"], ["older tokens", "", f"{100 * before:.1f} %"]]
+        framed = browser.execute_script("return [...document.querySelectorAll('#text .source')].map((each) => Number(each.dataset.index))")
+        assert framed == sorted(place for place, _ in tokens[index]["layers"][1]["sources"])
+
+
+def test_the_trace_is_for_the_keyboard_alone(show, trace_page):
+    path, tokens = trace_page
+    browser = show(path)
+    slider = browser.find_element("id", "layer")
+    assert shown_figures(browser, 1) == pytest.approx(figures(tokens[0]["layers"][1]), rel=1e-3, abs=1e-12)
+    slider.send_keys(Keys.ARROW_LEFT)
+    assert shown_figures(browser, 0) == pytest.approx(figures(tokens[0]["layers"][0]), rel=1e-3, abs=1e-12)
+    browser.find_element("css selector", "#text [aria-selected=true]").send_keys(Keys.ARROW_RIGHT)
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert browser.switch_to.active_element.get_attribute("data-index") == "2"
+    assert shown_figures(browser, 0) == pytest.approx(figures(tokens[2]["layers"][0]), rel=1e-3, abs=1e-12)
+    browser.switch_to.active_element.send_keys(Keys.END)
+    assert browser.switch_to.active_element.get_attribute("data-index") == str(len(tokens) - 1)
+    assert browser.execute_script("return [...document.querySelectorAll('input, select')].every((each) => each.labels.length === 1)")
+
+
+def test_a_colour_follows_the_figure_that_was_chosen(show, trace_page):
+    path, tokens = trace_page
+    browser = show(path)
+    Select(browser.find_element("id", "colour")).select_by_visible_text("write gate")
+    strength = browser.execute_script("return [...document.querySelectorAll('#text span')].map((each) => Number(each.style.getPropertyValue('--value')))")
+    gates = [token["layers"][1]["write_gate"] for token in tokens]
+    assert strength.index(max(strength)) == gates.index(max(gates)) and strength.index(min(strength)) == gates.index(min(gates))
+
+
+def test_a_long_text_is_turned_sheet_by_sheet(show, runs, tmp_path):  # noqa: F811
+    path = tmp_path / "long.html"
+    assert run(["inspect", "trace", str(runs["static"]), "--text", TEXT * 12, "--out", str(path), "--device", "cpu"]) == 0
+    browser = show(path, width=390)
+    assert fits(browser)
+    first = texts(browser, "#text")[0]
+    browser.find_element("id", "after").click()
+    spans = texts(browser, "#text span")
+    assert texts(browser, "#text")[0] != first and len(spans) == 256
+    assert browser.execute_script("return Number(document.querySelector('#text span').dataset.index)") == 256
+    browser.find_element("css selector", "#text [aria-selected=true]").send_keys(Keys.ARROW_LEFT)  # over the border
+    assert browser.switch_to.active_element.get_attribute("data-index") == "255"
+    assert texts(browser, "#text")[0] == first
+
+
+@pytest.fixture(scope="module")
+def slots_page(runs, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("page")
+    for name in ("slots.html", "slots.json"):
+        command = ["inspect", "slots", str(runs["delta"]), "--text", TEXT, "--remove", "2", "--device", "cpu", "--out", str(folder / name)]
+        assert run(command) == 0
+    return folder / "slots.html", json.loads((folder / "slots.json").read_text(encoding="utf-8"))["slots"]
+
+
+SHOWN = ".memory:not([hidden]) table"
+
+
+def test_the_slider_goes_through_the_layers_of_the_slots(show, slots_page):
+    path, slots = slots_page
+    browser = show(path)
+    for layer in (0, 1):
+        [(caption, (_, *rows))] = tables(browser, SHOWN).items()
+        assert caption == f"Layer {layer}, written memory"
+        own = sorted((slot for slot in slots if slot["layer"] == layer), key=lambda slot: -slot["mean_share"])
+        assert [line[0] for line in rows] == [str(slot["slot"]) for slot in own]
+        assert [line[1] for line in rows] == [f"{100 * slot['mean_share']:.2f} %" for slot in own]
+        for line, slot in zip(rows, own, strict=True):
+            assert line[6].startswith("" if slot["removal_nats"] is None else f"{slot['removal_nats']:+.4f} ± {slot['removal_half_width']:.4f}")
+        browser.find_element("id", "layer").send_keys(Keys.ARROW_RIGHT)
+    assert fits(browser) and "taken" not in browser.title
+
+
+def test_slots_are_sorted_and_searched(show, slots_page):
+    path, slots = slots_page
+    browser = show(path)
+    browser.find_element("css selector", f"{SHOWN} thead th button").click()
+    [(_, *rows)] = tables(browser, SHOWN).values()
+    assert [int(line[0]) for line in rows] == sorted((slot["slot"] for slot in slots if slot["layer"] == 0), reverse=True)
+    wanted = next(text for _, text, _ in slots[0]["fires_on"] if text.strip())
+    browser.find_element("id", "find").send_keys(wanted.strip())
+    visible = browser.execute_script(f"return [...document.querySelectorAll('{SHOWN} tbody tr')].filter((row) => !row.hidden).map((row) => row.textContent)")
+    assert visible and all(wanted.strip().lower() in text.lower() for text in visible)
+    browser.find_element("id", "find").send_keys("no such token")
+    assert texts(browser, "#shown") == ["0 slots shown"]
+
+
+def test_a_hostile_name_of_a_run_stays_text(show, tmp_path):
+    folder = save_run(tmp_path / "a<img src=x onerror=alert(1)>", write="delta")
+    for verb in ("trace", "slots"):
+        path = tmp_path / f"{verb}.html"
+        assert run(["inspect", verb, str(folder), "--text", HOSTILE, "--out", str(path), "--device", "cpu"]) == 0
+        browser = show(path)
+        assert "<img src=x" in texts(browser, "h1")[0] and not browser.find_elements("css selector", "img")

@@ -1,0 +1,98 @@
+"""`gam bench-gpu` without a GPU: every part in its dry mode, resumption, time that runs out, the page."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import gam_lm.experiments.gpu as gpu
+import gam_lm.experiments.training_speed as speed
+from gam_lm.cli import run
+from gam_lm.compiling import obstacle
+from gam_lm.experiments.gpu import DRY, FULL, bench_gpu
+from gam_lm.experiments.training_speed import matched
+from gam_lm.model import count_parameters
+from gam_lm.presets import named_model
+from gam_lm.report.gpu import write_gpu
+from gam_lm.results import Results
+
+CPU = torch.device("cpu")
+MACHINE = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"}
+
+
+@pytest.fixture
+def opened(tmp_path):
+    return lambda part: Results.open(tmp_path / part / "results.json", command="", environment=MACHINE, corpus=None)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(speed, "matmul_peak", lambda device, dtype: 1e9)
+    monkeypatch.setattr("gam_lm.experiments.decode.memory_bandwidth", lambda device, size: 1e9)
+
+
+@pytest.mark.slow
+def test_every_part_is_measured_once_and_stands_on_the_page(tmp_path, opened, monkeypatch):
+    bench_gpu(DRY, opened, CPU, seconds=600)
+    rows = {part: opened(part).rows for part in ("parity", "table-2", "training", "decode")}
+    assert all(row.get("outcome", "ok") == "ok" for part in rows.values() for row in part)
+    assert {row["model"] for row in rows["parity"]} == set(DRY.models) and all(row["within"] for row in rows["parity"])
+    assert {(row["dtype"], row["sequence_length"]) for row in rows["table-2"]} == {(d, T) for d in ("fp32", "bf16") for T in DRY.lengths}
+    assert {row["model_config"]["hidden_size"] for row in rows["training"]} == {16, 32} and len(rows["decode"]) == 2 * len(DRY.models)
+    page = write_gpu(tmp_path)
+    assert [line for line in page.splitlines() if line.startswith("## ")] == ["## " + t for t in (
+        "Parity with the fp64 reference", "Table 2: one block", "Training", "Decoding")]  # fmt: skip
+    for name in ("measure_block", "interleaved_times"):
+        monkeypatch.setattr("gam_lm.experiments.scaling." + name if name == "measure_block" else "gam_lm.experiments.decode." + name, None)
+    monkeypatch.setattr(gpu, "_Pass", None)
+    monkeypatch.setattr(speed, "_measure_rows", None)
+    bench_gpu(DRY, opened, CPU, seconds=600)  # nothing is left
+
+
+def test_when_time_is_up_what_is_missing_stays_missing(tmp_path, opened):
+    bench_gpu(DRY, opened, CPU, seconds=0)
+    assert all(opened(part).rows == [] for part in ("parity", "table-2", "training", "decode"))
+    assert write_gpu(tmp_path) == ""
+
+
+def test_a_path_that_is_wrong_is_not_within(opened, monkeypatch):
+    original = gpu._Pass
+
+    def wrong(config, dtype, device, *, compiled):
+        made = original(config, dtype, device, compiled=compiled)
+        if dtype == torch.bfloat16 and config.conv_kernel_size == 3 and next(calls) == 2:  # the trusted one comes first
+            made.gradient = made.gradient * 1.5
+        return made
+
+    calls = iter(range(1, 100))
+    monkeypatch.setattr(gpu, "_Pass", wrong)
+    gpu.measure_parity(("gam-static",), DRY, opened("parity"), CPU, lambda: True, context=32)
+    assert [(row["dtype"], row["within"]) for row in opened("parity").rows] == [("fp32", True), ("bf16", False)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look, which it hides where warnings are no errors
+@pytest.mark.skipif(obstacle(CPU) is not None, reason="no compiler")
+def test_the_compiled_block_is_within_the_reference(opened):
+    gpu.measure_parity(("gam-static",), dataclasses.replace(DRY, compiled=True), opened("parity"), CPU, lambda: True, context=32)
+    rows = {(row["dtype"], row["variant"]): row for row in opened("parity").rows}
+    assert set(rows) == {(d, w) for d in ("fp32", "bf16") for w in ("eager", "compiled")} and all(row["within"] for row in rows.values())
+    assert 0 < rows["fp32", "compiled"]["gradient_error"] < 1e-5 < rows["bf16", "compiled"]["gradient_error"]
+
+
+def test_the_sizes_are_those_that_are_promised():
+    sizes = {name: count_parameters(config) for name, config in matched([m for m in FULL.models if m != "gam-delta-fla"], FULL.base).items()}
+    assert all(abs(size - 22.5e6) < 0.05 * 22.5e6 for size in sizes.values())
+    parameters, width = FULL.large
+    for name in FULL.models:
+        assert abs(count_parameters(gpu.enlarged(named_model(name, FULL.base), parameters, width)) - parameters) < 0.05 * parameters
+    assert all(FULL.tokens % T == 0 for T in FULL.contexts) and min(FULL.contexts) == 512 and max(FULL.lengths) == 8192
+
+
+def test_the_command_wants_a_gpu_or_to_be_dry(tmp_path, capsys, monkeypatch):
+    assert run(["bench-gpu", "--device", "cpu", "--out", str(tmp_path / "out")]) == 2 and "--dry" in capsys.readouterr().err
+    monkeypatch.setattr("gam_lm.experiments.gpu.DRY", dataclasses.replace(DRY, models=("gam-static",)))
+    assert run(["bench-gpu", "--dry", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    assert "## Decoding" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "training" / "results.json").read_text())["rows"]

@@ -1,0 +1,135 @@
+"""The recall tasks: their answers, looked up by hand in the tokens; and that a model which can find them does."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from gam_lm.cli import run
+from gam_lm.config import ModelConfig
+from gam_lm.errors import InputError
+from gam_lm.experiments.recall import TASKS, RecallTask, accuracy
+from gam_lm.loss import IGNORE
+from gam_lm.model import LanguageModel
+
+SIZES = {"mqar": 6, "forgetting": 6, "copying": 6, "induction": 1}
+
+
+def samples(task, batch=64, **options):
+    task = RecallTask(**{"task": task, "pairs": SIZES[task], "length": 64, "vocab": 64} | options)
+    return task, *task.sample(batch, np.random.default_rng(0))
+
+
+def answer_of(task, tokens, place):
+    """What the task's rule gives at ``place``, found by reading the tokens from the left."""
+    if task.task in ("mqar", "forgetting"):
+        bound = task.pairs + (task.pairs // 2 if task.task == "forgetting" else 0)
+        memory = dict(zip(tokens[0 : 2 * bound : 2], tokens[1 : 2 * bound : 2], strict=True))  # a later binding replaces an earlier one
+        return memory[tokens[place]]
+    if task.task == "copying":
+        return [token for token in tokens if token > 1][place - (task.length - task.pairs)]
+    return tokens[list(tokens[:-1]).index(0) + 1]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_answers_stand_in_the_text(name):
+    task, tokens, targets, gaps = samples(name)
+    assert ((targets != IGNORE).sum(1) == task.pairs).all()
+    for row, place in zip(*np.nonzero(targets != IGNORE), strict=True):
+        assert targets[row, place] == answer_of(task, tokens[row], place)
+        # The gap leads back to the token before the answer; in copying to the answer.
+        source = place - gaps[row, place] + (name != "copying")
+        assert tokens[row, source] == targets[row, place] and source <= place
+
+
+@pytest.mark.parametrize("name", ["mqar", "forgetting"])
+def test_every_key_is_asked_once_and_filler_never_holds_one(name):
+    task, tokens, targets, _ = samples(name)
+    bound = 2 * (task.pairs + (task.pairs // 2 if name == "forgetting" else 0))
+    for row, asked in zip(tokens, targets != IGNORE, strict=True):
+        keys = set(row[:bound:2])
+        assert len(keys) == task.pairs and sorted(row[asked]) == sorted(keys)
+        assert keys.isdisjoint(row[bound:][~asked[bound:]])
+        assert max(keys) < task.vocab // 2 <= min(row[1:bound:2])
+
+
+def test_forgetting_binds_half_of_the_keys_again_to_other_values():
+    task, tokens, _, _ = samples("forgetting")
+    bound = 2 * (task.pairs + task.pairs // 2)
+    assert all(len(row[:bound:2]) - len(set(row[:bound:2])) == task.pairs // 2 for row in tokens)
+
+
+def test_the_power_of_the_gaps_decides_how_near_the_questions_are():
+    near, far = (samples("mqar", batch=256, length=512, gap_power=power)[2:] for power in (0.01, 1.0))
+    near_gap, far_gap = (gaps[targets != IGNORE].mean() for targets, gaps in (near, far))
+    assert far_gap == pytest.approx(256, rel=0.1)  # uniform: half the text
+    assert near_gap < far_gap / 2
+
+
+def test_the_same_generator_gives_the_same_text_and_another_another():
+    task = RecallTask()
+    first, again, other = (task.sample(8, np.random.default_rng(seed))[0] for seed in (1, 1, 2))
+    assert (first == again).all() and (first != other).any()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"pairs": 20, "length": 64}, "length is 64"),
+        ({"vocab": 16}, "vocab is 16"),
+        ({"task": "mqra"}, "mqar"),
+        ({"gap_power": 0.0}, "gap_power 0.0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(sizes, named):
+    with pytest.raises(InputError, match=named):
+        RecallTask(**sizes)
+
+
+class Reader(torch.nn.Module):
+    """Stands in for a model: reads the bindings, and answers only questions at most ``reach`` tokens away."""
+
+    def __init__(self, task, reach):
+        super().__init__()
+        self.task, self.reach = task, reach
+        self.embed_tokens = torch.nn.Embedding(1, 1)
+        self.lm_head = torch.nn.Identity()
+
+    def hidden(self, tokens_BT):
+        logits = torch.zeros(*tokens_BT.shape, self.task.vocab)
+        for row, tokens in enumerate(tokens_BT.tolist()):
+            for place, token in enumerate(tokens):
+                for key in range(max(0, place - self.reach), place):
+                    if key % 2 == 0 and key < 2 * self.task.pairs and tokens[key] == token:
+                        logits[row, place, tokens[key + 1]] = 1
+        return logits, None
+
+
+def test_accuracy_counts_right_answers_in_all_and_by_gap():
+    task = RecallTask(pairs=4, length=64, vocab=64, gap_power=1.0)
+    assert accuracy(Reader(task, 64), task, sequences=32)["accuracy"] == 1.0
+    found = accuracy(Reader(task, 31), task, sequences=32)
+    for part in found["by_gap"]:
+        assert part["accuracy"] == 1.0 if part["gap_from"] < 16 or part["gap_from"] * 2 <= 32 else part["accuracy"] <= 0.1
+    total = sum(part["accuracy"] * part["answers"] for part in found["by_gap"])
+    assert total / found["answers"] == pytest.approx(found["accuracy"])
+
+
+def test_a_model_that_knows_nothing_is_at_chance():
+    model = LanguageModel(ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_memory_slots=8, num_attention_heads=2))
+    assert accuracy(model, RecallTask(vocab=64), sequences=128)["accuracy"] < 0.15
+
+
+@pytest.mark.slow
+def test_the_verb_teaches_a_written_memory_what_a_static_one_cannot_learn(tmp_path, capsys):
+    flags = ["--models", "gam-static", "gam-mean", "--pairs", "2", "--length", "16", "--vocab-size", "32", "--out", str(tmp_path)]
+    flags += ["--hidden-size", "32", "--num-memory-slots", "32", "--num-attention-heads", "2", "--steps", "120", "--batch-size", "32"]
+    assert run(["recall", *flags]) == 0
+    rows = {row["model"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert rows["gam-mean"]["accuracy"] > 0.9 > 0.5 > rows["gam-static"]["accuracy"]
+    assert rows["gam-mean"]["parameters"] == pytest.approx(rows["gam-static"]["parameters"], rel=0.02)
+    assert (tmp_path / "recall.svg").is_file() and "gam-mean" in (tmp_path / "table.md").read_text()
+    capsys.readouterr()
+    assert run(["recall", *flags]) == 0  # nothing is trained twice
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == [rows["gam-static"], rows["gam-mean"]]

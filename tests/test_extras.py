@@ -57,6 +57,7 @@ def test_parquet_and_the_kernels_ask_for_their_extras_too(tmp_path, capsys, monk
             fla_delta_memory(x, x, x, gate, gate, torch.empty(2, 8, 8, device="cuda"))
 
 
+@pytest.mark.slow
 def test_the_core_trains_evaluates_and_generates_without_any_extra(text, tmp_path):  # noqa: F811
     script = f"""
 import json, sys

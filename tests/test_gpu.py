@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import gam_lm.experiments.gpu as gpu
+import gam_lm.experiments.parity as parity
 import gam_lm.experiments.training_speed as speed
 from gam_lm.cli import run
 from gam_lm.compiling import obstacle
@@ -34,7 +35,7 @@ def quick(monkeypatch):
 
 @pytest.mark.slow
 def test_every_part_is_measured_once_and_stands_on_the_page(tmp_path, opened, monkeypatch):
-    bench_gpu(DRY, opened, CPU, seconds=600)
+    assert bench_gpu(DRY, opened, CPU, seconds=600) == []
     rows = {part: opened(part).rows for part in ("parity", "table-2", "training", "decode")}
     assert all(row.get("outcome", "ok") == "ok" for part in rows.values() for row in part)
     assert {row["model"] for row in rows["parity"]} == set(DRY.models) and all(row["within"] for row in rows["parity"])
@@ -43,21 +44,30 @@ def test_every_part_is_measured_once_and_stands_on_the_page(tmp_path, opened, mo
     page = write_gpu(tmp_path)
     assert [line for line in page.splitlines() if line.startswith("## ")] == ["## " + t for t in (
         "Parity with the fp64 reference", "Table 2: one block", "Training", "Decoding")]  # fmt: skip
-    for name in ("measure_block", "interleaved_times"):
-        monkeypatch.setattr("gam_lm.experiments.scaling." + name if name == "measure_block" else "gam_lm.experiments.decode." + name, None)
-    monkeypatch.setattr(gpu, "_Pass", None)
-    monkeypatch.setattr(speed, "_measure_rows", None)
-    bench_gpu(DRY, opened, CPU, seconds=600)  # nothing is left
+    for name in ("scaling.measure_block", "decode.measure_model", "parity._Pass", "training_speed._measure_rows"):
+        monkeypatch.setattr(f"gam_lm.experiments.{name}", None)
+    assert bench_gpu(DRY, opened, CPU, seconds=600) == []  # nothing is left
 
 
-def test_when_time_is_up_what_is_missing_stays_missing(tmp_path, opened):
-    bench_gpu(DRY, opened, CPU, seconds=0)
+def test_a_step_that_fails_is_said_and_the_others_are_taken(opened, monkeypatch, caplog):
+    def broken(*arguments, **options):
+        raise ZeroDivisionError("a kernel of ours")
+
+    monkeypatch.setattr("gam_lm.experiments.scaling.measure_block", broken)
+    failed = bench_gpu(dataclasses.replace(DRY, models=("gam-static",)), opened, CPU, seconds=600)
+    assert failed == ["Table 2 in fp32 of gam-static, transformer-materialised", "Table 2 in bf16 of gam-static, transformer-materialised"]
+    assert "a kernel of ours" in caplog.text and opened("decode").rows and not opened("table-2").rows
+
+
+def test_when_time_is_up_what_is_missing_stays_missing(tmp_path, opened, caplog):
+    assert bench_gpu(DRY, opened, CPU, seconds=0) == []
+    assert sum("time is up" in message for message in caplog.messages) == 1
     assert all(opened(part).rows == [] for part in ("parity", "table-2", "training", "decode"))
     assert write_gpu(tmp_path) == ""
 
 
 def test_a_path_that_is_wrong_is_not_within(opened, monkeypatch):
-    original = gpu._Pass
+    original = parity._Pass
 
     def wrong(config, dtype, device, *, compiled):
         made = original(config, dtype, device, compiled=compiled)
@@ -66,8 +76,8 @@ def test_a_path_that_is_wrong_is_not_within(opened, monkeypatch):
         return made
 
     calls = iter(range(1, 100))
-    monkeypatch.setattr(gpu, "_Pass", wrong)
-    gpu.measure_parity(("gam-static",), DRY, opened("parity"), CPU, lambda: True, context=32)
+    monkeypatch.setattr(parity, "_Pass", wrong)
+    parity.measure_parity(["gam-static"], DRY.base, opened("parity"), CPU, lambda: True)
     assert [(row["dtype"], row["within"]) for row in opened("parity").rows] == [("fp32", True), ("bf16", False)]
 
 
@@ -75,7 +85,7 @@ def test_a_path_that_is_wrong_is_not_within(opened, monkeypatch):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look, which it hides where warnings are no errors
 @pytest.mark.skipif(obstacle(CPU) is not None, reason="no compiler")
 def test_the_compiled_block_is_within_the_reference(opened):
-    gpu.measure_parity(("gam-static",), dataclasses.replace(DRY, compiled=True), opened("parity"), CPU, lambda: True, context=32)
+    parity.measure_parity(["gam-static"], DRY.base, opened("parity"), CPU, lambda: True, compiled_at=32)
     rows = {(row["dtype"], row["variant"]): row for row in opened("parity").rows}
     assert set(rows) == {(d, w) for d in ("fp32", "bf16") for w in ("eager", "compiled")} and all(row["within"] for row in rows.values())
     assert 0 < rows["fp32", "compiled"]["gradient_error"] < 1e-5 < rows["bf16", "compiled"]["gradient_error"]
@@ -87,7 +97,7 @@ def test_the_sizes_are_those_that_are_promised():
     parameters, width = FULL.large
     for name in FULL.models:
         assert abs(count_parameters(gpu.enlarged(named_model(name, FULL.base), parameters, width)) - parameters) < 0.05 * parameters
-    assert all(FULL.tokens % T == 0 for T in FULL.contexts) and min(FULL.contexts) == 512 and max(FULL.lengths) == 8192
+    assert all(FULL.large_tokens % T == 0 for T in FULL.contexts) and min(FULL.contexts) == 512 and max(FULL.lengths) == 8192
 
 
 def test_the_command_wants_a_gpu_or_to_be_dry(tmp_path, capsys, monkeypatch):

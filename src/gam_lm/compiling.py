@@ -88,7 +88,6 @@ def graphed_step(step: Step, token_B1: Tensor, state: State) -> Callable[[Tensor
     """
     token_B1 = token_B1.clone()
     kept = _tensors(state)
-    start = [each.clone() for each in kept]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -99,7 +98,6 @@ def graphed_step(step: Step, token_B1: Tensor, state: State) -> Callable[[Tensor
     with torch.cuda.graph(graph):
         logits_B1V, after = step(token_B1, state)
         _carry(kept, _tensors(after))
-    _carry(kept, start)
 
     def replay(next_B1: Tensor) -> Tensor:
         token_B1.copy_(next_B1)

@@ -8,6 +8,7 @@ Shapes: B rows, T tokens, C channels, V = vocab_size.
 
 from __future__ import annotations
 
+import gc
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -19,19 +20,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from gam_lm.compiling import obstacle
 from gam_lm.config import ModelConfig
 from gam_lm.conv import CausalConv
 from gam_lm.diagnostics.cost import model_cost
-from gam_lm.experiments.contenders import contender
+from gam_lm.experiments.contenders import OPPONENT, build, contender, described
 from gam_lm.isolation import OK, Isolated, Peak, available_mb, out_of_memory, run_isolated
 from gam_lm.measure import BYTES_PER_MB, cuda_peak_bytes, interleaved_times, matmul_peak, nominal_flops
-from gam_lm.mixers import mixer_class
 from gam_lm.progress import progress
 from gam_lm.results import Results
 from gam_lm.training.compiled import compile_for_training
-from gam_lm.training.loop import make_optimizer, new_model, train_step
+from gam_lm.training.loop import make_optimizer, train_step
 from gam_lm.training.precision import autocast
 from gam_lm.training.recipe import TrainConfig
 
@@ -53,11 +54,11 @@ RATE = 1e-4
 class Protocol:
     """How a model is measured."""
 
-    rounds: int = 7
+    rounds: int = 5
     """Steps of each variant that are timed; their median counts."""
     warmup: int = 2
     """Steps before those."""
-    limit_seconds: float = 1200.0
+    limit_seconds: float = 2400.0
     """The most that a process may take."""
     limit_mb: float | None = None
     """The most resident memory of a process; by default 80 % of what is available."""
@@ -110,8 +111,7 @@ def matched(names: Sequence[str], base: ModelConfig) -> dict[str, ModelConfig]:
 def _row(name: str, config: ModelConfig, context: int, B: int, way: str, dtype: str) -> dict[str, Any]:
     """What tells a row from the others."""
     return {
-        "model": name, "backend": mixer_class(config.mixer).backend_name(config), "model_config": config.to_dict(), "context": context, "batch_size": B,
-        "dtype": dtype, "variant": way,
+        "model": name, **described(config), "context": context, "batch_size": B, "dtype": dtype, "variant": way,
     }  # fmt: skip
 
 
@@ -139,6 +139,7 @@ def _call(function: Callable[[Mapping[str, Any], Peak], dict[str, Any]], paramet
     if isolated:
         limit = SHARE_OF_MEMORY * available_mb() if protocol.limit_mb is None else protocol.limit_mb
         return run_isolated(f"{__name__}:{function.__name__}", parameters, seconds=protocol.limit_seconds, memory_mb=limit)
+    gc.collect()  # a model that was compiled holds on to itself
     try:
         return Isolated(OK, function(parameters, _unwatched))
     except (MemoryError, RuntimeError) as error:
@@ -168,7 +169,7 @@ def measure_times(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
     first = {name: float(step()) for name, step in steps.items()}
     times = interleaved_times(dict(steps), device, warmup=parameters["warmup"], rounds=parameters["rounds"])
     peaks = {name: matmul_peak(device, dtype) for name, dtype in DTYPES.items()}
-    flops = model_cost(config, T).training_flops
+    flops = _training_flops(config, T)
     found = {}
     for name, each in times.items():
         low, median, high = statistics.quantiles(each, n=4) if len(each) > 1 else 3 * each
@@ -179,10 +180,21 @@ def measure_times(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
         }  # fmt: skip
         if nominal := nominal_flops(device):
             found[name]["mfu"] = rate * flops / nominal
+    parameters_of_model = sum(p.numel() for p in build(config, 0, device).parameters())
     return {
-        "model": {"parameters": model_cost(config, T).total_parameters, "flops_per_token": flops, **{f"peak_{name}_flops": value for name, value in peaks.items()}},
+        "model": {"parameters": parameters_of_model, "flops_per_token": flops, **{f"peak_{name}_flops": value for name, value in peaks.items()}},
         "variants": found,
     }
+
+
+def _training_flops(config: ModelConfig, T: int) -> float:
+    """Per token: counted from the mixer's own cost; of an opponent three times the products that torch counts in a forward pass."""
+    if not config.mixer.startswith(OPPONENT):
+        return model_cost(config, T).training_flops
+    model = build(config, 0, torch.device("cpu")).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, T, dtype=torch.long))
+    return 3 * counter.get_total_flops() / T
 
 
 def measure_memory(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
@@ -200,7 +212,7 @@ def measure_memory(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
 
 def make_step(config: ModelConfig, B: int, T: int, way: str, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor] | None:
     """A training step over the same random tokens at every call, which gives its loss; None for a compiled one that would gain nothing."""
-    model = new_model(config, 0, device).train()
+    model = build(config, 0, device).train()
     rng = np.random.default_rng(0)
     batch = rng.integers(config.vocab_size, size=(B, T)), rng.integers(config.vocab_size, size=(B, T))
     recipe = TrainConfig(batch_size=B, context=T, compile="on" if way == "compiled" else "off")

@@ -40,6 +40,8 @@ class BenchGPU:
         def opened(part: str) -> Results:
             return Results.open(results_file(self.out / part), command=command_line(), environment=machine, corpus=None)
 
-        bench_gpu(DRY if self.dry else FULL, opened, device, seconds=60 * self.minutes)
+        failed = bench_gpu(DRY if self.dry else FULL, opened, device, seconds=60 * self.minutes)
         print(write_gpu(self.out))
         print(f"table: {self.out / 'table.md'}; tables and plots of each part below {self.out}")
+        if failed:
+            raise RuntimeError(f"{len(failed)} steps failed, their errors stand above: {'; '.join(failed)}")

@@ -25,11 +25,11 @@ class BenchTrain:
     """Tokens per sequence."""
     variants: tuple[Literal["plain", "eager", "compiled"], ...] = ("plain", "eager", "compiled")
     """Ways of taking a step; plain in fp32 and bf16, the others in bf16."""
-    rounds: int = 7
+    rounds: int = 5
     """Steps of each variant that are timed, in turns; their median counts."""
     warmup: int = 2
     """Steps before those."""
-    limit_seconds: float = 1200.0
+    limit_seconds: float = 2400.0
     """The most that a model may take at a batch size before it is "over time"."""
     limit_mb: float | None = None
     """The most memory of a process in MB before it is "out of memory"; by default 80 % of what is available."""

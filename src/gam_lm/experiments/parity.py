@@ -1,0 +1,151 @@
+"""Parity of every fast path with the fp64 reference: compiled blocks, kernels of others, CUDA graphs.
+
+Shapes: B rows, T tokens, V = vocab_size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gam_lm.compiling import graphed_step, obstacle
+from gam_lm.config import ModelConfig
+from gam_lm.mixers import mixer_class
+from gam_lm.model import LanguageModel
+from gam_lm.presets import KERNELS, named_model
+from gam_lm.results import Results
+from gam_lm.training.compiled import compile_for_training
+from gam_lm.training.precision import autocast
+from gam_lm.training.recipe import TrainConfig
+
+logger = logging.getLogger("gam_lm")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+ALLOWED = 2.0
+"""How many times the error of the plain path a fast one may have (the rule of state-spaces/mamba's tests)."""
+
+MATERIALISED = "transformer-materialised"
+
+PLAIN = {"gam-delta-fla": "gam-delta", "transformer": MATERIALISED}
+"""The model without a kernel of its own that a model is held to, where it has one."""
+
+PARITY_TOKENS = 300
+"""Tokens of a row that is compared: a number that no chunk divides."""
+
+
+def compiles_at(config: ModelConfig, tokens: int) -> bool:
+    """Whether a block of ``config`` gains by being compiled for ``tokens`` tokens."""
+    with torch.device("meta"):
+        return mixer_class(config.mixer)(config).compiles(tokens)
+
+
+def measure_parity(
+    models: Sequence[str], base: ModelConfig, results: Results, device: torch.device, go_on: Callable[[], bool], *, compiled_at: int | None = None
+) -> None:
+    """The error of every fast path beside that of the plain path in the same format, both against the fp64 reference; a row for each.
+
+    ``logits_error`` and ``gradient_error`` are ‖x − x₆₄‖ / ‖x₆₄‖, ``plain_…`` those of plain PyTorch; ``within``: whether none is over twice the plain one.
+
+    Args:
+        models: names of gam_lm.presets.MODELS or KERNELS.
+        base: what the models share; two layers of it are taken.
+        results: an open results.json.
+        device: where.
+        go_on: asked before each model; False ends the comparison.
+        compiled_at: the blocks that compile at so many tokens are compared compiled as well; None compiles nothing.
+    """
+    base = base.replace(num_hidden_layers=min(2, base.num_hidden_layers), max_position_embeddings=320)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+    for name in models:
+        config = named_model(name, base)
+        plain = named_model(PLAIN.get(name, name), base)
+        rows = {(dtype, way): _parity_row(name, config, dtype, way) for dtype in _formats(name) for way in _ways(config, device, dtype, name, compiled_at)}
+        if all(results.find(row) is not None for row in rows.values()) or not go_on():
+            continue
+        exact = _Pass(plain, torch.float64, device, compiled=False)
+        for (dtype, way), row in rows.items():
+            trusted = _Pass(plain, DTYPES[dtype], device, compiled=False)
+            if way == "graph":
+                logits = _decoded(plain, device)
+                errors = {"logits_error": _error(logits, exact.logits), "plain_logits_error": _error(trusted.logits, exact.logits)}
+            else:
+                fast = _Pass(config, DTYPES[dtype], device, compiled=way == "compiled")
+                errors = {
+                    f"{label}{part}_error": _error(getattr(each, part), getattr(exact, part))
+                    for label, each in (("", fast), ("plain_", trusted)) for part in ("logits", "gradient")
+                }  # fmt: skip
+            parts = [part for part in ("logits", "gradient") if f"{part}_error" in errors]
+            within = all(errors[f"{part}_error"] <= ALLOWED * errors[f"plain_{part}_error"] for part in parts)
+            results.add(row | errors | {"within": within})
+            logger.info("parity of %s %s %s: %s", name, dtype, way, "within" if within else "NOT within")
+
+
+def _formats(name: str) -> tuple[str, ...]:
+    """Kernels of others compute in bf16 whatever is asked for."""
+    return ("bf16",) if name in KERNELS else ("fp32", "bf16")
+
+
+def _ways(config: ModelConfig, device: torch.device, dtype: str, name: str, compiled_at: int | None) -> list[str]:
+    """The plain path as well: its row says what is compared with."""
+    ways = ["eager"]
+    if compiled_at is not None and obstacle(device) is None and compiles_at(config, compiled_at):
+        ways.append("compiled")
+    if device.type == "cuda" and dtype == "fp32" and config.mixer != "attention" and name not in KERNELS:
+        ways.append("graph")
+    return ways
+
+
+def _parity_row(name: str, config: ModelConfig, dtype: str, way: str) -> dict[str, Any]:
+    return {
+        "model": name, "backend": mixer_class(config.mixer).backend_name(config), "model_config": config.to_dict(), "dtype": dtype, "variant": way,
+    }  # fmt: skip
+
+
+def _seeded(config: ModelConfig, device: torch.device) -> tuple[LanguageModel, Tensor]:
+    """A model whose weights are large enough that every path matters, and tokens (2, T)."""
+    torch.manual_seed(0)
+    model = LanguageModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    T = min(PARITY_TOKENS, config.max_position_embeddings)
+    return model.to(device), torch.randint(config.vocab_size, (2, T)).to(device)
+
+
+class _Pass:
+    """Logits and the gradient of all parameters of one forward and backward pass, in fp64 on the CPU."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> None:
+        model, tokens_BT = _seeded(config, device)
+        model.train()
+        if dtype == torch.float64:
+            model.double()
+        if compiled:
+            compile_for_training(model, TrainConfig(compile="on"), 1)
+        with autocast(device, torch.float32 if dtype == torch.float64 else dtype):
+            logits_BTV, loss = model(tokens_BT, tokens_BT.roll(-1, 1))
+        loss.backward()
+        self.logits = logits_BTV.detach().double().cpu()
+        self.gradient = torch.cat([p.grad.double().flatten().cpu() for p in model.parameters() if p.grad is not None])
+
+
+@torch.no_grad()
+def _decoded(config: ModelConfig, device: torch.device) -> Tensor:
+    """The logits of :class:`_Pass` from a short prefill and a CUDA graph that decodes the rest."""
+    model, tokens_BT = _seeded(config, device)
+    model.eval()
+    start = tokens_BT.shape[1] - 32
+    logits_BTV, state = model.stream(tokens_BT[:, :start])
+    replay = graphed_step(model.stream, tokens_BT[:, :1], state)
+    rest = [replay(tokens_BT[:, t : t + 1]).clone() for t in range(start, tokens_BT.shape[1])]
+    return torch.cat([logits_BTV, *rest], 1).double().cpu()
+
+
+def _error(x: Tensor, exact: Tensor) -> float:
+    return float((x - exact).norm() / exact.norm())

@@ -110,7 +110,7 @@ def test_bench_compares_models_and_goes_on_where_it_stopped(text, tmp_path, caps
     for name in ("gam-static", "transformer", "mamba"):
         assert [point["step"] for point in rows[name]["curve"]] == [2, 4]
         assert rows[name]["val_nats_per_token"] == rows[name]["curve"][-1]["val_nats"]
-        assert rows[name]["state_bytes"] > 0 and rows[name]["tokens_per_second"] > 0
+        assert rows[name]["state_bytes"] > 0 and rows[name]["tokens_per_second"] == pytest.approx(1000 * 4 * 16 / rows[name]["step_ms"])
         assert not (out / "runs" / f"{name}-seed0" / "state").exists()
     assert all((out / name).is_file() for name in ("table.md", "loss_curves.svg", "loss_curves.png"))
 

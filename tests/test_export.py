@@ -162,6 +162,16 @@ def test_int8_keeps_bf16_and_bias():
     torch.testing.assert_close(small(x), linear(x), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_no_weight_changes_its_sign(dtype):
+    weight = torch.randn(500, 8).to(dtype)
+    linear = nn.Linear(8, 500, bias=False, dtype=dtype)
+    linear.weight = nn.Parameter(weight)
+    small = Int8Linear(linear)
+    assert (small.weight_int8.float() * weight.float() >= 0).all()
+    assert (small.weight.float() - weight.float()).abs().max() < 0.02 * weight.abs().max()
+
+
 def test_what_cannot_be_exported_is_named(tmp_path):
     folder = run_directory(tmp_path / "run", mixer="attention")
     with pytest.raises(InputError, match="mixer is 'attention'"):

@@ -20,6 +20,7 @@ from gam_lm.hf.opponents import Opponent, OpponentBlock
 from gam_lm.loss import IGNORE
 from gam_lm.model import count_parameters
 from gam_lm.presets import PRESETS, named_model
+from gam_lm.report.plots import GREY, colour
 from gam_lm.results import Results
 from gam_lm.training.loop import fit
 from gam_lm.training.recipe import TrainConfig
@@ -153,6 +154,11 @@ def test_scale_measures_blocks_of_opponents(tmp_path):
     assert opponents.period(hybrid) == 3  # two convolutions and an attention
     kinds = {type(part).__name__ for part in OpponentBlock(hybrid.replace(num_hidden_layers=3)).modules()}
     assert {"Lfm2ShortConv", "Lfm2Attention"} <= kinds
+
+
+def test_opponents_have_colours_of_their_own():
+    colours = [colour(name) for name in [*NAMES, "gam-static", "transformer", "mamba"]]
+    assert len(set(colours)) == len(colours) and GREY not in colours
 
 
 def test_an_unknown_type_is_one_line_with_the_nearest_name(text, tmp_path, capsys):  # noqa: F811

@@ -42,6 +42,19 @@ def test_a_row_is_on_the_disk_at_once_and_found_again(tmp_path):
     assert again.rows == [row(nats=4.0)]
 
 
+def test_figures_are_added_to_a_row_and_nothing_else_changes(tmp_path):
+    opened(tmp_path / "results.json").add(row())
+    results = opened(tmp_path / "results.json", machine=MACHINE | {"cores": 4})
+    results.add(row(seed=1))
+    elsewhere = {"environment": MACHINE | {"cores": 4}}
+    results.amend(row(), {"step_ms": 3.5})
+    assert read_results(tmp_path / "results.json")["rows"] == [row(step_ms=3.5), row(seed=1, **elsewhere)]
+    with pytest.raises(KeyError):
+        results.amend(row(seed=2), {"step_ms": 1.0})
+    with pytest.raises(ValueError, match="step_ms"):
+        results.amend(row(), {"step_ms": float("nan")})
+
+
 def _add(path, seed):
     opened(path).add(row(seed=seed))
 

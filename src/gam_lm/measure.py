@@ -7,7 +7,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,7 @@ def step_times(
     return [1000 * each for each in calls(iterations)]
 
 
-def interleaved_times(steps: dict[str, Callable[[], object]], device: torch.device, *, warmup: int = 2, rounds: int = 10) -> dict[str, list[float]]:
+def interleaved_times(steps: Mapping[str, Callable[[], object]], device: torch.device, *, warmup: int = 2, rounds: int = 10) -> dict[str, list[float]]:
     """Milliseconds of each call of several steps that take turns, so that what else the machine does meets all alike."""
     for step in steps.values():
         step_times(step, device, warmup=0, iterations=warmup)

@@ -31,7 +31,9 @@ class _Int8(nn.Module):
     def __init__(self, weight_OI: Tensor) -> None:
         super().__init__()
         scale_O1 = weight_OI.detach().abs().amax(1, keepdim=True).clamp(min=torch.finfo(weight_OI.dtype).tiny) / LEVELS
-        self.register_buffer("weight_int8", (weight_OI.detach() / scale_O1).round().to(torch.int8))
+        # In fp32 and cut off: by a scale that bf16 rounded down, the largest weight comes to 128, which 8 bits would turn into −128.
+        levels_OI = (weight_OI.detach().float() / scale_O1.float()).round().clamp(-LEVELS, LEVELS)
+        self.register_buffer("weight_int8", levels_OI.to(torch.int8))
         self.register_buffer("weight_scale", scale_O1[:, 0])
 
     @property

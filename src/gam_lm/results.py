@@ -94,6 +94,18 @@ class Results:
                 rows.append(new)
             write_text(self.path, json.dumps(self._content, indent=1) + "\n")
 
+    def amend(self, row: Row, figures: Mapping[str, Any]) -> None:
+        """Write further figures into a row that is there. Raises ValueError for a figure that is not finite, KeyError where there is no such row."""
+        new: dict[str, Any] = _plain(figures)
+        _check_finite(new, str(row.get("model", "row")))
+        with _locked(self.path):
+            self._content = read_results(self.path)
+            there = self.find(row)
+            if there is None:
+                raise KeyError(identity(row))
+            there |= new
+            write_text(self.path, json.dumps(self._content, indent=1) + "\n")
+
 
 def identity(row: Row) -> str:
     """What tells a row from the others, as text. A configuration's fields that are younger than the row have their default values."""

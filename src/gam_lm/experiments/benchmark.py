@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
 import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,19 @@ from gam_lm.data.blocks import TrainingBlocks
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.experiments.contenders import build, contender, described, parameters, state_bytes
 from gam_lm.experiments.floors import FLOORS, floors
+from gam_lm.measure import interleaved_times, step_times
 from gam_lm.model import LanguageModel
 from gam_lm.results import Results, write_blocks
+from gam_lm.training.compiled import compile_for_training
 from gam_lm.training.evaluate import evaluate
 from gam_lm.training.loop import Trained, fit, make_optimizer, train_step
 from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig
 
 logger = logging.getLogger("gam_lm")
+
+TIMED_ROUNDS = 7
+"""Steps of each model that the speed columns are the median of."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,25 @@ def benchmark(
         blocks = write_blocks(directory, each.label, trained.validation.block_nats, trained.validation.block_tokens)
         results.add({**row, **each.columns, **figures(model, trained, corpus, each.recipe, test=test), "val_blocks": blocks})
         shutil.rmtree(run / "state", ignore_errors=True)
+    _time_steps(contenders, corpus, results, device)
+
+
+def _time_steps(contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, device: torch.device) -> None:
+    """The speed columns, where rows lack them: the training steps of all models in turns, so that what else the machine does meets all alike."""
+    rows = [(each, row) for each in contenders if (row := results.find(identity_of(each))) is not None]
+    if all("step_ms" in row for _, row in rows):
+        return
+    of_model = {json.dumps(each.config.to_dict(), sort_keys=True): each for each, _ in rows}
+    logger.info("timing the steps of %d models in turns", len(of_model))
+    steps = {name: _training_step(each, corpus, device) for name, each in of_model.items()}
+    times = interleaved_times(steps, device, rounds=TIMED_ROUNDS)
+    for each, row in rows:
+        step_ms = statistics.median(times[json.dumps(each.config.to_dict(), sort_keys=True)])
+        recipe = each.recipe
+        results.amend(row, {
+            "step_ms": step_ms, "tokens_per_second": 1000 * recipe.batch_size * recipe.context / step_ms,
+            "epoch_seconds": step_ms / 1000 * _blocks(recipe, corpus).steps_per_epoch,
+        })  # fmt: skip
 
 
 def identity_of(each: Contender) -> dict[str, Any]:
@@ -117,8 +141,6 @@ def figures(model: LanguageModel, trained: Trained, corpus: TokenCorpus, recipe:
     if test and "test" in corpus.splits:
         own |= evaluate(model, corpus.splits["test"], context=recipe.context).figures("test")
     return own | {
-        "tokens_per_second": recipe.batch_size * recipe.context / trained.step_seconds,
-        "epoch_seconds": trained.step_seconds * trained.steps_per_epoch,
         "train_seconds": trained.seconds,
         "state_bytes": state_bytes(model.config, recipe.context),
         "curve": trained.curve,
@@ -143,13 +165,17 @@ def _blocks(recipe: TrainConfig, corpus: TokenCorpus) -> TrainingBlocks:
     return TrainingBlocks(ids, context=recipe.context, batch_size=recipe.batch_size, seed=recipe.seed, overlap=recipe.blocks == "overlapping")
 
 
+def _training_step(each: Contender, corpus: TokenCorpus, device: torch.device) -> Callable[[], float]:
+    """A training step as the row's run takes it, over the same tokens at every call, of a model that is thrown away."""
+    recipe = each.recipe
+    model = build(each.config, 0, device).train()
+    blocks = _blocks(recipe, corpus)
+    compile_for_training(model, recipe, recipe.total_steps(blocks.steps_per_epoch))
+    optimizer, dtype = make_optimizer(model, recipe), choose_dtype(recipe.precision, device)
+    batch = blocks.batch(0)
+    return lambda: float(train_step(model, optimizer, batch, recipe, 0.0, dtype)[0])
+
+
 def _step_seconds(each: Contender, corpus: TokenCorpus, device: torch.device) -> float:
-    model = build(each.config, 0, device)
-    optimizer, dtype = make_optimizer(model, each.recipe), choose_dtype(each.recipe.precision, device)
-    batch = _blocks(each.recipe, corpus).batch(0)
-    seconds = []
-    for _ in range(4):
-        started = time.perf_counter()
-        float(train_step(model, optimizer, batch, each.recipe, 0.0, dtype)[0])
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+    step = _training_step(each, corpus, device)
+    return statistics.median(step_times(step, device, warmup=1, iterations=3)) / 1000

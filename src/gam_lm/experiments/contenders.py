@@ -49,13 +49,12 @@ def block_contender(name: str, base: ModelConfig) -> tuple[str, ModelConfig]:
     if not name.startswith(OPPONENT):
         return model_name(name), named_model(name, base)
     opponents = _opponents(name)
-    described = opponents.describe(name, base)
-    size = described.intermediate_size
-    if size is None:
-        return name, described
-    one_block = described.replace(num_hidden_layers=opponents.period(described), max_position_embeddings=1)
+    opponent = opponents.describe(name, base)
+    if opponent.intermediate_size is None:
+        return name, opponent
+    one_block = opponent.replace(num_hidden_layers=opponents.period(opponent), max_position_embeddings=1)
     target = count_parameters(named_model("gam-static", base.replace(num_hidden_layers=one_block.num_hidden_layers)))
-    return name, described.replace(intermediate_size=opponents.match(one_block, target, only_inner=True).intermediate_size)
+    return name, opponent.replace(intermediate_size=opponents.match(one_block, target, only_inner=True).intermediate_size)
 
 
 def build(config: ModelConfig, seed: int, device: torch.device) -> LanguageModel:
@@ -115,7 +114,7 @@ def _opponent(name: str, base: ModelConfig, target: int | None) -> ModelConfig:
     if target is not None:
         config = opponents.match(config, target)
     logger.info(
-        "%s: %d parameters%s: hidden_size %d, num_hidden_layers %d%s; backend %s", name, opponents.count(config),
+        "%s: %s parameters%s: hidden_size %d, num_hidden_layers %d%s; backend %s", name, f"{opponents.count(config):,}",
         f" for {target:,} wanted" if target else "", config.hidden_size, config.num_hidden_layers,
         f", intermediate_size {config.intermediate_size}" if config.intermediate_size else f", state_size {config.state_size}",
         opponents.backend_name(config),

@@ -28,11 +28,15 @@ FAMILIES = (
     ("mamba-paper", 7),
     ("mamba", 6),
 )
+# Tol's muted palette (personal.sron.nl/~pault) for models of transformers, whose names are without end.
+MUTED = ("#332288", "#882255", "#44AA99", "#117733", "#999933", "#CC6677", "#88CCEE", "#AA4499", "#DDCC77")
 GREY = "#767676"
 
 
 def colour(model: str) -> str:
     """The colour that a model has in every picture."""
+    if model.startswith("hf:"):
+        return MUTED[sum(model.encode()) % len(MUTED)]
     return next((COLOURS[i] for name, i in FAMILIES if model.startswith(name)), GREY)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import statistics
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -45,10 +44,6 @@ class Trained:
     """Predicted tokens of training."""
     seconds: float
     """Seconds of training, validation and checkpoints left out."""
-    step_seconds: float
-    """Median seconds of a step."""
-    steps_per_epoch: int
-    """Steps in one pass over the training split."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """Validations: step, tokens, seconds, train_nats, val_nats."""
     precision: str
@@ -101,9 +96,8 @@ def fit(
     tracker = tracker or NoTracker()
     tokenizer = corpus.tokenizer
 
-    reached = load_state(directory, model, optimizer) or {"step": 0, "tokens": 0, "seconds": 0.0, "step_seconds": [], "curve": [], "pending": []}
+    reached = load_state(directory, model, optimizer) or {"step": 0, "tokens": 0, "seconds": 0.0, "curve": [], "pending": []}
     step, tokens, seconds, curve = reached["step"], reached["tokens"], reached["seconds"], reached["curve"]
-    step_seconds: list[float] = reached["step_seconds"]
     _forget_after(directory / "metrics.jsonl", step)
     validation: Evaluation | None = None
     pending: list[Tensor] = [torch.tensor(loss, device=device) for loss in reached["pending"]]  # losses since the last line of metrics
@@ -111,7 +105,7 @@ def fit(
 
     def save() -> None:
         save_model(directory, model, tokenizer)
-        reached = {"tokens": tokens, "seconds": seconds, "step_seconds": step_seconds[-1000:], "curve": curve, "pending": [float(x) for x in pending]}
+        reached = {"tokens": tokens, "seconds": seconds, "curve": curve, "pending": [float(x) for x in pending]}
         save_state(directory, step, model, optimizer, reached)
 
     def validate(last: bool) -> Evaluation:
@@ -135,9 +129,7 @@ def fit(
                 pending.append(loss)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-                elapsed = time.perf_counter() - started
-                step, tokens, seconds = step + 1, tokens + counted, seconds + elapsed
-                step_seconds.append(elapsed)
+                step, tokens, seconds = step + 1, tokens + counted, seconds + time.perf_counter() - started
                 last = step == total
                 measures = last or (recipe.validate_every is not None and step % recipe.validate_every == 0)
                 if measures or step % LOG_EVERY == 0:
@@ -174,8 +166,8 @@ def fit(
         validation = validate(last=True)
     save()
     return Trained(
-        steps=step, tokens=tokens, seconds=seconds, step_seconds=statistics.median(step_seconds), steps_per_epoch=blocks.steps_per_epoch,
-        curve=curve, validation=validation, precision=str(dtype).removeprefix("torch."), compiled=bool(compiled),
+        steps=step, tokens=tokens, seconds=seconds, curve=curve, validation=validation, precision=str(dtype).removeprefix("torch."),
+        compiled=bool(compiled),
     )  # fmt: skip
 
 

@@ -215,6 +215,21 @@ def test_bf16_autocast_is_finite_and_near(name):
 
 
 @every_mixer
+def test_weights_in_bf16_train_and_stream(name):
+    model = LanguageModel(config(name))
+    tokens = torch.randint(31, (2, 20))
+    expected = model(tokens, tokens)[1].detach()
+    model.bfloat16()
+    loss = model(tokens, tokens)[1]
+    loss.backward()
+    assert abs(loss - expected) < 0.05 and all(p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad():
+        _, state = model.stream(tokens[:, :19])
+        logits, _ = model.stream(tokens[:, 19:], state)
+        assert (logits - model(tokens)[0][:, 19:]).abs().max() < 0.1
+
+
+@every_mixer
 def test_a_model_is_built_without_memory_and_copied(name):
     with torch.device("meta"):
         model = LanguageModel(config(name))

@@ -55,6 +55,12 @@ def test_figures_are_added_to_a_row_and_nothing_else_changes(tmp_path):
         results.amend(row(), {"step_ms": float("nan")})
 
 
+def test_how_often_a_run_is_saved_does_not_tell_a_row_from_another(tmp_path):
+    results = opened(tmp_path / "results.json")
+    results.add(row(train_config={"steps": 4, "seed": 0, "checkpoint_every": 50}))
+    assert results.find(row()) is not None and results.find(row(train_config={"steps": 5, "seed": 0})) is None
+
+
 def _add(path, seed):
     opened(path).add(row(seed=seed))
 

@@ -32,6 +32,9 @@ IDENTITY = (
 CONFIGURATIONS: Mapping[str, type[Any]] = {"model_config": ModelConfig, "train_config": TrainConfig}
 """The keys of a row that hold a configuration, and its class."""
 
+OF_NO_INFLUENCE = frozenset({"checkpoint_every"})
+"""Fields of a configuration that change no figure."""
+
 Row = Mapping[str, Any]
 
 
@@ -113,9 +116,12 @@ def identity(row: Row) -> str:
 
 
 def fields_set(row: Row, key: str) -> dict[str, Any]:
-    """The fields of a row's ``model_config`` or ``train_config`` that do not have their default value."""
+    """The fields of a row's ``model_config`` or ``train_config`` that do not have their default value, those aside that change no figure."""
     defaults = {field.name: field.default for field in dataclasses.fields(CONFIGURATIONS[key]) if field.default is not dataclasses.MISSING}
-    return {name: value for name, value in row.get(key, {}).items() if name not in defaults or value != _plain(defaults[name])}
+    return {
+        name: value for name, value in row.get(key, {}).items()
+        if name not in OF_NO_INFLUENCE and (name not in defaults or value != _plain(defaults[name]))
+    }  # fmt: skip
 
 
 def results_file(out: Path) -> Path:

@@ -20,8 +20,11 @@ def test_the_example_runs_and_prints_what_it_says(capsys):
     assert printed == [line.split("  # ")[1] for line in code.splitlines() if line.startswith("print")]
 
 
-def test_the_tables_are_those_of_the_committed_results():
-    assert render(README, ROOT) == README, "run: gam report --readme README.md"
+@pytest.mark.parametrize("page", ["README.md", "docs/memory.md"])
+def test_the_tables_are_those_of_the_committed_results(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- table " in text
+    assert render(text, (ROOT / page).parent) == text, f"run: gam report --readme {page}"
 
 
 def test_every_file_that_the_readme_and_docs_name_is_there():

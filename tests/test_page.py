@@ -20,7 +20,7 @@ from test_training_speed import cell as step_of
 
 from gam_lm.cli import run
 from gam_lm.errors import InputError
-from gam_lm.report.page import find_results, report_html, report_markdown
+from gam_lm.report.page import find_results, report_html, report_markdown, sections
 from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3
 from gam_lm.results import write_blocks
 
@@ -231,3 +231,12 @@ def test_the_verb_writes_either_form(everything, tmp_path, capsys):
 def test_a_place_without_results_is_named(place, said, tmp_path):
     with pytest.raises(InputError, match=said):
         find_results([tmp_path / place])
+
+
+def test_the_committed_results_are_all_in_the_committed_page():
+    paths = sorted(RESULTS.rglob("results.json"))
+    page = (RESULTS / "report" / "index.html").read_text(encoding="utf-8")
+    kinds = {section.anchor for section in sections(paths, None)}
+    assert kinds == set(re.findall(r'<h2 id="(\w+)"', page)) - {"environment", "commands"}
+    for path in paths:
+        assert path.parent.relative_to(RESULTS.parent).as_posix() in page, "run: gam report --out results/report/index.html"

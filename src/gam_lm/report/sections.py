@@ -131,7 +131,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "decode": Kind(
         title="Decoding", intro="One more token after long contexts, beside the time that reading the weights takes.",
-        belongs=lambda row: "step_ms" in row, tables=lambda results, directory: decoding(results),
+        belongs=lambda row: "share_of_bandwidth" in row, tables=lambda results, directory: decoding(results),
         pictures=lambda results, directory, into: decode_plots(results, into),
     ),
     "speed": Kind(

@@ -96,7 +96,10 @@ def test_models_are_of_one_size_whatever_their_positions_need():
     assert rows["transformer"]["model_config"]["max_position_embeddings"] > 100_000
     _, matched = contender("transformer", BASE, match=True)
     assert rows["transformer"]["model_config"]["intermediate_size"] == matched.intermediate_size
-    assert rows[GPT2]["model_config"] == rows["transformer"]["model_config"] and rows[GPT2]["backend"] == "transformers"
+    gpt2 = rows[GPT2]
+    assert gpt2["model_config"]["max_position_embeddings"] == rows["transformer"]["model_config"]["max_position_embeddings"]
+    assert gpt2["model_config"] | {"max_position_embeddings": 0} == contender(GPT2, BASE, match=True)[1].to_dict() | {"max_position_embeddings": 0}
+    assert gpt2["backend"] == "transformers-sdpa"
     with pytest.raises(InputError, match="hf:gpt2"):
         decode._row("hf:gpt3", 5, "fp32", "eager", 1, BASE, 5, Protocol())
 

@@ -108,10 +108,11 @@ def test_trainer_learns_a_text_and_what_it_saves_is_a_run_directory(tmp_path, te
     rows = rows_of(text, tokenizer, 32, 48)
     model = GAMForCausalLM.from_language_model(language_model("delta", vocab_size=300, num_hidden_layers=2))
     model.init_weights()
-    trainer = train(model, rows, tmp_path / "trained", max_steps=40, per_device_train_batch_size=8, optim="adamw_torch", gradient_checkpointing=True)
+    steps = {"max_steps": 150, "lr_scheduler_type": "linear"}  # far enough that no seed ends near the bound
+    trainer = train(model, rows, tmp_path / "trained", **steps, per_device_train_batch_size=8, optim="adamw_torch", gradient_checkpointing=True)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert sum(losses[:3]) / 3 > 5 and sum(losses[-3:]) / 3 < 4.4
-    assert trainer.evaluate()["eval_loss"] < 4.4
+    assert sum(losses[:3]) / 3 > 5 and sum(losses[-3:]) / 3 < 4
+    assert trainer.evaluate()["eval_loss"] < 4
     trainer.save_model(str(tmp_path / "run"))
     assert same_weights(load_model(tmp_path / "run"), model.to_language_model())
     assert same_weights(AutoModelForCausalLM.from_pretrained(tmp_path / "run"), model)

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from gam_lm.compiling import decoder, obstacle
 from gam_lm.config import ModelConfig
 from gam_lm.errors import unknown_name
-from gam_lm.experiments.contenders import contender
+from gam_lm.experiments.contenders import OPPONENT, build, contender, described
 from gam_lm.isolation import OK, Isolated, Peak, measured
 from gam_lm.measure import interleaved_times, memory_bandwidth
-from gam_lm.mixers import mixer_class
 from gam_lm.model import LanguageModel, State
 from gam_lm.progress import progress
 from gam_lm.quantize import Int8Embedding, quantize_int8
@@ -126,18 +125,12 @@ def _serves(name: str, dtype: str, variant: str) -> bool:
 
 def _row(name: str, n: int, dtype: str, variant: str, B: int, base: ModelConfig, longest: int, protocol: Protocol) -> dict[str, Any]:
     """What tells a row from the others. Learned positions are as many as the longest context needs: they are looked up, not read."""
-    if name.startswith("hf:") and name != GPT2:
+    if name.startswith(OPPONENT) and name != GPT2:
         raise unknown_name("model", name, [GPT2])
-    row_name, config = contender("transformer" if name == GPT2 else name, base, match=True)
+    row_name, config = contender(name, base, match=True)
     if config.positions == "learned":
         config = config.replace(max_position_embeddings=max(config.max_position_embeddings, longest + _room(protocol)))
-    backend = mixer_class(config.mixer).backend_name(config)
-    if name == GPT2:
-        row_name, backend = GPT2, "transformers"
-    return {
-        "model": row_name, "backend": backend, "model_config": config.to_dict(),
-        "context": n, "batch_size": B, "dtype": dtype, "variant": variant,
-    }  # fmt: skip
+    return {"model": row_name, **described(config), "context": n, "batch_size": B, "dtype": dtype, "variant": variant}
 
 
 def _room(protocol: Protocol) -> int:
@@ -230,10 +223,11 @@ def _decoding(model: LanguageModel, state: State, dtype: torch.dtype, variant: s
 
 def _gpt2(parameters: Mapping[str, Any], device: torch.device) -> tuple[nn.Module, dict[int, _Session]]:
     """Transformers' GPT-2 of the same sizes, and its sessions."""
-    from gam_lm.hf.decoding import gpt2, gpt2_decoding
+    from gam_lm.hf.decoding import gpt2_decoding
 
     low = torch.float32 if parameters["dtype"] == "fp32" else torch.bfloat16
-    model = gpt2(ModelConfig.from_dict(parameters["model_config"])).to(device, low).eval()
+    opponent = build(ModelConfig.from_dict(parameters["model_config"]), 0, device)
+    model: nn.Module = opponent.network.to(low).eval()
     sessions = {}
     for n in parameters["contexts"]:
         step, held = gpt2_decoding(model, n, parameters["batch_size"])

@@ -9,18 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+from transformers import DynamicCache
 
-from gam_lm.config import ModelConfig
 from gam_lm.hf.modeling_gam import CACHE
-
-
-def gpt2(config: ModelConfig) -> Any:
-    """GPT-2 of the sizes of an attention model with learned positions, with start values."""
-    return GPT2LMHeadModel(GPT2Config(
-        vocab_size=config.vocab_size, n_positions=config.max_position_embeddings, n_embd=config.hidden_size, n_layer=config.num_hidden_layers,
-        n_head=config.num_attention_heads, n_inner=config.ffn_size, bos_token_id=None, eos_token_id=None,
-    ))  # fmt: skip
 
 
 def gpt2_decoding(model: Any, tokens: int, batch_size: int) -> tuple[Callable[[], object], int]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from gam_lm.config import ModelConfig
-from gam_lm.errors import InputError
-from gam_lm.verbs.flags import command_line
+from gam_lm.verbs.flags import check_bounds, command_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +46,7 @@ class BenchDecode:
         from gam_lm.results import Results, results_file
         from gam_lm.training.precision import choose_device
 
-        for field in ("contexts", "batch_sizes", "steps", "warmup"):
-            value = getattr(self, field)
-            if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
-                raise InputError(f"{field} is {value}: use whole numbers of at least 1")
-        for field in ("limit_seconds", "limit_mb"):
-            if getattr(self, field) is not None and getattr(self, field) <= 0:
-                raise InputError(f"{field} is {getattr(self, field)}: use a number above 0")
+        check_bounds(self, whole=("contexts", "batch_sizes", "steps", "warmup"), positive=("limit_seconds", "limit_mb"))
         protocol = Protocol(steps=self.steps, warmup=self.warmup, limit_seconds=self.limit_seconds, limit_mb=self.limit_mb)
         settings = [(precision, variant) for precision in self.precisions for variant in self.variants]
         device = choose_device(self.device)

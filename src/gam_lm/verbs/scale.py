@@ -9,9 +9,8 @@ from typing import Literal
 import tyro
 
 from gam_lm.config import ModelConfig
-from gam_lm.errors import InputError
 from gam_lm.presets import SCALING, scale_preset
-from gam_lm.verbs.flags import command_line, peek
+from gam_lm.verbs.flags import check_bounds, command_line, peek
 
 DEFAULT = SCALING["cpu"]
 
@@ -65,13 +64,7 @@ class Scale:
         from gam_lm.results import Results, results_file
         from gam_lm.training.precision import choose_device, choose_dtype
 
-        for field in ("lengths", "batch_size", "iterations", "warmup"):
-            value = getattr(self, field)
-            if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
-                raise InputError(f"{field} is {value}: use whole numbers of at least 1")
-        for field in ("seconds", "limit_seconds", "limit_mb"):
-            if getattr(self, field) is not None and getattr(self, field) <= 0:
-                raise InputError(f"{field} is {getattr(self, field)}: use a number above 0")
+        check_bounds(self, whole=("lengths", "batch_size", "iterations", "warmup"), positive=("seconds", "limit_seconds", "limit_mb"))
         device = choose_device(self.device)
         dtype = self.precision
         if dtype == "auto":

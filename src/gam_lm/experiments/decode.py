@@ -226,8 +226,7 @@ def _gpt2(parameters: Mapping[str, Any], device: torch.device) -> tuple[nn.Modul
     from gam_lm.hf.decoding import gpt2_decoding
 
     low = torch.float32 if parameters["dtype"] == "fp32" else torch.bfloat16
-    opponent = build(ModelConfig.from_dict(parameters["model_config"]), 0, device)
-    model: nn.Module = opponent.network.to(low).eval()
+    model = build(ModelConfig.from_dict(parameters["model_config"]), 0, device).get_submodule("network").to(low).eval()
     sessions = {}
     for n in parameters["contexts"]:
         step, held = gpt2_decoding(model, n, parameters["batch_size"])

@@ -83,3 +83,15 @@ def test_the_sequential_steps_are_those_of_one_chunk_and_of_the_chunks(monkeypat
     with torch.no_grad():
         selective_scan(*inputs(256), chunk_size=32)
     assert len(steps) == 32 and len(carried) == 256 // 32 - 1
+
+
+def test_on_a_cpu_chunks_are_as_long_as_leaves_a_place_full(monkeypatch):
+    import gam_lm.selective_scan as module
+
+    monkeypatch.setattr(module, "SLAB", 48)  # numbers; a place of one chunk in each of two rows has 12
+    assert module.chunk_length(2, 300, 6, 16, "cpu") == 75  # four chunks fill it
+    assert module.chunk_length(8, 300, 6, 16, "cpu") == module.chunk_length(9, 300, 6, 16, "cpu") == 300
+    assert module.chunk_length(2, 300, 6, 100, "cpu") == 100
+    assert module.chunk_length(2, 300, 6, 16, "cuda") == 16
+    assert_same(inputs(300), 16)
+    assert_same(inputs(299), 16, (torch.rand(2, 299) < 0.05).long().cumsum(1))

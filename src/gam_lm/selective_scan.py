@@ -23,8 +23,11 @@ from torch import Tensor
 LOG2_E = math.log2(math.e)
 """exp(x) = 2^(x log2 e): on a CPU the power of 2 takes a third of the time."""
 
-RECOMPUTED_NUMBERS = 2**22
-"""States that the backward pass holds at once: 16 MB of fp32."""
+RECOMPUTED_NUMBERS = 2**21
+"""States that the backward pass holds at once, and as many decays: 8 MB of fp32 each."""
+
+SLAB = 2**17
+"""Numbers that a CPU works on at once, if it can: half a megabyte of fp32, of which a few stay in a core's cache."""
 
 
 def selective_scan(
@@ -38,7 +41,7 @@ def selective_scan(
     chunk_size: int = 64,
     index_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence over a sequence in chunk + T/chunk sequential steps.
+    """Run the recurrence over a sequence in L + T/L sequential steps (:func:`chunk_length`).
 
     Args:
         x_BTE: input.
@@ -47,7 +50,7 @@ def selective_scan(
         B_BTN: what a token writes to.
         C_BTN: what a token reads.
         state_BNE: before the first token; None is zero.
-        chunk_size: L, of no influence on the result but rounding.
+        chunk_size: least length of a chunk, of no influence on the result but rounding.
         index_BT: number of sequence starts in the row so far (see gam_lm.segments); the state is cleared where it changes.
 
     Returns:
@@ -63,7 +66,8 @@ def selective_scan(
         state_BNE = state_BNE.to(dtype)
         if x.shape[1] == 1:
             return _one_step(x, dt, A, B, C, state_BNE, index_BT)
-        T, L = x.shape[1], min(chunk_size, x.shape[1])
+        rows, T, E = x.shape
+        L = chunk_length(rows, T, len(A) * E, chunk_size, x.device.type)
         missing = -T % L  # tokens of step size 0 fill the last chunk
         if missing:
             x, dt, B, C = (F.pad(each, (0, 0, 0, missing)) for each in (x, dt, B, C))
@@ -92,74 +96,89 @@ class _Scan(torch.autograd.Function):
         ctx: Any, u_BTE: Tensor, dt_BTE: Tensor, A_NE: Tensor, B_BTN: Tensor, C_BTN: Tensor, state_BNE: Tensor, index_BT: Tensor | None, L: int
     ) -> tuple[Tensor, Tensor]:
         h = _chunk_starts(u_BTE, dt_BTE, A_NE, B_BTN, state_BNE, index_BT, L)
-        u, dt, B, C = (_chunks(each, L) for each in (u_BTE, dt_BTE, B_BTN, C_BTN))
-        keep_RL, rate_NE = _keeps(index_BT, L), A_NE * LOG2_E
-        stride = max(1, min(L, RECOMPUTED_NUMBERS // h.numel()))
-        kept, decay, y_RLE = [], torch.empty_like(h), torch.empty_like(u)
+        u, dt, C = (_places(each, L, -2) for each in (u_BTE, dt_BTE, C_BTN))
+        B = _places(B_BTN, L, -1)
+        keep, rate_NE = _keeps(index_BT, L, h.dtype), A_NE * LOG2_E
+        stride = recomputed_places(L, h.numel())
+        kept, y, decay = [], [], torch.empty_like(h)
         for t in range(L):
             if t % stride == 0:
                 kept.append(h.clone())
-            _decay(dt, rate_NE, keep_RL, t, decay)
-            h.mul_(decay).addcmul_(B[:, t, :, None], u[:, t, None])
-            y_RLE[:, t, None] = torch.bmm(C[:, t, None], h)
+            h.mul_(_decay(dt[t], rate_NE, keep[t], decay)).addcmul_(B[t], u[t])
+            y.append(torch.bmm(C[t], h))
         ctx.save_for_backward(u_BTE, dt_BTE, A_NE, B_BTN, C_BTN, torch.stack(kept), index_BT)
         ctx.sizes = L, stride
-        return y_RLE.view_as(u_BTE), h.unflatten(0, (len(u_BTE), -1))[:, -1].clone()
+        return torch.cat(y, 1).view_as(u_BTE), h.unflatten(0, (len(u_BTE), -1))[:, -1].clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         u_BTE, dt_BTE, A_NE, B_BTN, C_BTN, kept_KRNE, index_BT = ctx.saved_tensors
         L, stride = ctx.sizes
-        slope_BTE, slope_last_BNE = grads[0].contiguous(), grads[1]
-        u, dt, B, C, slope = (_chunks(each, L) for each in (u_BTE, dt_BTE, B_BTN, C_BTN, slope_BTE))
-        keep_RL, rate_NE = _keeps(index_BT, L), A_NE * LOG2_E
-        g, first_BNE = _chunk_ends(slope_BTE, dt_BTE, A_NE, C_BTN, slope_last_BNE, index_BT, L)
-        grad_u, grad_dt, grad_B, grad_C = (torch.empty_like(each) for each in (u, dt, B, C))
-        grad_A_NE = torch.zeros_like(A_NE)
-        h = kept_KRNE.new_empty(stride + 1, *kept_KRNE.shape[1:])  # the state before each place of a stretch, and after its last
-        decay, q, scratch = (torch.empty_like(g) for _ in range(3))
+        slope_BTE, slope_last_BNE = grads
+        u, dt, slope, B_row = (_places(each, L, -2) for each in (u_BTE, dt_BTE, slope_BTE, B_BTN))
+        B, C = (_places(each, L, -1) for each in (B_BTN, C_BTN))
+        keep, rate_NE = _keeps(index_BT, L, A_NE.dtype), A_NE * LOG2_E
+        g = _chunk_ends(slope_BTE, dt_BTE, A_NE, C_BTN, slope_last_BNE, index_BT, L)
+        grad_u, grad_dt, grad_B, grad_C = ([g] * L for _ in range(4))
+        grad_A_RNE, q = torch.zeros_like(g), torch.empty_like(g)
+        h = g.new_empty(stride + 1, *g.shape).unbind()  # the state before each place of a stretch, and after its last
+        decay = g.new_empty(stride, *g.shape).unbind()
         for first in reversed(range(0, L, stride)):
             stretch = range(first, min(first + stride, L))
-            h[0] = kept_KRNE[first // stride]
+            h[0].copy_(kept_KRNE[first // stride])
             for i, t in enumerate(stretch):
-                _decay(dt, rate_NE, keep_RL, t, decay)
-                torch.mul(h[i], decay, out=h[i + 1])
-                h[i + 1].addcmul_(B[:, t, :, None], u[:, t, None])
+                torch.mul(h[i], _decay(dt[t], rate_NE, keep[t], decay[i]), out=h[i + 1])
+                h[i + 1].addcmul_(B[t], u[t])
             for i, t in reversed(list(enumerate(stretch))):
                 # g is dL/dh_t without what comes from y_t. Multiply and sum: a product by a column is far slower.
-                grad_C[:, t] = torch.mul(h[i + 1], slope[:, t, None], out=q).sum(2)
-                g.addcmul_(C[:, t, :, None], slope[:, t, None])
-                grad_u[:, t, None] = torch.bmm(B[:, t, None], g)
-                grad_B[:, t] = torch.mul(g, u[:, t, None], out=q).sum(2)
-                _decay(dt, rate_NE, keep_RL, t, decay)
-                g.mul_(decay)
-                torch.mul(g, h[i], out=q)  # dL/d(dt A)
-                grad_A_NE += torch.mul(q, dt[:, t, None], out=scratch).sum(0)
-                grad_dt[:, t] = q.mul_(A_NE).sum(1)
+                grad_C[t] = torch.mul(h[i + 1], slope[t], out=q).sum(2)
+                g.addcmul_(C[t], slope[t])
+                grad_u[t] = torch.bmm(B_row[t], g)
+                grad_B[t] = torch.mul(g, u[t], out=q).sum(2)
+                torch.mul(g.mul_(decay[i]), h[i], out=q)  # dL/d(dt A)
+                grad_A_RNE.addcmul_(q, dt[t])
+                grad_dt[t] = q.mul_(A_NE).sum(1)
+        first_BNE = g.unflatten(0, (len(u_BTE), -1))[:, 0].clone()
         return (
-            grad_u.view_as(u_BTE), grad_dt.view_as(dt_BTE), grad_A_NE, grad_B.view_as(B_BTN), grad_C.view_as(C_BTN), first_BNE, None, None,
+            torch.cat(grad_u, 1).view_as(u_BTE), torch.stack(grad_dt, 1).view_as(dt_BTE), grad_A_RNE.sum(0),
+            torch.stack(grad_B, 1).view_as(B_BTN), torch.stack(grad_C, 1).view_as(C_BTN), first_BNE, None, None,
         )  # fmt: skip
 
 
-def _chunks(x_BTX: Tensor, L: int) -> Tensor:
-    """(B, T, ·) as (R, L, ·), the chunks of a row one after the other."""
-    return x_BTX.contiguous().view(-1, L, x_BTX.shape[-1])
+def chunk_length(rows: int, tokens: int, state_numbers: int, chunk_size: int, device_type: str) -> int:
+    """L: ``chunk_size``, and on a CPU as much more as leaves a place, over all rows and chunks, :data:`SLAB` numbers of state.
+
+    A GPU wants few steps of much work each; a CPU wants work that stays in its cache, and no more chunks than that takes, since the carry between
+    them costs as many exponentials as the walk.
+    """
+    if device_type == "cpu":
+        chunks = max(1, SLAB // (rows * state_numbers))
+        chunk_size = max(chunk_size, math.ceil(tokens / chunks))
+    return min(tokens, chunk_size)
 
 
-def _keeps(index_BT: Tensor | None, L: int) -> Tensor | None:
-    """1 where a token's sequence goes on from the token before, 0 where it starts (R, L)."""
+def recomputed_places(L: int, numbers: int) -> int:
+    """How many places of a chunk lie between two states that are kept, where a place has so many numbers."""
+    return max(1, min(L, RECOMPUTED_NUMBERS // numbers))
+
+
+def _places(x_BTX: Tensor, L: int, dim: int) -> tuple[Tensor, ...]:
+    """For each place of a chunk what all chunks have there, (R, ·) with a dimension of size 1 put in at ``dim``."""
+    return x_BTX.reshape(-1, L, x_BTX.shape[-1]).transpose(0, 1).contiguous().unsqueeze(dim).unbind()
+
+
+def _keeps(index_BT: Tensor | None, L: int, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    """For each place of a chunk, (R, 1, 1): 1 where a token's sequence goes on from the token before, 0 where it starts. None: all go on."""
     if index_BT is None:
-        return None
+        return (None,) * L
     before_BT = torch.cat([torch.zeros_like(index_BT[:, :1]), index_BT[:, :-1]], 1)
-    return (index_BT == before_BT).view(-1, L)
+    return _places((index_BT == before_BT).to(dtype)[..., None], L, -1)
 
 
-def _decay(dt_RLE: Tensor, rate_NE: Tensor, keep_RL: Tensor | None, t: int, out_RNE: Tensor) -> None:
-    """2^(dt_t rate) into ``out_RNE``, 0 at the start of a sequence."""
-    torch.mul(dt_RLE[:, t, None], rate_NE, out=out_RNE)
-    out_RNE.exp2_()
-    if keep_RL is not None:
-        out_RNE.mul_(keep_RL[:, t, None, None])
+def _decay(dt_R1E: Tensor, rate_NE: Tensor, keep_R11: Tensor | None, out_RNE: Tensor) -> Tensor:
+    """2^(dt rate) into ``out_RNE``, 0 at the start of a sequence."""
+    torch.mul(dt_R1E, rate_NE, out=out_RNE).exp2_()
+    return out_RNE if keep_R11 is None else out_RNE.mul_(keep_R11)
 
 
 def _summaries(weight_BJLE: Tensor, exponent_BJLE: Tensor, A_NE: Tensor, pick_BJLN: Tensor) -> Tensor:
@@ -194,23 +213,25 @@ def _chunk_starts(u: Tensor, dt: Tensor, A_NE: Tensor, B: Tensor, state_BNE: Ten
     return torch.stack(starts, 1).flatten(0, 1)
 
 
-def _chunk_ends(slope: Tensor, dt: Tensor, A_NE: Tensor, C: Tensor, slope_last_BNE: Tensor, index_BT: Tensor | None, L: int) -> tuple[Tensor, Tensor]:
-    """The gradient that reaches each chunk's last state from the chunks after it (R, N, E), and that of the state before the first (B, N, E)."""
+def _chunk_ends(slope: Tensor, dt: Tensor, A_NE: Tensor, C: Tensor, slope_last_BNE: Tensor, index_BT: Tensor | None, L: int) -> Tensor:
+    """The gradient that reaches each chunk's last state from the chunks after it (R, N, E)."""
     J = slope.shape[1] // L
-    slope, dt, C = (each.contiguous().unflatten(1, (J, L)) for each in (slope, dt, C))
+    if J == 1:
+        return slope_last_BNE.clone()
+    slope, dt, C = (each.unflatten(1, (J, L))[:, 1:] for each in (slope, dt, C))  # what comes before the first chunk is the walk's to find
     sum_BJLE = dt.cumsum(2)
     if index_BT is not None:
         index_BJL = index_BT.unflatten(1, (J, L))
-        before_BJ = torch.cat([torch.zeros_like(index_BJL[:, :1, 0]), index_BJL[:, :-1, -1]], 1)
+        before_BJ, index_BJL = index_BJL[:, :-1, -1], index_BJL[:, 1:]
         slope = slope * (index_BJL == before_BJ[..., None])[..., None]
     added = _summaries(slope, sum_BJLE, A_NE, C)
     decay_BJNE = torch.exp(sum_BJLE[:, :, -1, None] * A_NE)
     if index_BT is not None:
         decay_BJNE = decay_BJNE * (index_BJL[:, :, -1] == before_BJ)[..., None, None]
     ends = [slope_last_BNE]
-    for j in reversed(range(J)):
+    for j in reversed(range(J - 1)):
         ends.append(torch.addcmul(added[:, j], decay_BJNE[:, j], ends[-1]))
-    return torch.stack(ends[-2::-1], 1).flatten(0, 1), ends[-1]
+    return torch.stack(ends[::-1], 1).flatten(0, 1)
 
 
 def _unbroken(index_BJL: Tensor) -> Tensor:

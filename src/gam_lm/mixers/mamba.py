@@ -21,7 +21,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.conv import CausalConv
 from gam_lm.mixers.base import INIT_STD, Cost, Mixer, MixerState
 from gam_lm.segments import read_segments
-from gam_lm.selective_scan import RECOMPUTED_NUMBERS, selective_scan
+from gam_lm.selective_scan import chunk_length, recomputed_places, selective_scan
 
 STEP_RANGE = (1e-3, 0.1)
 """Step sizes at the start, log-uniform (section 3.6)."""
@@ -113,9 +113,8 @@ class Mamba(Mixer):
         D, E, N, R, K = config.hidden_size, inner_size(config), config.state_size, step_rank(config), config.conv_kernel_size
         projections = 2 * D * E + E * (R + 2 * N) + R * E + E * D
         flops = 2 * (projections + K * E + 3 * N * E)
-        L = min(config.chunk_size, context)
-        stride = max(1, min(L, RECOMPUTED_NUMBERS // (math.ceil(context / L) * N * E)))
-        kept = math.ceil(L / stride) * N * E / L  # states at every few places of a chunk
+        L = chunk_length(1, context, N * E, config.chunk_size, "cpu")
+        kept = math.ceil(L / recomputed_places(L, math.ceil(context / L) * N * E)) * N * E / L  # states at every few places of a chunk
         return Cost(
             parameters=projections + E * (K + 1) + E + N * E + E,
             forward_flops=flops,

@@ -96,7 +96,7 @@ PRESETS: Mapping[str, Preset] = {
         data="stdlib",
         models=("gam", "transformer", "mamba"),
         model={"hidden_size": 128, "num_hidden_layers": 4, "num_memory_slots": 128, "num_attention_heads": 4, "dropout": 0.0},
-        train=TrainConfig(steps=300, batch_size=8, context=256, learning_rate=2e-3, warmup_steps=30, validate_every=100),
+        train=TrainConfig(steps=300, batch_size=8, context=256, learning_rate=1e-3, warmup_steps=30, validate_every=100),
         vocab_size=4096,
     ),
     "small-cpu": Preset(

@@ -109,7 +109,7 @@ class Mamba(Mixer):
 
     @classmethod
     def cost(cls, config: ModelConfig, context: int) -> Cost:
-        """Constant per token at every context; the scan counts as its multiply-adds."""
+        """Constant per token at every context; the scan counts as its multiply-adds. Activations are those of one row on a CPU."""
         D, E, N, R, K = config.hidden_size, inner_size(config), config.state_size, step_rank(config), config.conv_kernel_size
         projections = 2 * D * E + E * (R + 2 * N) + R * E + E * D
         flops = 2 * (projections + K * E + 3 * N * E)

@@ -119,7 +119,7 @@ class _Scan(torch.autograd.Function):
         B, C = (_places(each, L, -1) for each in (B_BTN, C_BTN))
         keep, rate_NE = _keeps(index_BT, L, A_NE.dtype), A_NE * LOG2_E
         g = _chunk_ends(slope_BTE, dt_BTE, A_NE, C_BTN, slope_last_BNE, index_BT, L)
-        grad_u, grad_dt, grad_B, grad_C = (list[Tensor]() for _ in range(4))  # from the last place to the first
+        grad_u, grad_dt, grad_B, grad_C = [], [], [], []  # from the last place to the first
         grad_A_RNE, q = torch.zeros_like(g), torch.empty_like(g)
         h = g.new_empty(stride + 1, *g.shape).unbind()  # the state before each place of a stretch, and after its last
         decay = g.new_empty(stride, *g.shape).unbind()

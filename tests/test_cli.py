@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gam_lm.cli import VERBS, parse, run
+from gam_lm.presets import DEFAULT_GAM
 
 TINY = ["--hidden-size", "16", "--num-hidden-layers", "1", "--num-attention-heads", "2", "--num-memory-slots", "8", "--vocab-size", "270",
         "--context", "16", "--batch-size", "4", "--precision", "fp32", "--device", "cpu"]  # fmt: skip
@@ -99,15 +100,15 @@ def test_bench_compares_models_and_goes_on_where_it_stopped(text, tmp_path, caps
     ]
     assert run([*command, "--dry-run"]) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["model"] for row in plan] == ["gam-static", "transformer", "mamba"] and not out.exists()
+    assert [row["model"] for row in plan] == [DEFAULT_GAM, "transformer", "mamba"] and not out.exists()
     assert all(row["steps"] == 4 and row["train_tokens"] == 4 * 4 * 16 and row["expected_seconds"] >= 0 for row in plan)
 
     assert run(command) == 0
     content = json.loads((out / "results.json").read_text())
     rows = {row["model"]: row for row in content["rows"]}
-    assert set(rows) == {"unigram", "bigram", "xz", "gam-static", "transformer", "mamba"}
+    assert set(rows) == {"unigram", "bigram", "xz", DEFAULT_GAM, "transformer", "mamba"}
     assert {row["train_tokens"] for row in rows.values() if not row.get("floor")} == {4 * 4 * 16}
-    for name in ("gam-static", "transformer", "mamba"):
+    for name in (DEFAULT_GAM, "transformer", "mamba"):
         assert [point["step"] for point in rows[name]["curve"]] == [2, 4]
         assert rows[name]["val_nats_per_token"] == rows[name]["curve"][-1]["val_nats"]
         assert rows[name]["state_bytes"] > 0 and rows[name]["tokens_per_second"] == pytest.approx(1000 * 4 * 16 / rows[name]["step_ms"])
@@ -117,10 +118,10 @@ def test_bench_compares_models_and_goes_on_where_it_stopped(text, tmp_path, caps
     lost = [row for row in content["rows"] if row["model"] != "mamba"]
     (out / "results.json").write_text(json.dumps(content | {"rows": lost}))
     shutil.rmtree(out / "runs" / "mamba-seed0")
-    before = (out / "runs" / "gam-static-seed0" / "model.safetensors").stat().st_mtime_ns
+    before = (out / "runs" / f"{DEFAULT_GAM}-seed0" / "model.safetensors").stat().st_mtime_ns
     assert run(command) == 0
     again = {row["model"]: row for row in json.loads((out / "results.json").read_text())["rows"]}
-    assert (out / "runs" / "gam-static-seed0" / "model.safetensors").stat().st_mtime_ns == before
+    assert (out / "runs" / f"{DEFAULT_GAM}-seed0" / "model.safetensors").stat().st_mtime_ns == before
     assert again["mamba"]["val_nats_per_token"] == rows["mamba"]["val_nats_per_token"]  # the same run once more
 
 

@@ -166,7 +166,7 @@ def test_table_and_plots_show_every_model_and_what_failed(tmp_path):
 
 def test_the_command_measures_in_processes_of_their_own(tmp_path, capsys):
     sizes = ["--hidden-size", "16", "--num-attention-heads", "2", "--num-memory-slots", "8", "--steps", "2", "--warmup", "1"]
-    command = ["bench-decode", "--models", "gam", "--contexts", "5", "9", "--batch-sizes", "1", "--precisions", "fp32", "--variants", "eager", "--device", "cpu",
+    command = ["bench-decode", "--models", "gam-static", "--contexts", "5", "9", "--batch-sizes", "1", "--precisions", "fp32", "--variants", "eager", "--device", "cpu",
                "--out", str(tmp_path / "out"), *sizes]  # fmt: skip
     assert run(command) == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]

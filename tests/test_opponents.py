@@ -85,7 +85,7 @@ def test_a_scaled_output_head_is_made_plain_and_a_biased_one_is_refused():
 
 def test_bench_trains_opponents_on_the_same_tokens(text, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "bench"
-    command = ["bench", "--data", str(text), "--models", "gam", *NAMES, "--steps", "3", "--out", str(out), *TINY]
+    command = ["bench", "--data", str(text), "--models", "gam-static", *NAMES, "--steps", "3", "--out", str(out), *TINY]
     assert run([*command, "--dry-run"]) == 0
     plan = {row["model"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])}
     assert run(command) == 0
@@ -145,7 +145,7 @@ def test_recall_trains_and_measures_opponents(tmp_path):
 def test_scale_measures_blocks_of_opponents(tmp_path):
     base = SMALL.replace(hidden_size=32)
     results = Results.open(tmp_path / "results.json", command="", environment={}, corpus=None)
-    scale(["gam", *NAMES, "hf:gpt2"], [300], base, Protocol(warmup=1, iterations=1), results, CPU, isolated=False)
+    scale(["gam-static", *NAMES, "hf:gpt2"], [300], base, Protocol(warmup=1, iterations=1), results, CPU, isolated=False)
     rows = {row["model"]: row for row in results.rows}
     assert all(row["outcome"] == "ok" and row["forward_ms"] > 0 and row["model_config"]["hidden_size"] == 32 for row in rows.values())
     for name in ("hf:llama", "hf:qwen3", "hf:lfm2", "hf:gpt2"):

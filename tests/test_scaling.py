@@ -110,7 +110,7 @@ def test_an_interrupted_analysis_goes_on_with_what_is_missing(tmp_path, monkeypa
 
     def analyse(lengths, protocol):
         results = Results.open(tmp_path / "results.json", command="", environment={}, corpus=None)
-        scale(["gam", "transformer"], lengths, BASE, protocol, results, scaling.torch.device("cpu"), isolated=False)
+        scale(["gam-static", "transformer"], lengths, BASE, protocol, results, scaling.torch.device("cpu"), isolated=False)
         return results.rows
 
     protocol = Protocol(warmup=1, iterations=2)
@@ -191,7 +191,7 @@ def test_the_papers_protocol_is_a_preset():
 
 def test_scale_measures_in_processes_of_their_own(tmp_path, capsys):
     sizes = ["--hidden-size", "16", "--num-attention-heads", "2", "--num-memory-slots", "8", "--iterations", "1", "--warmup", "1"]
-    command = ["scale", "--models", "gam", "--lengths", "16", "--precision", "fp32", "--device", "cpu", "--out", str(tmp_path / "out"), *sizes]
+    command = ["scale", "--models", "gam-static", "--lengths", "16", "--precision", "fp32", "--device", "cpu", "--out", str(tmp_path / "out"), *sizes]
     assert run(command) == 0
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert row["outcome"] == "ok" and row["peak_memory_mb"] >= 0 and "gam-static" in capsys.readouterr().out

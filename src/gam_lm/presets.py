@@ -13,8 +13,8 @@ from gam_lm.config import ModelConfig
 from gam_lm.errors import unknown_name
 from gam_lm.training.recipe import TrainConfig
 
-DEFAULT_GAM = "gam-static"
-"""What the name ``gam`` means."""
+DEFAULT_GAM = "gam-mean"
+"""What the name ``gam`` means: the winner of docs/memory.md."""
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "gam-paper": {"mixer": "gam", "initialization": "paper", "positions": "learned"},
@@ -92,19 +92,19 @@ PAPER_MODELS = ("gam-paper", "transformer-paper", "mamba-paper")
 
 PRESETS: Mapping[str, Preset] = {
     "laptop": Preset(
-        summary="gam bench --preset laptop --out runs/laptop · 2 CPU cores, 5 minutes · see README for the losses to expect (this is `make run`)",
+        summary="gam bench --preset laptop --out runs/laptop · 2 CPU cores, 6 minutes · see README for the losses to expect (this is `make run`)",
         data="stdlib",
-        models=("gam", "transformer", "mamba"),
+        models=("gam", "gam-static", "transformer", "mamba"),
         model={"hidden_size": 128, "num_hidden_layers": 4, "num_memory_slots": 128, "num_attention_heads": 4, "dropout": 0.0},
         train=TrainConfig(steps=300, batch_size=8, context=256, learning_rate=1e-3, warmup_steps=30, validate_every=100),
         vocab_size=4096,
     ),
     "small-cpu": Preset(
-        summary="gam train --preset small-cpu --out runs/small · 2 CPU cores, about 20 minutes · the 5.4 M model of results/first after 1,200 steps",
+        summary="gam train --preset small-cpu --out runs/small · 2 CPU cores, about 20 minutes · see docs/memory.md for the losses of 5.4 M parameters",
         data="gutenberg",
-        models=("gam-paper", "gam-static", "transformer-paper", "transformer", "mamba"),
-        model={"hidden_size": 256, "num_hidden_layers": 4, "num_memory_slots": 256, "num_attention_heads": 8, "dropout": 0.0},
-        train=TrainConfig(steps=1200, batch_size=16, context=256, learning_rate=1e-3, validate_every=300),
+        models=("gam", "gam-static", "transformer-rotary", "mamba"),
+        model={"hidden_size": 256, "num_hidden_layers": 4, "num_memory_slots": 256, "num_attention_heads": 4, "dropout": 0.0},
+        train=TrainConfig(steps=1200, batch_size=16, context=256, learning_rate=2e-3, validate_every=300),
     ),
     "paper-wikitext2": Preset(
         summary="gam bench --preset paper-wikitext2 --out runs/paper-wikitext2 · one GPU · published PPL: 882.57 GAM, 918.99 Transformer, 1017.54 Mamba",

@@ -12,6 +12,7 @@ from gam_lm.errors import InputError
 from gam_lm.experiments.recall import TASKS, RecallTask, accuracy
 from gam_lm.loss import IGNORE
 from gam_lm.model import LanguageModel
+from gam_lm.report.recall import recall, recall_by_gap, recall_differences, recall_plots
 
 SIZES = {"mqar": 6, "forgetting": 6, "copying": 6, "induction": 1}
 
@@ -119,6 +120,46 @@ def test_accuracy_counts_right_answers_in_all_and_by_gap():
 def test_a_model_that_knows_nothing_is_at_chance():
     model = LanguageModel(ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_memory_slots=8, num_attention_heads=2))
     assert accuracy(model, RecallTask(vocab=64), sequences=128)["accuracy"] < 0.15
+
+
+def answered(model, accuracy, *, pairs=8, length=64, steps=250, slots=64, seed=0, by_gap=(), **more):
+    return {
+        "model": model, "seed": seed, "task": "mqar", "pairs": pairs, "sequence_length": length, "accuracy": accuracy, "state_bytes": 16 * slots,
+        "model_config": {"num_memory_slots": slots, "vocab_size": 512, "max_position_embeddings": max(256, length)},
+        "train_config": {"steps": steps, "batch_size": 64, "context": length, "seed": seed}, "by_gap": list(by_gap), **more,
+    }  # fmt: skip
+
+
+def test_a_table_keeps_apart_what_is_no_other_seed():
+    near, far = {"gap_from": 2, "answers": 30, "accuracy": 1.0}, {"gap_from": 64, "answers": 10, "accuracy": 0.5}
+    rows = [
+        answered("gam-mean", 0.9), answered("gam-mean", 0.8, seed=1), answered("gam-mean", 0.5, steps=500), answered("gam-mean", 0.4, gap_power=1.0),
+        answered("gam-mean", 0.25, pairs=16, length=512, by_gap=[near, far]), answered("gam-mean", 0.75, pairs=16, length=512, seed=1, by_gap=[near]),
+        answered("gam-mean", 0.6, slots=256), answered("mamba", 0.7),
+    ]  # fmt: skip
+    machine = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"}
+    results = {"command": "gam recall --out x", "environment": machine, "corpus": None, "rows": rows}
+    table = recall(results)
+    assert table.columns[4:] == ["gam-mean (num_memory_slots=64)", "gam-mean (num_memory_slots=256)", "mamba"]
+    lines = [(*line[:4], line[4].split(" ")[0], line[5], line[6]) for line in table.rows]
+    assert lines == [
+        ("mqar", "8", "64", "16,000", "85.0", "60.0 % (4 KiB)", "70.0 % (1 KiB)"), ("mqar", "8", "64", "32,000", "50.0", "", ""),
+        ("mqar, gaps^1", "8", "64", "16,000", "40.0", "", ""), ("mqar", "16", "512", "16,000", "50.0", "", ""),
+    ]  # fmt: skip
+    gaps = recall_by_gap(results).rows
+    assert [line[4:6] for line in gaps] == [["2 to 3", "100.0 %"], ["64 to 127", "50.0 %"]]
+    against = recall_differences(results).rows
+    assert against[0][4] == "best" and against[0][6].startswith("-15.0") and against[1][4] == "best"
+
+
+def test_its_pictures_are_three_where_gaps_are_known(tmp_path):
+    rows = [answered("gam-mean", 0.9), answered("mamba", 0.5, slots=512)]
+    results = {"command": "", "environment": {}, "corpus": None, "rows": rows}
+    assert [path.name for path in recall_plots(results, tmp_path)] == ["recall.svg", "recall.png", "recall_state.svg", "recall_state.png"]
+    rows[0]["by_gap"] = [{"gap_from": 2, "answers": 3, "accuracy": 0.9}]
+    assert {path.stem for path in recall_plots(results, tmp_path)} == {"recall", "recall_gap", "recall_state"}
+    picture = (tmp_path / "recall_gap.svg").read_text()
+    assert "gam-mean" in picture and "mamba" not in picture and "KiB" in (tmp_path / "recall_state.svg").read_text()
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 from gam_lm import __version__
+from gam_lm.allocator import keep_freed_memory
 from gam_lm.errors import InputError, unknown_name
 
 logger = logging.getLogger("gam_lm")
@@ -63,6 +64,7 @@ class Verb(Protocol):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb and exit."""
+    keep_freed_memory()
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

@@ -22,6 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
+from gam_lm.allocator import give_back, keep_freed_memory
 from gam_lm.errors import InputError
 
 OK, OUT_OF_MEMORY, OVER_TIME = "ok", "out of memory", "over time"
@@ -216,6 +217,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _serve(function: str) -> None:
     """The child's side."""
+    keep_freed_memory()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the function prints must not come between the messages
 
@@ -224,7 +226,7 @@ def _serve(function: str) -> None:
         channel.flush()
 
     def peak(step: Callable[[], object]) -> int | None:
-        _give_back()
+        give_back()  # so that what a step takes shows as growth
         say("watch")
         sys.stdin.readline()
         step()
@@ -244,16 +246,6 @@ def _serve(function: str) -> None:
         if not out_of_memory(error):
             raise
         say("out of memory")
-
-
-def _give_back() -> None:
-    """Return freed memory to the system, where the C library can, so that what a step takes shows as growth."""
-    if sys.platform == "linux":
-        import ctypes
-
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 if __name__ == "__main__":

@@ -212,14 +212,14 @@ SCALING: Mapping[str, ScalePreset] = {
         limit_seconds=40,
     ),
     "cpu-long": ScalePreset(
-        summary="gam scale --preset cpu-long --out runs/scaling · the same up to 131,072 tokens, about an hour; goes on from cpu",
+        summary="gam scale --preset cpu-long --out runs/scaling · the same up to 131,072 tokens, about half an hour",
         models=SCALING_MODELS,
         lengths=POWERS,
         batch_size=1,
         precision="auto",
         warmup=5,
         iterations=20,
-        seconds=1.5,
+        seconds=4,
         limit_seconds=300,
     ),
     "table-2": ScalePreset(

@@ -113,28 +113,6 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def recall_plot(results: Mapping[str, Any], stem: Path) -> list[Path]:
-    """Accuracy against the number of pairs, a line per model: the mean over its seeds, with their range as a band. Returns the SVG and the PNG."""
-    figure, axes = new_figure()
-    ends = []
-    for model, group in by_model(results["rows"]).items():
-        sizes = sorted({row["pairs"] for row in group})
-        values = [[100 * row["accuracy"] for row in group if row["pairs"] == size] for size in sizes]
-        means = [float(np.mean(some)) for some in values]
-        axes.fill_between(sizes, [min(some) for some in values], [max(some) for some in values], color=colour(model), alpha=0.18, linewidth=0)
-        axes.plot(sizes, means, color=colour(model), marker="o", markersize=3.5)
-        ends.append((float(sizes[-1]), means[-1], model, colour(model)))
-    axes.set_ylim(-2, 102)
-    axes.set_xscale("log", base=2)
-    ticks = sorted({row["pairs"] for row in results["rows"]})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    label_ends(axes, ends)
-    axes.set_xlabel("pairs of key and value in a sequence")
-    axes.set_ylabel("right answers (%)")
-    axes.set_title("Recall: " + ", ".join(sorted({row["task"] for row in results["rows"]})), loc="left")
-    return save(figure, stem)
-
-
 def context_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
     """What the files of ``gam eval --out`` allow: context use, loss by position, loss by context length. Returns the pictures."""
     pictures = []

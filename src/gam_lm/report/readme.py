@@ -13,9 +13,10 @@ from typing import Any
 
 from gam_lm.errors import InputError
 from gam_lm.report.decode import decode_table
+from gam_lm.report.recall import recall_table
 from gam_lm.report.scaling import scaling_brief, scaling_table
 from gam_lm.report.speed import speed_table
-from gam_lm.report.tables import quality_table, recall_table
+from gam_lm.report.tables import quality_table
 from gam_lm.results import read_results
 
 MARKED = re.compile(r"(<!-- table (?P<path>\S+)(?P<words>(?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -38,18 +38,23 @@ def by_model(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def by_variant(rows: Iterable[Row], named: Iterable[str] = ()) -> dict[str, list[Row]]:
+def by_variant(rows: Iterable[Row], named: Iterable[str] = (), aside: Iterable[str] = ()) -> dict[str, list[Row]]:
     """Rows by model and configuration.
 
     Where a model's rows differ in more than their seed, the name says in which fields: ``full (initialization=paper)``. It says the fields ``named``
-    in any case, as far as they do not have their default value.
+    in any case, as far as they do not have their default value; the fields ``aside`` make no difference.
     """
     found: dict[str, list[Row]] = {}
+    aside = set(aside)
+
+    def fields_of(row: Row) -> dict[str, Any]:
+        return {name: value for name, value in _fields(row).items() if name not in aside}
+
     for model, group in by_model(rows).items():
         variants: dict[str, list[Row]] = {}
         for row in group:
-            variants.setdefault(json.dumps(_fields(row), sort_keys=True), []).append(row)
-        settings = [_fields(some[0]) for some in variants.values()]
+            variants.setdefault(json.dumps(fields_of(row), sort_keys=True), []).append(row)
+        settings = [fields_of(some[0]) for some in variants.values()]
         said = {*named, *differing(settings)}
         for some, fields in zip(variants.values(), settings, strict=True):
             words = [f"{name}={fields[name]}" for name in sorted(said) if name in fields]

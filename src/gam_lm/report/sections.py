@@ -12,13 +12,14 @@ from typing import Any
 from gam_lm.report.ablation import ablation, ablation_plot
 from gam_lm.report.compare import NO_DIFFERENCE, difference, measured
 from gam_lm.report.decode import decode_plots, decoding
-from gam_lm.report.plots import context_plots, loss_curves, recall_plot
+from gam_lm.report.plots import context_plots, loss_curves
 from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3
+from gam_lm.report.recall import recall, recall_by_gap, recall_differences, recall_plots
 from gam_lm.report.rows import Row, trained
 from gam_lm.report.scaling import scaling, scaling_plots
 from gam_lm.report.speed import speed, speed_plot
 from gam_lm.report.statistics import Summary, shown
-from gam_lm.report.tables import Table, context_lengths, context_use, curves, evaluations, quality, recall, recall_differences
+from gam_lm.report.tables import Table, context_lengths, context_use, curves, evaluations, quality
 
 Results = Mapping[str, Any]
 
@@ -31,7 +32,9 @@ CAPTIONS = {
     "decode": "Time of one more token against the tokens before it",
     "training_speed": "Training tokens per second of each model, from the plain step to the compiled one",
     "ablation": "Validation loss of each row above the full model, with its 95 % interval",
-    "recall": "Right answers against the number of pairs: the mean over the seeds, with their range as a band",
+    "recall_gap": "Right answers against the tokens between pair and question, at the greatest length",
+    "recall_state": "Right answers against the bytes that a model carries from token to token",
+    "recall": "Right answers against the number of pairs: the mean over all rows, with their range as a band",
     "context_use": "What the text before the last d tokens is worth, with its 95 % interval over the targets",
     "position": "Loss against the tokens read before",
     "length": "Loss against the context length in evaluation",
@@ -146,8 +149,8 @@ KINDS: Mapping[str, Kind] = {
     ),
     "recall": Kind(
         title="Recall", intro="Synthetic tasks whose answer stands in the context and nowhere else.",
-        belongs=lambda row: "pairs" in row, tables=lambda results, directory: [recall(results), recall_differences(results)],
-        pictures=lambda results, directory, into: recall_plot(results, into / "recall"),
+        belongs=lambda row: "pairs" in row, tables=lambda results, directory: [recall(results), recall_differences(results), recall_by_gap(results)],
+        pictures=lambda results, directory, into: recall_plots(results, into),
     ),
     "context": Kind(
         title="Context use", intro="How much of the text before a token a trained model draws on.",

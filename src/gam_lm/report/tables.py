@@ -10,7 +10,7 @@ from typing import Any
 
 from gam_lm.report.compare import difference_words, measured, over_the_lowest, with_interval
 from gam_lm.report.rows import Row, by_model, by_variant, common_curve, floor_name, floors, trained
-from gam_lm.report.statistics import paired, summarise
+from gam_lm.report.statistics import summarise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,62 +153,6 @@ def evaluations(results: Mapping[str, Any]) -> Table:
 EVALUATED = {
     "Loss (nats)": ("nats_per_token", "{:.4f}"), "PPL": ("ppl", "{:,.2f}"), "Bits/byte": ("bits_per_byte", "{:.4f}"), "Word PPL": ("word_ppl", "{:,.1f}"),
 }  # fmt: skip
-
-
-def recall(results: Mapping[str, Any]) -> Table:
-    """Accuracy by task and size, a column per model, with the bytes that each carries from token to token; ± is the 95 % interval over seeds."""
-    models = _recall_models(results)
-    lines = []
-    for size, groups in _by_size(results).items():
-        cells = [str(each) for each in size]
-        for model in models:
-            if model not in groups:
-                cells.append("")
-                continue
-            summary = summarise([100 * row["accuracy"] for row in groups[model]])
-            spread = f" ± {summary.half_width:.1f}" if summary.count > 1 else ""
-            cells.append(f"{summary.mean:.1f} %{spread} ({groups[model][0]['state_bytes'] / 1024:,.0f} KiB)")
-        lines.append(cells)
-    machine = results["environment"]
-    note = f"{machine['device']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}."
-    return Table(columns=["Task", "Pairs", "Length", *models], rows=lines, title="Recall: right answers (state carried from token to token)", note=note)
-
-
-def recall_differences(results: Mapping[str, Any]) -> Table:
-    """How far each model is below the best one of each size, in percentage points, paired by seed."""
-    models = _recall_models(results)
-    lines = []
-    for size, groups in _by_size(results).items():
-        best = max(groups, key=lambda model: summarise([row["accuracy"] for row in groups[model]]).mean)
-        of_best = {row["seed"]: row["accuracy"] for row in groups[best]}
-        cells = [str(each) for each in size]
-        for model in models:
-            common = [row for row in groups.get(model, ()) if row["seed"] in of_best]
-            if model == best or not common:
-                cells.append("best" if model == best else "")
-                continue
-            cells.append(difference_words(paired([100 * row["accuracy"] for row in common], [100 * of_best[row["seed"]] for row in common]), 1))
-        lines.append(cells)
-    title = "Recall: percentage points against the best of each line"
-    return Table(columns=["Task", "Pairs", "Length", *models], rows=lines, title=title, note="Paired by seed; ± is a 95 % interval.")
-
-
-def _recall_models(results: Mapping[str, Any]) -> list[str]:
-    return list(by_model(row for row in results["rows"] if "pairs" in row))
-
-
-def _by_size(results: Mapping[str, Any]) -> dict[tuple[str, int, int], dict[str, list[Row]]]:
-    """The rows of recall by task, pairs and length, then by model."""
-    found: dict[tuple[str, int, int], dict[str, list[Row]]] = {}
-    for row in results["rows"]:
-        if "pairs" in row:
-            found.setdefault((row["task"], row["pairs"], row["sequence_length"]), {}).setdefault(row["model"], []).append(row)
-    return found
-
-
-def recall_table(results: Mapping[str, Any]) -> str:
-    """:func:`recall` as Markdown."""
-    return recall(results).markdown()
 
 
 def provenance(results: Mapping[str, Any]) -> str:

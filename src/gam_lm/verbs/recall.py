@@ -21,7 +21,7 @@ class Recall:
     """Train models on synthetic recall and measure what they find again, against the size of their state."""
 
     out: Path
-    """Folder for results.json, table.md and recall.svg and .png."""
+    """Folder for results.json, table.md and recall*.svg and .png."""
     preset: str | None = None
     """Setup that gives the defaults of all other flags: minutes (2 CPU cores) or zoology (the paper's sizes, a GPU)."""
     models: tuple[str, ...] = DEFAULT.models
@@ -54,11 +54,9 @@ class Recall:
         """Train what is missing, then write table and plot."""
         from gam_lm.experiments.contenders import contender
         from gam_lm.experiments.recall import RecallTask, recall
-        from gam_lm.files import write_text
         from gam_lm.measure import environment
-        from gam_lm.report.plots import recall_plot
-        from gam_lm.report.tables import recall_table
-        from gam_lm.results import Results, read_results, results_file
+        from gam_lm.report.recall import write_recall
+        from gam_lm.results import Results, results_file
         from gam_lm.training.precision import choose_device
 
         if len(self.length) not in (1, len(self.pairs)):
@@ -72,8 +70,5 @@ class Recall:
         path = results_file(self.out)
         results = Results.open(path, command=command_line(), environment=environment(), corpus=None)
         recall(models, tasks, self.seeds, self.recipe, results, choose_device(self.device))
-        table = recall_table(read_results(path))
-        write_text(self.out / "table.md", table)
-        print(table)
-        for picture in recall_plot(read_results(path), self.out / "recall"):
-            print(f"plot: {picture}")
+        print(write_recall(self.out))
+        print(f"table and plots: {self.out}")

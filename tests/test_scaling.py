@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,14 +15,14 @@ from gam_lm.cli import parse, run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.scaling import Protocol, scale
-from gam_lm.isolation import run_isolated
+from gam_lm.isolation import resident_bytes, run_isolated
 from gam_lm.report.scaling import fit_exponent, scaling_brief, scaling_table, write_scaling
 from gam_lm.results import Results
 
 BASE = ModelConfig(vocab_size=64, hidden_size=16, num_attention_heads=2, num_memory_slots=8, dropout=0.0)
 
 PROBE = """
-import time
+import os, time
 from gam_lm.errors import InputError
 
 def take(parameters, peak):
@@ -35,6 +38,10 @@ def hoard(parameters, peak):
         held.append(b"x" * 2**24)
 
 def sleep(parameters, peak):
+    time.sleep(60)
+
+def tell(parameters, peak):
+    open(parameters["file"], "w").write(str(os.getpid()))
     time.sleep(60)
 
 def refuse(parameters, peak):
@@ -71,6 +78,25 @@ def test_a_process_over_its_memory_limit_is_a_result(probe):
 
 def test_a_process_over_its_time_limit_is_a_result(probe):
     assert probe("sleep", seconds=0.2).outcome == "over time"
+
+
+def test_a_process_ends_with_the_one_that_started_it(probe, tmp_path):
+    file = tmp_path / "pid"
+    call = f"from gam_lm.isolation import run_isolated; run_isolated('probe:tell', {{'file': {str(file)!r}}}, seconds=60, memory_mb=2000)"
+    parent = subprocess.Popen([sys.executable, "-c", call])
+    eventually(lambda: file.exists() and file.read_text())
+    child = int(file.read_text())
+    assert resident_bytes(child)
+    parent.kill()
+    parent.wait()
+    eventually(lambda: not resident_bytes(child))
+
+
+def eventually(true, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_the_users_error_and_our_own_are_told_apart(probe, capfd):

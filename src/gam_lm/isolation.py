@@ -28,6 +28,7 @@ from gam_lm.errors import InputError
 OK, OUT_OF_MEMORY, OVER_TIME = "ok", "out of memory", "over time"
 
 POLL_SECONDS = 0.005
+PARENT_SECONDS = 0.5
 START_SECONDS = 180.0
 """The most that starting Python and importing torch may take, which no limit counts."""
 
@@ -217,6 +218,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _serve(function: str) -> None:
     """The child's side."""
+    threading.Thread(target=_end_without_parent, args=(os.getppid(),), daemon=True).start()
     keep_freed_memory()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the function prints must not come between the messages
@@ -246,6 +248,13 @@ def _serve(function: str) -> None:
         if not out_of_memory(error):
             raise
         say("out of memory")
+
+
+def _end_without_parent(parent: int) -> None:
+    """End this process when its parent was killed: nobody waits for the figures, and what measures now should have the machine to itself."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)
 
 
 if __name__ == "__main__":

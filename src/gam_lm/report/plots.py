@@ -88,16 +88,19 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     """Write each line's name beside its end (x, y, name, colour), moved apart where they would touch."""
     if not ends:
         return
-    low, high = axes.get_ylim()
+    logarithmic = axes.get_yscale() == "log"
+    scale, back = (np.log, np.exp) if logarithmic else (np.asarray, np.asarray)  # distances as the eye sees them
+    low, high = (float(scale(bound)) for bound in axes.get_ylim())
     gap = (high - low) * 0.055
     places: list[float] = []
     for x, y, name, shade in sorted(ends, key=lambda end: end[1]):
-        place = y if not places else max(y, places[-1] + gap)
+        height = float(scale(y))
+        place = height if not places else max(height, places[-1] + gap)
         places.append(place)
         axes.annotate(
-            name, (x, y), xytext=(1.02, place), textcoords=axes.get_yaxis_transform(), color=shade, va="center", annotation_clip=False, fontsize=9
+            name, (x, y), xytext=(1.02, float(back(place))), textcoords=axes.get_yaxis_transform(), color=shade, va="center", annotation_clip=False, fontsize=9
         )
-    axes.set_ylim(low, max(high, places[-1] + gap / 2))
+    axes.set_ylim(float(back(low)), float(back(max(high, places[-1] + gap / 2))))
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.generation import draw, generate, generate_text
 from gam_lm.model import LanguageModel
+from gam_lm.presets import named_model
 
 
 def model_of(**changes):
@@ -64,6 +65,19 @@ def test_the_state_of_gam_does_not_grow():
         _, state = model.stream(torch.randint(40, (1, 7)), state)
         sizes.add(sum(part.numel() for layer in state.layers for part in layer))
     assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", ["gam-static", "gam-mean", "gam-delta", "gam-delta-keys", "mamba"])
+def test_a_state_has_one_layout_and_holds_no_more_memory_than_it_says(name, batch):
+    model = LanguageModel(named_model(name, ModelConfig(vocab_size=40, hidden_size=16, num_attention_heads=2, num_memory_slots=8)))
+    state = None
+    for tokens in (200, 1):
+        with torch.no_grad():
+            _, state = model.stream(torch.randint(40, (batch, tokens)), state)
+        for part in (each for layer in state.layers for each in layer):
+            assert part.untyped_storage().nbytes() == part.nbytes
+            assert part.stride() == torch.empty(part.shape).stride()
 
 
 def test_top_k_and_top_p_leave_only_the_likeliest():

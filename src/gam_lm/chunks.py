@@ -72,7 +72,8 @@ class Chunks:
 
     def unstate(self, x_NXX: Tensor) -> Tensor:
         """The inverse of :meth:`state`."""
-        return x_NXX.unflatten(0, (self.H, self.B)).transpose(0, 1)
+        # A copy in the layout that a single step leaves: for a compiled step another layout is another program.
+        return x_NXX.unflatten(0, (self.H, self.B)).transpose(0, 1).clone(memory_format=torch.contiguous_format)
 
     def heads(self, x_HX: Tensor) -> Tensor:
         """(H, X) to (N, X), the same in every row."""

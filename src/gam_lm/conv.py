@@ -41,7 +41,8 @@ def causal_conv(
         state_BJC = x_BTC.new_zeros(B, J, C)
     if segments is None:
         window_BSC = torch.cat([state_BJC, x_BTC], 1)
-        return _taps(window_BSC, weight_CK, bias_C, T), window_BSC[:, T:]
+        # A copy: a view would hold on to all T tokens, and its strides, which tell T, would make a compiled step of decoding another one.
+        return _taps(window_BSC, weight_CK, bias_C, T), window_BSC[:, T:].clone(memory_format=torch.contiguous_format)
 
     # Real tokens move to the front, so that the taps see past padding as if it were not there.
     order_BT = (~segments.real_BT).long().argsort(dim=1, stable=True)

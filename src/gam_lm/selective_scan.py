@@ -108,7 +108,7 @@ class _Scan(torch.autograd.Function):
             y.append(torch.bmm(C[t], h))
         ctx.save_for_backward(u_BTE, dt_BTE, A_NE, B_BTN, C_BTN, torch.stack(kept), index_BT)
         ctx.sizes = L, stride
-        return torch.cat(y, 1).view_as(u_BTE), h.unflatten(0, (len(u_BTE), -1))[:, -1].clone()
+        return torch.cat(y, 1).view_as(u_BTE), h.unflatten(0, (len(u_BTE), -1))[:, -1].clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,5 +1,6 @@
 """Table 2: cells that end well and cells that do not, resumption, the fitted exponents, table and plots."""
 
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.scaling import Protocol, scale
 from gam_lm.isolation import resident_bytes, run_isolated
+from gam_lm.report.plots import label_ends, new_figure
 from gam_lm.report.scaling import fit_exponent, scaling_brief, scaling_table, write_scaling
 from gam_lm.results import Results
 
@@ -222,3 +224,16 @@ def test_scale_measures_in_processes_of_their_own(tmp_path, capsys):
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert row["outcome"] == "ok" and row["peak_memory_mb"] >= 0 and "gam-static" in capsys.readouterr().out
     assert run([*command, "--lengths", "0"]) == 2
+
+
+@pytest.mark.parametrize("scale_of_y", ["linear", "log"])
+def test_the_names_of_lines_keep_their_distance(scale_of_y):
+    _, axes = new_figure()
+    axes.plot([1, 2], [1.0, 1000.0])
+    axes.set_yscale(scale_of_y)
+    heights = [1.0, 1.01, 1.02, 900.0]
+    label_ends(axes, [(2.0, height, str(height), "black") for height in heights])
+    to_axes = axes.transData + axes.transAxes.inverted()
+    places = sorted(float(to_axes.transform((1.0, text.xyann[1]))[1]) for text in axes.texts)
+    assert all(above - below > 0.04 for below, above in itertools.pairwise(places)) and places[0] >= 0 and places[-1] <= 1
+    assert abs(places[0] - float(to_axes.transform((1.0, 1.0))[1])) < 1e-6  # the lowest stands at its line's end

@@ -141,5 +141,6 @@ def test_the_verbs_measure_a_run(tmp_path, capsys):
     row = json.loads((out / "results.json").read_text())["rows"][0]
     assert row["context_use"]["targets"] == 50 and set(row["context_use"]["by_distance"]) == {"4", "16", "32"}
     assert all(math.isfinite(row[key]) for key in ("stream_nats_per_token", "valid_nats_per_token")) and row["contexts"]["64"] > 0
+    assert {"| True tokens d | run |", "| Context (tokens) | run |"} <= set((out / "table.md").read_text().splitlines())
     assert run(["inspect", "receptive-field", str(model)]) == 0
     assert "can use everything" in capsys.readouterr().out

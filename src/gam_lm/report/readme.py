@@ -16,13 +16,13 @@ from gam_lm.report.decode import decode_table
 from gam_lm.report.recall import recall_table
 from gam_lm.report.scaling import scaling_brief, scaling_table
 from gam_lm.report.speed import speed_table
-from gam_lm.report.tables import quality_table
+from gam_lm.report.tables import context_table, quality_table
 from gam_lm.results import read_results
 
 MARKED = re.compile(r"(<!-- table (?P<path>\S+)(?P<words>(?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "scale": scaling_table, "bench-decode": decode_table, "bench-train": speed_table, "recall": recall_table,
+    "scale": scaling_table, "bench-decode": decode_table, "bench-train": speed_table, "recall": recall_table, "eval": context_table,
 }  # fmt: skip
 """By the verb that measured; of any other, the quality table."""
 

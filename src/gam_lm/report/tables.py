@@ -137,6 +137,12 @@ def context_lengths(results: Mapping[str, Any]) -> Table:
     return Table(columns=["Context (tokens)", *groups], rows=lines, title="Loss by context length in evaluation (nats per token)")
 
 
+def context_table(results: Mapping[str, Any]) -> str:
+    """:func:`context_use`, :func:`context_lengths` and :func:`evaluations` as Markdown, each under its title, as far as they were measured."""
+    tables = [context_use(results), context_lengths(results), evaluations(results)]
+    return "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in tables if table.rows)
+
+
 def evaluations(results: Mapping[str, Any]) -> Table:
     """The loss of each evaluated model on its split, with that of the split read as one stream where it was measured."""
     lines = []

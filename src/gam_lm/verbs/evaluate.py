@@ -49,7 +49,7 @@ class Eval:
     examples: int | None = None
     """Of each task of --harness the first so many, to try it out."""
     out: Path | None = None
-    """Folder for results.json and the plots; further models are added to what is there."""
+    """Folder for results.json, table.md and the plots; further models are added to what is there."""
     batch_size: int = 16
     """Blocks at once; changes no figure."""
     device: str = "auto"
@@ -126,9 +126,11 @@ class Eval:
         return nats
 
     def _keep(self, row: dict[str, Any], model: LanguageModel, corpus: TokenCorpus) -> None:
+        from gam_lm.files import write_text
         from gam_lm.measure import environment
         from gam_lm.mixers import mixer_class
         from gam_lm.report.plots import context_plots
+        from gam_lm.report.tables import context_table
         from gam_lm.results import Results, read_results, results_file
         from gam_lm.training.loop import corpus_figures
 
@@ -138,6 +140,7 @@ class Eval:
         results = Results.open(path, command=command, environment=environment(), corpus=corpus_figures(corpus))
         identity = {"backend": mixer_class(model.config.mixer).backend_name(model.config), "model_config": model.config.to_dict()}
         results.add(row | identity | {"command": command})
+        write_text(self.out / "table.md", context_table(read_results(path)))
         for picture in context_plots(read_results(path), self.out):
             print(f"plot: {picture}")
 

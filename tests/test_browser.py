@@ -89,7 +89,7 @@ def test_the_report_shows_the_tables_and_pictures_it_is_made_of(show, report, ht
     losses = [row["val_nats_per_token"] for row in json.loads((everything / "first" / "results.json").read_text())["rows"] if row["model"] == "c<i>"]
     assert next(line for line in shown["Quality"] if line[0] == "c<i>")[3].startswith(f"{sum(losses) / 3:.4f} ± ")
     sizes = browser.execute_script("return [...document.querySelectorAll('svg')].map((each) => [each.clientWidth, each.clientHeight])")
-    assert len(sizes) == 10 and all(width > 300 and height > 100 for width, height in sizes)
+    assert len(sizes) == Page(html).svgs and all(width > 300 and height > 100 for width, height in sizes)
     assert browser.title == "gam-lm: results"
 
 

@@ -28,7 +28,7 @@ def blocks(page, language):
 
 
 def commands(page):
-    return [line for code in blocks(page, "sh") for line in code.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+    return [line for code in blocks(page, "sh") for line in code.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def test_snippets_are_of_the_kinds_that_are_tested():

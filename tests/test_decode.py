@@ -12,6 +12,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.contenders import contender
 from gam_lm.experiments.decode import GPT2, Protocol, bench_decode, weight_bytes
+from gam_lm.mixers.attention import attend_one
 from gam_lm.model import LanguageModel, State
 from gam_lm.presets import named_model
 from gam_lm.quantize import quantize_int8
@@ -47,6 +48,15 @@ def test_a_cache_written_in_place_gives_what_a_growing_one_gives(name):
         wanted, grows = model.stream(token_B1, grows)
         assert (got - wanted).abs().max() < 1e-12
     assert in_place.layers[0][0].data_ptr() == filled[0][0].data_ptr()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 1e-2)])
+def test_attention_of_one_token_is_attention(dtype, tolerance):
+    q, k, v = (torch.randn(2, tokens, 3, 4, dtype=dtype) for tokens in (1, 11, 11))
+    own_BS = torch.tensor([[True] * 11, [False] * 4 + [True] * 7])
+    wanted = torch.nn.functional.scaled_dot_product_attention(*(each.double().transpose(1, 2) for each in (q, k, v)), attn_mask=own_BS[:, None, None])
+    got = attend_one(q, k, v, own_BS)
+    assert got.dtype is dtype and (got - wanted).abs().max() < tolerance
 
 
 def test_only_a_state_that_grows_is_filled():

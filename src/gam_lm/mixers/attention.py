@@ -109,12 +109,10 @@ class Attention(Mixer):
         keys_BSHE.index_copy_(1, place_1, k.to(keys_BSHE.dtype))
         values_BSHE.index_copy_(1, place_1, v.to(values_BSHE.dtype))
         own_BS.index_fill_(1, place_1, True)
-        fused = self.backend == "sdpa" and q.device.type == "cpu" and torch.compiler.is_compiling()
-        if fused:
-            y_BHTE = attend_one(q, keys_BSHE, values_BSHE, own_BS)
-        else:
-            y_BHTE = self._attend(q, keys_BSHE.to(q.dtype), values_BSHE.to(q.dtype), own_BS[:, None, None])
-        return y_BHTE, (keys_BSHE, values_BSHE, own_BS, count_B + 1, place_1 + 1)
+        state = (keys_BSHE, values_BSHE, own_BS, count_B + 1, place_1 + 1)
+        if self.backend == "sdpa" and q.device.type == "cpu" and torch.compiler.is_compiling():
+            return attend_one(q, keys_BSHE, values_BSHE, own_BS), state
+        return self._attend(q, keys_BSHE.to(q.dtype), values_BSHE.to(q.dtype), own_BS[:, None, None]), state
 
     def filled_cache(self, batch_size: int, tokens: int, room: int, *, device: torch.device | str | None = None, dtype: torch.dtype) -> MixerState:
         """See :meth:`Mixer.filled_cache`."""

@@ -104,7 +104,8 @@ def test_an_unknown_preset_or_model_is_named(ask):
 def test_a_field_that_the_mixer_does_not_use_is_named_once(caplog):
     with caplog.at_level(logging.INFO, "gam_lm"):
         LanguageModel(ModelConfig(vocab_size=10, hidden_size=8, num_hidden_layers=2, state_size=5, num_memory_slots=3))
-    assert [r.getMessage() for r in caplog.records] == ["mixer 'gam' does not use state_size=5"]
+        LanguageModel(ModelConfig(vocab_size=10, hidden_size=8, num_hidden_layers=2, num_memory_slots=3, fusion="sum", gate_activation="silu"))
+    assert [r.getMessage() for r in caplog.records] == ["mixer 'gam' does not use state_size=5", "mixer 'gam' does not use gate_activation=silu"]
 
 
 def test_every_field_is_explained_where_it_stands():

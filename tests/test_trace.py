@@ -105,14 +105,15 @@ def test_figures_do_not_depend_on_the_window_and_sources_name_earlier_tokens(nam
     assert all(index >= 40 - 16 for index, _ in later.sources)
 
 
+@pytest.mark.parametrize(("name", "gate"), [("gam", torch.sigmoid), ("gam-silu", torch.nn.functional.silu)])
 @torch.no_grad()
-def test_gates_and_entropy_are_those_of_the_paper():
-    model = model_of("gam")
+def test_gates_and_entropy_are_those_of_the_paper(name, gate):
+    model = model_of(name)
     ids = torch.randint(31, (9,))
     found = list(trace(model, ids.tolist()))
     block = model.layers[0]
     h = block.mixer_norm(model.embed_tokens(ids))
-    gates = block.mixer.gate(h).sigmoid()
+    gates = gate(block.mixer.gate(h))
     weights = (h @ block.mixer.memory.bank.T).softmax(-1)
     for t, token in enumerate(found):
         layer = token.layers[0]

@@ -62,6 +62,8 @@ class ModelConfig:
     """How the two paths meet: gated (the paper's model), summed, or one of them alone, as in its ablation (gam)."""
     keep_gate: bool = False
     """Whether a path that stands alone (fusion global or local) keeps its gate, which the published ablation drops with the other path (gam)."""
+    gate_activation: Literal["sigmoid", "silu"] = "sigmoid"
+    """What the gates of the paths pass through: as in the paper, or x·σ(x), as the output gates of Mamba and Gated DeltaNet (gam)."""
     write: Literal["none", "mean", "delta"] = "none"
     """What the sequence writes into the memory: nothing (the paper's static bank), a decayed weighted mean of
     the values that came to a slot, or the difference to what the slot held (gam)."""
@@ -142,6 +144,11 @@ class ModelConfig:
                 raise InputError(
                     f"conv_kernel_size is {self.conv_kernel_size} with write={self.write!r}: a write is addressed by what came before its value, use 2 or more"
                 )
+
+    @property
+    def gated_paths(self) -> int:
+        """Paths of a GAM mixer that have a gate."""
+        return 2 if self.fusion == "gate" else int(self.keep_gate)
 
     @property
     def uses_heads(self) -> bool:

@@ -20,6 +20,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "gam-paper": {"mixer": "gam", "initialization": "paper", "positions": "learned"},
     "gam-static": {"mixer": "gam", "positions": "none"},
     "gam-mean": {"mixer": "gam", "write": "mean", "positions": "none"},
+    "gam-mean-silu": {"mixer": "gam", "write": "mean", "gate_activation": "silu", "positions": "none"},
     "gam-delta": {"mixer": "gam", "write": "delta", "positions": "none"},
     "gam-delta-closed": {"mixer": "gam", "write": "delta", "write_gate": "closed", "positions": "none"},
     "gam-delta-keys": {"mixer": "gam", "write": "delta", "write_address": "keys", "positions": "none"},

@@ -11,6 +11,8 @@ sequence edits what the slots hold. Per head, the learned rows K are the slots' 
     v_t = W_v h_t,  b_t = σ(·),  log λ_t = −exp(A) softplus(·)                      a_t = softmax(Σ_k u_k ∘ s_{t−k})    where to write
     y_t = σ(W_l h_t) ∘ local_t + W_o (σ(W_g h_t) ∘ RMSNorm(g_t))                    g_t: gam_lm.memory, from r, a, v, b, λ and V0
 
+With ``gate_activation="silu"`` the gates are x·σ(x) in place of σ(x), as the output gates of Mamba and Gated DeltaNet are.
+
 The taps u, a second causal convolution, start as the previous token: a value is written under the address of what came before it, so that a token reads
 what followed its like.
 
@@ -23,6 +25,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
@@ -53,11 +56,12 @@ class GAMMixer(Mixer):
         written = config.write != "none"
         if written:
             self.uses = self.uses | {"num_attention_heads", "chunk_size", "write_gate", "write_address", "static_path"}
+        if config.gated_paths:
+            self.uses = self.uses | {"gate_activation"}
         self.conv = CausalConv(D, config.conv_kernel_size) if config.fusion != "global" else None
         self.memory = StaticMemory(config.num_memory_slots, D) if config.fusion != "local" and (not written or config.static_path) else None
         self.written = WrittenMemory(config) if written else None
-        gated_paths = 2 if config.fusion == "gate" else int(config.keep_gate)
-        self.gate = nn.Linear(D, gated_paths * D) if gated_paths else None
+        self.gate = nn.Linear(D, config.gated_paths * D) if config.gated_paths else None
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """See :meth:`Mixer.forward`."""
@@ -143,7 +147,8 @@ class GAMMixer(Mixer):
         """The gates of the local and the global path; a path that stands alone has the only one."""
         if self.gate is None:
             return None, None
-        gate_BTX = self.gate(x_BTD).sigmoid()
+        activation = F.silu if self.config.gate_activation == "silu" else torch.sigmoid
+        gate_BTX: Tensor = activation(self.gate(x_BTD))
         return gate_BTX.chunk(2, -1) if self.config.fusion == "gate" else (gate_BTX, gate_BTX)
 
     def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
@@ -180,14 +185,15 @@ class GAMMixer(Mixer):
         """Constant per token at every context."""
         D, K, slots = config.hidden_size, config.conv_kernel_size, config.num_memory_slots
         has_conv, written = config.fusion != "global", config.write != "none"
-        gates = 2 if config.fusion == "gate" else int(config.keep_gate)
+        gates = config.gated_paths
+        held_gates = gates * (1 if config.gate_activation == "sigmoid" else 2)  # the sigmoid's gradient needs only what it gave
         has_bank = config.fusion != "local" and (not written or config.static_path)
         flops = 2 * has_conv * D * K + 4 * has_bank * slots * D + 2 * gates * D * D
         common = Cost(
             parameters=has_conv * D * (K + 1) + has_bank * slots * D + gates * (D * D + D),
             forward_flops=flops,
             decode_flops=flops,
-            activations=(has_bank or gates or written) * D + has_conv * D * (1 + (gates > 0)) + has_bank * (slots + D * (gates > 0)) + gates * D,
+            activations=(has_bank or gates or written) * D + has_conv * D * (1 + (gates > 0)) + has_bank * (slots + D * (gates > 0)) + held_gates * D,
             state_bytes=4 * has_conv * (K - 1) * D,
         )
         return common + _written_cost(config, context) if written else common

@@ -149,7 +149,8 @@ class GAMMixer(Mixer):
             return None, None
         activation = F.silu if self.config.gate_activation == "silu" else torch.sigmoid
         gate_BTX: Tensor = activation(self.gate(x_BTD))
-        return gate_BTX.chunk(2, -1) if self.config.fusion == "gate" else (gate_BTX, gate_BTX)
+        local_gate_BTD, global_gate_BTD = gate_BTX.chunk(2, -1) if self.config.fusion == "gate" else (gate_BTX, gate_BTX)
+        return local_gate_BTD, global_gate_BTD
 
     def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
         """Zeros: nothing came before."""

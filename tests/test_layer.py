@@ -37,10 +37,11 @@ def loss_of(module, tokens):
     return F.cross_entropy(module(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
+@pytest.mark.parametrize("gate_activation", ["sigmoid", "silu"])
 @every_rule
-def test_the_layer_is_the_mixer_of_the_language_model(write):
-    layer = GatedAssociativeMemory(16, write=write, **SIZES)
-    mixer = mixer_class("gam")(ModelConfig(vocab_size=5, hidden_size=16, write=write, **SIZES))
+def test_the_layer_is_the_mixer_of_the_language_model(write, gate_activation):
+    layer = GatedAssociativeMemory(16, write=write, gate_activation=gate_activation, **SIZES)
+    mixer = mixer_class("gam")(ModelConfig(vocab_size=5, hidden_size=16, write=write, gate_activation=gate_activation, **SIZES))
     mixer.load_state_dict(layer.state_dict())
     x = torch.randn(2, 9, 16)
     assert torch.equal(layer(x)[0], mixer(x)[0])

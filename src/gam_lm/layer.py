@@ -37,6 +37,7 @@ class GatedAssociativeMemory(GAMMixer):
             (gam_lm.memory), so that a token can read what stood anywhere before.
         num_attention_heads: heads of a written memory.
         fusion: "gate" (the paper), "sum", or one path alone, "global" or "local".
+        gate_activation: "sigmoid" (the paper), or "silu", with which the mean memory models language better (docs/memory.md).
         static_path: whether the paper's static memory stands beside a written one.
         chunk_size: tokens that a written memory handles at once: speed and memory only, never the result.
         num_hidden_layers: layers of the model around it; the output of a written memory starts smaller with depth.
@@ -58,6 +59,7 @@ class GatedAssociativeMemory(GAMMixer):
         write: Literal["none", "mean", "delta"] = "none",
         num_attention_heads: int = 8,
         fusion: Literal["gate", "sum", "global", "local"] = "gate",
+        gate_activation: Literal["sigmoid", "silu"] = "sigmoid",
         static_path: bool = False,
         chunk_size: int = 64,
         num_hidden_layers: int = 1,
@@ -68,7 +70,7 @@ class GatedAssociativeMemory(GAMMixer):
     ) -> None:
         config = ModelConfig(
             vocab_size=1, hidden_size=hidden_size, num_memory_slots=num_memory_slots, conv_kernel_size=conv_kernel_size, write=write,
-            num_attention_heads=num_attention_heads, fusion=fusion, static_path=static_path, chunk_size=chunk_size,
+            num_attention_heads=num_attention_heads, fusion=fusion, gate_activation=gate_activation, static_path=static_path, chunk_size=chunk_size,
             num_hidden_layers=num_hidden_layers, layer_norm_eps=layer_norm_eps, backend=backend,
         )  # fmt: skip
         with nullcontext() if device is None else torch.device(device):

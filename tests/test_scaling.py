@@ -214,7 +214,7 @@ def test_the_papers_protocol_is_a_preset():
     assert verb.lengths == (256, 512, 1024, 2048, 4096, 8192)
     config = verb.architecture
     assert (config.hidden_size, config.num_attention_heads, config.num_memory_slots) == (512, 8, 512)
-    assert {"transformer-materialised", "transformer", "gam-static", "gam-mean", "gam-delta", "mamba"} <= set(verb.models)
+    assert {"transformer-materialised", "transformer", "gam-static", "gam-mean-silu", "gam-delta", "mamba"} <= set(verb.models)
 
 
 def test_scale_measures_in_processes_of_their_own(tmp_path, capsys):

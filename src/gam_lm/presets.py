@@ -13,7 +13,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.errors import unknown_name
 from gam_lm.training.recipe import TrainConfig
 
-DEFAULT_GAM = "gam-mean"
+DEFAULT_GAM = "gam-mean-silu"
 """What the name ``gam`` means: the winner of docs/memory.md."""
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
@@ -153,7 +153,7 @@ class RecallPreset:
 RECALL: Mapping[str, RecallPreset] = {
     "minutes": RecallPreset(
         summary="gam recall --preset minutes --out runs/recall · 2 CPU cores, a few minutes · see docs/memory.md for the accuracies to expect",
-        models=("gam-static", "gam-mean", "gam-delta", "transformer-rotary", "mamba"),
+        models=("gam-static", "gam-mean-silu", "gam-delta", "transformer-rotary", "mamba"),
         pairs=(8,),
         length=(64,),
         model={"hidden_size": 64, "num_hidden_layers": 2, "num_memory_slots": 64, "num_attention_heads": 4, "dropout": 0.0},
@@ -162,7 +162,7 @@ RECALL: Mapping[str, RecallPreset] = {
     ),
     "zoology": RecallPreset(
         summary="gam recall --preset zoology --out runs/zoology · one GPU · the sizes of arXiv 2312.04927",
-        models=("gam-static", "gam-mean", "gam-delta", "transformer-rotary", "mamba"),
+        models=("gam-static", "gam-mean-silu", "gam-delta", "transformer-rotary", "mamba"),
         pairs=(4, 8, 16, 32, 64),
         length=(64, 64, 128, 256, 512),
         model={"hidden_size": 128, "num_hidden_layers": 2, "num_memory_slots": 256, "num_attention_heads": 4, "dropout": 0.0},
@@ -172,7 +172,7 @@ RECALL: Mapping[str, RecallPreset] = {
 }
 """Setups of `gam recall` by name."""
 
-SCALING_MODELS = ("gam-static", "gam-mean", "gam-delta", "transformer-materialised", "transformer", "mamba")
+SCALING_MODELS = ("gam-static", "gam-mean-silu", "gam-delta", "transformer-materialised", "transformer", "mamba")
 POWERS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 

@@ -51,6 +51,15 @@ def mixer_of(name, **changes):
     return mixer
 
 
+@pytest.mark.parametrize("name", ["gam", "gam-silu", "gam-global-gated", "gam-mean-silu"])
+def test_a_gate_starts_open(name):
+    torch.manual_seed(1)
+    mixer = mixer_class("gam")(config(name, hidden_size=64))
+    mixer.init_weights()
+    x_BTD = torch.nn.functional.layer_norm(torch.randn(3, 50, 64), (64,))
+    assert all(0.4 < gate.mean() < 1 and (gate > 0).all() for gate in mixer.trace(x_BTD).gates.values())
+
+
 def inputs(B=2, T=21, D=8):
     return torch.randn(B, T, D, dtype=torch.float64)
 

@@ -19,6 +19,7 @@ DEFAULT_GAM = "gam-mean-silu"
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "gam-paper": {"mixer": "gam", "initialization": "paper", "positions": "learned"},
     "gam-static": {"mixer": "gam", "positions": "none"},
+    "gam-static-silu": {"mixer": "gam", "gate_activation": "silu", "positions": "none"},
     "gam-mean": {"mixer": "gam", "write": "mean", "positions": "none"},
     "gam-mean-silu": {"mixer": "gam", "write": "mean", "gate_activation": "silu", "positions": "none"},
     "gam-delta": {"mixer": "gam", "write": "delta", "positions": "none"},

@@ -39,6 +39,10 @@ MAX_UNROLLED = 16
 """Chunks of a written memory that a compiler unrolls in about a minute."""
 
 
+OPEN = 1.0
+"""Bias of a SiLU gate at the start: at 0 it is shut where a sigmoid is half open, and a path behind a shut gate of random sign learns late (docs/log.md)."""
+
+
 class GAMMixer(Mixer):
     """The token mixer of GAM.
 
@@ -161,7 +165,7 @@ class GAMMixer(Mixer):
         return (conv_state, *(self.written.initial_state(batch_size, device, dtype) if self.written is not None else ()))
 
     def init_weights(self) -> None:
-        """Convolution and bank as published; the gate by ``config.initialization``."""
+        """Convolution and bank as published; the gate by ``config.initialization``, and open."""
         for part in (self.conv, self.memory, self.written):
             if part is not None:
                 part.init_weights()
@@ -170,6 +174,8 @@ class GAMMixer(Mixer):
                 self.gate.reset_parameters()
             else:
                 init_linear(self.gate)
+            if self.config.gate_activation == "silu":
+                nn.init.constant_(self.gate.bias, OPEN)
 
     @classmethod
     def backend_name(cls, config: ModelConfig) -> str:

@@ -22,6 +22,7 @@ from gam_lm.cli import run
 from gam_lm.errors import InputError
 from gam_lm.report.page import find_results, report_html, report_markdown, sections
 from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3
+from gam_lm.report.tables import context_lengths, context_use
 from gam_lm.results import write_blocks
 
 pytest.importorskip("matplotlib")
@@ -240,3 +241,13 @@ def test_the_committed_results_are_all_in_the_committed_page():
     assert kinds == set(re.findall(r'<h2 id="(\w+)"', page)) - {"environment", "commands"}
     for path in paths:
         assert path.parent.relative_to(RESULTS.parent).as_posix() in page, "run: gam report --out results/report/index.html"
+
+
+def test_a_context_that_was_not_asked_for_is_left_empty():
+    def row(model, by_distance, contexts):
+        return {"model": model, "context_use": {"targets": 9, "by_distance": by_distance}, "contexts": contexts}
+
+    gain = {"gain": 0.5, "half_width": 0.1}
+    results = {"rows": [row("a", {"4": gain, "16": gain}, {"64": 5.0, "256": 4.5}), row("b", {"4": None}, {"64": None})]}
+    assert context_use(results).rows == [["4", "+0.5000 ± 0.1000", "not measurable"], ["16", "+0.5000 ± 0.1000", ""]]
+    assert context_lengths(results).rows == [["64", "5.0000", "not measurable"], ["256", "4.5000", ""]]

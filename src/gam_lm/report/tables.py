@@ -38,6 +38,10 @@ class Table:
         return "\n".join([*lines, *(["", self.note] if self.note else []), ""])
 
 
+NOT_MEASURABLE = "not measurable"
+"""What a row says of a context that its positions do not reach."""
+
+
 def cells_line(cells: Sequence[str]) -> str:
     """A line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -111,17 +115,17 @@ def context_use(results: Mapping[str, Any]) -> Table:
     groups = {name: [row["context_use"] for row in group if "context_use" in row] for name, group in by_model(results["rows"]).items()}
     groups = {name: group for name, group in groups.items() if group}
     distances = sorted({int(d) for group in groups.values() for each in group for d in each["by_distance"]})
-    lines = [[f"{d:,}", *(_gain([each["by_distance"].get(str(d)) for each in group]) for group in groups.values())] for d in distances]
+    lines = [[f"{d:,}", *(_gain([each["by_distance"][str(d)] for each in group if str(d) in each["by_distance"]]) for group in groups.values())] for d in distances]
     targets = sorted({each["targets"] for group in groups.values() for each in group})
     note = f"Over {', '.join(f'{n:,}' for n in targets)} fixed targets; the same targets and positions for every d. ± is a 95 % interval over the targets."
     return Table(columns=["True tokens d", *groups], rows=lines, title="Context use: loss with d true tokens over loss with all (nats per token)", note=note)
 
 
 def _gain(found: Sequence[Mapping[str, float] | None]) -> str:
-    """The mean gain over a model's rows."""
+    """The mean gain over a model's rows; empty where none was asked for it."""
     known = [each for each in found if each is not None]
     if not known:
-        return "not measurable"
+        return NOT_MEASURABLE if found else ""
     gain, half_width = (summarise([each[key] for each in known]).mean for key in ("gain", "half_width"))
     return with_interval(gain, half_width)
 
@@ -132,9 +136,17 @@ def context_lengths(results: Mapping[str, Any]) -> Table:
     groups = {name: group for name, group in groups.items() if group}
     lines = []
     for n in sorted({int(each) for group in groups.values() for lengths in group for each in lengths}):
-        values = [[each[str(n)] for each in group if each.get(str(n)) is not None] for group in groups.values()]
-        lines.append([f"{n:,}", *(f"{summarise(some).mean:.4f}" if some else "not measurable" for some in values)])
+        asked = [[each[str(n)] for each in group if str(n) in each] for group in groups.values()]
+        lines.append([f"{n:,}", *(_mean(found) for found in asked)])
     return Table(columns=["Context (tokens)", *groups], rows=lines, title="Loss by context length in evaluation (nats per token)")
+
+
+def _mean(found: Sequence[float | None]) -> str:
+    """The mean over a model's rows; empty where none was asked for it."""
+    known = [each for each in found if each is not None]
+    if not known:
+        return NOT_MEASURABLE if found else ""
+    return f"{summarise(known).mean:.4f}"
 
 
 def context_table(results: Mapping[str, Any]) -> str:

@@ -166,8 +166,8 @@ def attend_one(q_B1HE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, own_BS: Tensor) -
     Returns:
         (B, H, 1, E), in the format of the query.
     """
-    format = torch.promote_types(q_B1HE.dtype, torch.float32)
-    scores_BSH = (q_B1HE * k_BSHE).sum(-1, dtype=format) / math.sqrt(q_B1HE.shape[-1])
+    wide = torch.promote_types(q_B1HE.dtype, torch.float32)
+    scores_BSH = (q_B1HE * k_BSHE).sum(-1, dtype=wide) / math.sqrt(q_B1HE.shape[-1])
     share_BSH1 = scores_BSH.masked_fill(~own_BS[:, :, None], -torch.inf).softmax(1)[..., None]
     return (share_BSH1 * v_BSHE).sum(1, keepdim=True).to(q_B1HE.dtype).transpose(1, 2)
 

@@ -38,7 +38,6 @@ from gam_lm.segments import Segments, read_segments
 MAX_UNROLLED = 16
 """Chunks of a written memory that a compiler unrolls in about a minute."""
 
-
 OPEN = 1.0
 """Bias of a SiLU gate at the start: at 0 it is shut where a sigmoid is half open, and a path behind a shut gate of random sign learns late (docs/log.md)."""
 

@@ -38,10 +38,6 @@ class Table:
         return "\n".join([*lines, *(["", self.note] if self.note else []), ""])
 
 
-NOT_MEASURABLE = "not measurable"
-"""What a row says of a context that its positions do not reach."""
-
-
 def cells_line(cells: Sequence[str]) -> str:
     """A line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -122,12 +118,23 @@ def context_use(results: Mapping[str, Any]) -> Table:
 
 
 def _gain(found: Sequence[Mapping[str, float] | None]) -> str:
-    """The mean gain over a model's rows; empty where none was asked for it."""
+    """The mean gain over a model's rows."""
     known = [each for each in found if each is not None]
     if not known:
-        return NOT_MEASURABLE if found else ""
+        return _unknown(found)
     gain, half_width = (summarise([each[key] for each in known]).mean for key in ("gain", "half_width"))
     return with_interval(gain, half_width)
+
+
+def _mean(found: Sequence[float | None]) -> str:
+    """The mean loss over a model's rows."""
+    known = [each for each in found if each is not None]
+    return f"{summarise(known).mean:.4f}" if known else _unknown(found)
+
+
+def _unknown(found: Sequence[object]) -> str:
+    """A cell without a figure: rows were asked for it, whose positions do not reach so far, or none was."""
+    return "not measurable" if found else ""
 
 
 def context_lengths(results: Mapping[str, Any]) -> Table:
@@ -139,14 +146,6 @@ def context_lengths(results: Mapping[str, Any]) -> Table:
         asked = [[each[str(n)] for each in group if str(n) in each] for group in groups.values()]
         lines.append([f"{n:,}", *(_mean(found) for found in asked)])
     return Table(columns=["Context (tokens)", *groups], rows=lines, title="Loss by context length in evaluation (nats per token)")
-
-
-def _mean(found: Sequence[float | None]) -> str:
-    """The mean over a model's rows; empty where none was asked for it."""
-    known = [each for each in found if each is not None]
-    if not known:
-        return NOT_MEASURABLE if found else ""
-    return f"{summarise(known).mean:.4f}"
 
 
 def context_table(results: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         share_N = keep_N.to(dtype) / keep_N.sum().clamp(min=1)
         loss = torch.zeros((), dtype=dtype, device=h_ND.device)
         grad_h = torch.empty_like(h_ND) if wants_h else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=dtype) if wants_weight else None
+        grad_weight: Tensor | None = None
         # Two buffers serve all chunks: fresh ones of this size would cost more in page faults than the arithmetic.
         rows = min(CHUNK_TOKENS, len(h_ND))
         piece = max(1, CACHED // len(weight)) if device == "cpu" else rows
@@ -68,8 +68,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         low_part.copy_(logits.mul_(share_part / total).scatter_add_(1, index_part, -share_part))
                 if grad_h is not None:
                     grad_h[chunk] = low @ weight
-                if grad_weight is not None:
-                    grad_weight += low.T @ h
+                if wants_weight:
+                    grad_weight = (low.T @ h).to(dtype) if grad_weight is None else grad_weight.add_(low.T @ h)
+        if wants_weight and grad_weight is None:
+            grad_weight = torch.zeros_like(weight_VD, dtype=dtype)
         ctx.save_for_backward(*(g for g in (grad_h, grad_weight) if g is not None))
         return loss
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import mmap
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 import gam_lm.experiments.scaling as scaling
+from gam_lm import measure
 from gam_lm.cli import parse, run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
@@ -237,3 +240,21 @@ def test_the_names_of_lines_keep_their_distance(scale_of_y):
     places = sorted(float(to_axes.transform((1.0, text.xyann[1]))[1]) for text in axes.texts)
     assert all(above - below > 0.04 for below, above in itertools.pairwise(places)) and places[0] >= 0 and places[-1] <= 1
     assert abs(places[0] - float(to_axes.transform((1.0, 1.0))[1])) < 1e-6  # the lowest stands at its line's end
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell page faults")
+def test_a_warm_up_goes_on_while_the_process_asks_for_memory():
+    held, calls = [], []
+
+    def grows_three_times():
+        calls.append(1)
+        if len(calls) <= 3:
+            held.append(mmap.mmap(-1, 2000 * mmap.PAGESIZE))
+            for start in range(0, len(held[-1]), mmap.PAGESIZE):
+                held[-1][start] = 1
+
+    measure.warm_up(grows_three_times, torch.device("cpu"), 10, seconds=0)
+    assert len(calls) == 4
+    calls.clear()
+    measure.warm_up(grows_three_times, torch.device("cpu"), 2, seconds=0)
+    assert len(calls) == 2

@@ -6,10 +6,16 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    resource = None
+else:
+    import resource
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +73,10 @@ def _commit() -> tuple[str | None, bool | None]:
     return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
 
 
+SETTLED_FAULTS = 100
+"""Page faults of a call that no longer counts as asking the system for memory."""
+
+
 def step_times(
     step: Callable[[], object], device: torch.device, *, warmup: int = 5, iterations: int = 20, seconds: float | None = None
 ) -> list[float]:
@@ -75,32 +85,47 @@ def step_times(
     Args:
         step: what is timed.
         device: where it works.
-        warmup: calls that are not timed.
+        warmup: calls that are not timed, as of :func:`warm_up`.
         iterations: calls that are timed.
         seconds: where given, the most that warm-up and timing may each take; one call of either is always made.
     """
+    warm_up(step, device, warmup, seconds)
+    taken: list[float] = []
+    while len(taken) < iterations and (not taken or seconds is None or sum(taken) < seconds):
+        taken.append(_seconds_of(step, device))
+    return [1000 * each for each in taken]
 
-    def call() -> float:
-        started = time.perf_counter()
-        step()
-        synchronize(device)
-        return time.perf_counter() - started
 
-    def calls(count: int) -> list[float]:
-        taken: list[float] = []
-        while len(taken) < count and (not taken or seconds is None or sum(taken) < seconds):
-            taken.append(call())
-        return taken
+def warm_up(step: Callable[[], object], device: torch.device, calls: int, seconds: float | None = None) -> None:
+    """Call ``step`` up to ``calls`` times, for ``seconds`` at most, and beyond those as long as the process still asks the system for memory.
 
+    At 65,536 tokens the first three passes of a block grow the heap, which costs up to half of their time; the passes of a training after them do not.
+    """
     synchronize(device)
-    calls(warmup)
-    return [1000 * each for each in calls(iterations)]
+    taken = 0.0
+    for _ in range(calls):
+        before = _page_faults()
+        taken += _seconds_of(step, device)
+        if seconds is not None and taken >= seconds and _page_faults() - before < SETTLED_FAULTS:
+            return
+
+
+def _seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    step()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def _page_faults() -> int:
+    """Pages that this process got from the system so far; 0 where the system does not tell."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource is not None else 0
 
 
 def interleaved_times(steps: Mapping[str, Callable[[], object]], device: torch.device, *, warmup: int = 2, rounds: int = 10) -> dict[str, list[float]]:
     """Milliseconds of each call of several steps that take turns, so that what else the machine does meets all alike."""
     for step in steps.values():
-        step_times(step, device, warmup=0, iterations=warmup)
+        warm_up(step, device, warmup)
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():

@@ -139,10 +139,9 @@ def measure_block(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
 
     forward, forward_backward = passes()
     warmup, timing = parameters["warmup"], {name: parameters[name] for name in ("iterations", "seconds")}
-    step_times(forward_backward, device, warmup=0, iterations=warmup, seconds=timing["seconds"])
-    grown = cuda_peak_bytes(forward_backward, device) if device.type == "cuda" else peak(forward_backward)
-    both_ms = step_times(forward_backward, device, warmup=0, **timing)
+    both_ms = step_times(forward_backward, device, warmup=warmup, **timing)
     forward_ms = step_times(forward, device, warmup=warmup, **timing)
+    grown = cuda_peak_bytes(forward_backward, device) if device.type == "cuda" else peak(forward_backward)  # last: it gives the heap back
     figures = {
         "parameters": block_parameters(config), "forward_ms": statistics.median(forward_ms) / blocks,
         "forward_backward_ms": statistics.median(both_ms) / blocks, "passes": len(both_ms),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch._inductor.config  # reads CXX once, before a test changes it
 
 import gam_lm.experiments.decode as decode
 from gam_lm.cli import run
@@ -18,6 +19,7 @@ from gam_lm.presets import named_model
 from gam_lm.quantize import quantize_int8
 from gam_lm.report.decode import decode_table, write_decode
 from gam_lm.results import Results
+from gam_lm.row_products import MAX_ROWS
 
 BASE = ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_memory_slots=8, dropout=0.0)
 MODELS = ["gam-static", "gam-mean", "gam-delta", "transformer", "transformer-rotary", "mamba"]
@@ -133,19 +135,21 @@ def test_without_a_compiler_the_compiled_rows_are_left_out_with_one_line(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(obstacle(CPU) is not None, reason="no compiler")
-@pytest.mark.parametrize("name", ["gam-static", "gam-mean", "mamba", "transformer-rotary"])
+@pytest.mark.parametrize(("name", "B"), [("gam-static", 1), ("gam-mean", 1), ("mamba", 1), ("transformer-rotary", 2), ("gam-delta", MAX_ROWS + 1), ("int8", 1)])
 @torch.no_grad()
-def test_the_compiled_step_gives_what_the_model_gives(name):
-    model = model_of(name)
-    token_B1 = torch.randint(64, (2, 1))
-    filled = [layer.mixer.filled_cache(2, 7, 8, dtype=torch.float32) for layer in model.layers]
+def test_the_compiled_step_gives_what_the_model_gives(name, B):
+    model = model_of("gam-mean" if name == "int8" else name)
+    if name == "int8":
+        quantize_int8(model)
+    token_B1 = torch.randint(64, (B, 1))
+    filled = [layer.mixer.filled_cache(B, 7, 8, dtype=torch.float32) for layer in model.layers]
     grows = filled[0] is not None
-    state = State(torch.full((2,), 7), tuple(filled)) if grows else model.stream(torch.randint(64, (2, 7)))[1]
+    state = State(torch.full((B,), 7), tuple(filled)) if grows else model.stream(torch.randint(64, (B, 7)))[1]
     step = compiled_step(model, token_B1, state)
     copy = State(state.position_B, tuple(tuple(each.clone() for each in layer) for layer in state.layers))
     for _ in range(3):
-        token_B1 = torch.randint(64, (2, 1))
-        with torch.compiler.set_stance("fail_on_recompile"):  # what is compiled later has not its weights packed
+        token_B1 = torch.randint(64, (B, 1))
+        with torch.compiler.set_stance("fail_on_recompile"):  # what is compiled later is compiled otherwise
             got, state = step(token_B1, state)
         wanted, copy = model.stream(token_B1, copy)
         assert (got - wanted).abs().max() < 1e-5

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gam_lm.model import LanguageModel, State
+from gam_lm.row_products import MAX_ROWS, row_backend
 
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
 """One token of each row (B, 1) and the state before it → logits (B, 1, V) and the state after it."""
@@ -63,7 +64,8 @@ def why_not_decoding(model: LanguageModel) -> str | None:
 def compiled_step(model: LanguageModel, token_B1: Tensor, state: State) -> Step:
     """``model.stream`` for one token, compiled: for inference alone, with the weights as they are now.
 
-    On a CPU the weights are copied into the layout that its matrix unit reads fastest; on a GPU see :func:`graphed_step`.
+    On a CPU the products of up to three rows are loops over the weights (:mod:`gam_lm.row_products`); for more rows the weights are copied into the layout
+    that its matrix unit reads fastest. On a GPU see :func:`graphed_step`.
 
     Args:
         model: in evaluation mode.
@@ -72,8 +74,9 @@ def compiled_step(model: LanguageModel, token_B1: Tensor, state: State) -> Step:
     """
     from torch._inductor import config
 
-    step: Step = torch.compile(model.stream, dynamic=False)
-    with torch.no_grad(), config.patch(freezing=token_B1.device.type == "cpu"):  # it is looked at when the first call compiles
+    on_cpu, few = token_B1.device.type == "cpu", len(token_B1) <= MAX_ROWS
+    step: Step = torch.compile(model.stream, dynamic=False, backend=row_backend if on_cpu and few else "inductor")
+    with torch.no_grad(), config.patch(freezing=on_cpu and not few):  # it is looked at when the first call compiles
         step(token_B1, state)
     return step
 

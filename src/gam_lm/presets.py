@@ -214,15 +214,15 @@ SCALING: Mapping[str, ScalePreset] = {
         limit_seconds=40,
     ),
     "cpu-long": ScalePreset(
-        summary="gam scale --preset cpu-long --out runs/scaling · the same up to 131,072 tokens, about half an hour",
+        summary="gam scale --preset cpu-long --out runs/scaling · the same up to 131,072 tokens, about an hour",
         models=SCALING_MODELS,
         lengths=POWERS,
         batch_size=1,
         precision="auto",
         warmup=5,
         iterations=20,
-        seconds=4,
-        limit_seconds=300,
+        seconds=12,
+        limit_seconds=400,
     ),
     "table-2": ScalePreset(
         summary="gam scale --preset table-2 --out runs/table-2 · one GPU · the paper's Table 2: batch 16, fp16 autocast, 5 + 20 passes",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor, fx
 
 from gam_lm.compiling import obstacle
 from gam_lm.diagnostics.cost import model_cost
@@ -16,6 +19,10 @@ logger = logging.getLogger("gam_lm")
 WORTH = {"cpu": 1e14, "cuda": 1e17}
 """Operations of a run from which on compiling pays: some ten minutes on a few cores, some minutes on a GPU. Counted, not timed, so that a run that was
 killed and goes on makes the same choice."""
+
+KEPT_ON_CPU = 0.8
+"""Share of the activations that a compiled block keeps for its backward pass. What it makes again are the outputs of GELU and the like: a quarter of a
+step's memory for no time that could be measured (docs/log.md)."""
 
 
 def compile_for_training(model: LanguageModel, recipe: TrainConfig, total_steps: int) -> list[Block]:
@@ -41,9 +48,19 @@ def compile_for_training(model: LanguageModel, recipe: TrainConfig, total_steps:
         return []
     torch.compiler.reset()  # what this process compiled before counts towards a limit, beyond which a block would stay eager
     for layer in model.layers:
-        layer.compile(dynamic=False, options={"fallback_random": True})
+        layer.compile(dynamic=False, backend=_backend)
     logger.info("compiled: the blocks; the first step takes longer")
     return list(model.layers)
+
+
+def _backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+    """Inductor, with eager's random numbers; on a CPU it keeps only some of what the backward pass could make again from the rest."""
+    from torch._functorch import config
+    from torch._inductor.compile_fx import compile_fx
+
+    on_cpu = all(each.device.type == "cpu" for each in inputs if isinstance(each, Tensor))
+    with config.patch(activation_memory_budget=KEPT_ON_CPU if on_cpu else 1.0):
+        return compile_fx(graph, inputs, config_patches={"fallback_random": True})
 
 
 def make_eager(parts: list[Block]) -> None:

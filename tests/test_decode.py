@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch._inductor.config  # reads CXX once, before a test changes it
+import torch.nn.functional as F
 
 import gam_lm.experiments.decode as decode
 from gam_lm.cli import run
@@ -19,7 +20,7 @@ from gam_lm.presets import named_model
 from gam_lm.quantize import quantize_int8
 from gam_lm.report.decode import decode_table, write_decode
 from gam_lm.results import Results
-from gam_lm.row_products import MAX_ROWS
+from gam_lm.row_products import MAX_ROWS, row_backend
 
 BASE = ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_memory_slots=8, dropout=0.0)
 MODELS = ["gam-static", "gam-mean", "gam-delta", "transformer", "transformer-rotary", "mamba"]
@@ -153,6 +154,18 @@ def test_the_compiled_step_gives_what_the_model_gives(name, B):
             got, state = step(token_B1, state)
         wanted, copy = model.stream(token_B1, copy)
         assert (got - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.skipif(obstacle(CPU) is not None, reason="no compiler")
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.bfloat16, 2e-2)])
+@torch.no_grad()
+def test_products_of_few_rows_as_loops_are_the_products(dtype, near):
+    def products(x_RI, weight_OI, bias_O):
+        return [y for R in range(1, MAX_ROWS + 2) for y in (F.linear(F.gelu(x_RI[:R]), weight_OI), F.linear(x_RI[:R], weight_OI, bias_O), x_RI[-R:] @ weight_OI.T)]
+
+    inputs = [torch.randn(*shape, dtype=dtype) for shape in ((MAX_ROWS + 1, 32), (24, 32), (24,))]
+    wanted, got = products(*inputs), torch.compile(products, backend=row_backend, dynamic=False)(*inputs)
+    torch.testing.assert_close(got, wanted, rtol=near, atol=near * 10)
 
 
 MACHINE = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"}

@@ -87,7 +87,7 @@ def step_times(
         device: where it works.
         warmup: calls that are not timed, as of :func:`warm_up`.
         iterations: calls that are timed.
-        seconds: where given, the most that warm-up and timing may each take; one call of either is always made.
+        seconds: where given, the most that the timing may take, and the warm-up unless it asks for memory; one timed call is always made.
     """
     warm_up(step, device, warmup, seconds)
     taken: list[float] = []

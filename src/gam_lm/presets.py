@@ -214,7 +214,7 @@ SCALING: Mapping[str, ScalePreset] = {
         limit_seconds=40,
     ),
     "cpu-long": ScalePreset(
-        summary="gam scale --preset cpu-long --out runs/scaling · the same up to 131,072 tokens, about an hour",
+        summary="gam scale --preset cpu-long --out runs/scaling · the same up to 131,072 tokens, an hour or so",
         models=SCALING_MODELS,
         lengths=POWERS,
         batch_size=1,

@@ -59,7 +59,8 @@ def _backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
     from torch._inductor.compile_fx import compile_fx
 
     on_cpu = all(each.device.type == "cpu" for each in inputs if isinstance(each, Tensor))
-    with config.patch(activation_memory_budget=KEPT_ON_CPU if on_cpu else 1.0):
+    budget = config.activation_memory_budget  # 1, keep all, unless the user set it
+    with config.patch(activation_memory_budget=min(budget, KEPT_ON_CPU) if on_cpu else budget):
         return compile_fx(graph, inputs, config_patches={"fallback_random": True})
 
 

@@ -55,6 +55,16 @@ def test_every_key_is_asked_once_and_filler_never_holds_one(name):
         assert max(keys) < task.vocab // 2 <= min(row[1:bound:2])
 
 
+@pytest.mark.parametrize("name", ["mqar", "forgetting"])
+def test_blank_filler_is_one_id_that_is_never_a_key(name):
+    task, tokens, targets, _ = samples(name, filler="blank")
+    bound = 2 * (task.pairs + (task.pairs // 2 if name == "forgetting" else 0))
+    assert (tokens[:, :bound] > 0).all()
+    assert ((tokens[:, bound:] > 0) == (targets[:, bound:] != IGNORE)).all()
+    for row, place in zip(*np.nonzero(targets != IGNORE), strict=True):
+        assert targets[row, place] == answer_of(task, tokens[row], place)
+
+
 def test_forgetting_binds_half_of_the_keys_again_to_other_values():
     task, tokens, _, _ = samples("forgetting")
     bound = 2 * (task.pairs + task.pairs // 2)
@@ -81,6 +91,7 @@ def test_the_same_generator_gives_the_same_text_and_another_another():
         ({"vocab": 16}, "vocab is 16"),
         ({"task": "mqra"}, "mqar"),
         ({"gap_power": 0.0}, "gap_power 0.0"),
+        ({"filler": "blnk"}, "blank"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(sizes, named):
@@ -135,7 +146,7 @@ def test_a_table_keeps_apart_what_is_no_other_seed():
     rows = [
         answered("gam-mean", 0.9), answered("gam-mean", 0.8, seed=1), answered("gam-mean", 0.5, steps=500), answered("gam-mean", 0.4, gap_power=1.0),
         answered("gam-mean", 0.25, pairs=16, length=512, by_gap=[near, far]), answered("gam-mean", 0.75, pairs=16, length=512, seed=1, by_gap=[near]),
-        answered("gam-mean", 0.6, slots=256), answered("mamba", 0.7),
+        answered("gam-mean", 0.6, slots=256), answered("mamba", 0.7), answered("mamba", 1.0, filler="blank"),
     ]  # fmt: skip
     machine = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"}
     results = {"command": "gam recall --out x", "environment": machine, "corpus": None, "rows": rows}
@@ -145,6 +156,7 @@ def test_a_table_keeps_apart_what_is_no_other_seed():
     assert lines == [
         ("mqar", "8", "64", "16,000", "85.0", "60.0 % (4 KiB)", "70.0 % (1 KiB)"), ("mqar", "8", "64", "32,000", "50.0", "", ""),
         ("mqar, gaps^1", "8", "64", "16,000", "40.0", "", ""), ("mqar", "16", "512", "16,000", "50.0", "", ""),
+        ("mqar, blank filler", "8", "64", "16,000", "", "", "100.0 % (1 KiB)"),
     ]  # fmt: skip
     gaps = recall_by_gap(results).rows
     assert [line[4:6] for line in gaps] == [["2 to 3", "100.0 %"], ["64 to 127", "50.0 %"]]

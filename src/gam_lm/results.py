@@ -24,8 +24,8 @@ from gam_lm.files import explained, replacing, write_text
 from gam_lm.training.recipe import TrainConfig
 
 IDENTITY = (
-    "model", "seed", "backend", "model_config", "train_config", "sequence_length", "batch_size", "task", "pairs", "vocab", "gap_power", "split", "context",
-    "dtype", "variant",
+    "model", "seed", "backend", "model_config", "train_config", "sequence_length", "batch_size", "task", "pairs", "vocab", "gap_power", "filler",
+    "split", "context", "dtype", "variant",
 )  # fmt: skip
 """The keys of a row that tell it from the others, as far as it has them."""
 

@@ -38,6 +38,8 @@ logger = logging.getLogger("gam_lm")
 Sample = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
 """Tokens, targets (IGNORE where nothing is asked) and the gap between each asked token and its answer, each int64 (B, T)."""
 
+FILLERS = ("random", "blank")
+
 TEST_BATCH = 128
 
 
@@ -55,12 +57,16 @@ class RecallTask:
     """Token ids: the lower half keys, the upper half values."""
     gap_power: float = 0.01
     """Exponent of the power law that the gaps are drawn from: near 0 most are short (Zoology's setting), 1 is uniform."""
+    filler: str = "random"
+    """What stands between the pairs and the questions of mqar and forgetting: random, ids that look like pairs; or blank, one id that is never a key."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise unknown_name("task", self.task, TASKS)
         if self.pairs < 1 or self.vocab < 8 or not 0 < self.gap_power <= 1:
             raise InputError(f"pairs is {self.pairs}, vocab {self.vocab}, gap_power {self.gap_power}: use at least 1, at least 8, and above 0 up to 1")
+        if self.filler not in FILLERS:
+            raise unknown_name("filler", self.filler, FILLERS)
         bindings = self.pairs + (self.pairs // 2 if self.task == "forgetting" else 0)
         needed = {"copying": 2 * self.pairs, "induction": 4}.get(self.task, 2 * (bindings + self.pairs))
         if self.length < needed:
@@ -76,15 +82,19 @@ class RecallTask:
 def _bindings(task: RecallTask, batch: int, generator: np.random.Generator, repeated: int) -> Sample:
     """Pairs at the start, the first ``repeated`` keys bound twice; then each key once more among filler."""
     B, P, T, half = batch, task.pairs, task.length, task.vocab // 2
-    order = generator.random((B, half)).argsort(1)  # a permutation of the keys: the first P are bound, the others may be filler
+    blank = int(task.filler == "blank")  # its id, 0, is then no key
+    order = blank + generator.random((B, half - blank)).argsort(1)  # a permutation of the keys: the first P are bound, the others may be filler
     keys_BP, unused = order[:, :P], order[:, P:]
     bound = np.concatenate([keys_BP, keys_BP[:, :repeated]], 1)
     bound = np.take_along_axis(bound, generator.random(bound.shape).argsort(1), 1)
     values = generator.integers(half, task.vocab, bound.shape)
     start = 2 * bound.shape[1]
 
-    filler = generator.integers(0, task.vocab - P, (B, T))  # every id but the keys of this sequence
-    tokens = np.where(filler < half - P, np.take_along_axis(unused, np.minimum(filler, half - P - 1), 1), filler + P)
+    if blank:
+        tokens = np.zeros((B, T), np.int64)
+    else:
+        filler = generator.integers(0, task.vocab - P, (B, T))  # every id but the keys of this sequence
+        tokens = np.where(filler < half - P, np.take_along_axis(unused, np.minimum(filler, half - P - 1), 1), filler + P)
     tokens[:, 0:start:2], tokens[:, 1:start:2] = bound, values
 
     slots = (T - start) // 2
@@ -173,6 +183,7 @@ def recall(
                 row: dict[str, Any] = {
                     "model": name, "seed": seed, "task": task.task, "pairs": task.pairs, "sequence_length": task.length,
                     "vocab": task.vocab, "gap_power": task.gap_power,
+                    **({} if task.filler == "random" else {"filler": task.filler}),  # rows that say nothing have random filler
                     **described(sized), "train_config": own.to_dict(),
                 }  # fmt: skip
                 label = f"{name} {task.task} P={task.pairs} T={task.length} seed {seed}"

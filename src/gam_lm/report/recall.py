@@ -19,6 +19,9 @@ from gam_lm.results import read_results
 SHORT_GAPS = 0.01
 """The power of the gaps where nothing else is said."""
 
+FILLER = "random"
+"""What stands between pairs and questions where nothing else is said."""
+
 OF_A_TASK = ("context", "max_position_embeddings", "steps", "batch_size")
 """Fields of a configuration that come with the task or with the budget: they make another line of a table, not another model."""
 
@@ -30,11 +33,13 @@ class Size(NamedTuple):
     pairs: int
     length: int
     gap_power: float
+    filler: str
     sequences: int
 
     def cells(self) -> list[str]:
         """The line's first cells."""
         task = self.task if self.gap_power == SHORT_GAPS else f"{self.task}, gaps^{self.gap_power:g}"
+        task += "" if self.filler == FILLER else f", {self.filler} filler"
         return [task, str(self.pairs), f"{self.length:,}", f"{self.sequences:,}" if self.sequences else ""]
 
 
@@ -184,4 +189,5 @@ def _named(results: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 def _size(row: Row) -> Size:
     budget = row.get("train_config", {})
-    return Size(row["task"], row["pairs"], row["sequence_length"], row.get("gap_power", SHORT_GAPS), budget.get("steps", 0) * budget.get("batch_size", 0))
+    sequences = budget.get("steps", 0) * budget.get("batch_size", 0)
+    return Size(row["task"], row["pairs"], row["sequence_length"], row.get("gap_power", SHORT_GAPS), row.get("filler", FILLER), sequences)

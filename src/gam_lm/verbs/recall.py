@@ -34,6 +34,8 @@ class Recall:
     """Tokens per sequence: one number for all, or one for each number of pairs."""
     gap_power: float = 0.01
     """Exponent of the power law of the gaps: near 0 most are short, 1 is uniform."""
+    filler: str = "random"
+    """Between pairs and questions: random (ids that look like pairs) or blank (one id that is never a key)."""
     seeds: tuple[int, ...] = (0,)
     """One row for each seed, model and size."""
     architecture: ModelConfig = ModelConfig(vocab_size=DEFAULT.vocab_size, **DEFAULT.model)
@@ -63,7 +65,7 @@ class Recall:
             raise InputError(f"length has {len(self.length)} numbers and pairs {len(self.pairs)}: give one for all, or one for each")
         lengths = self.length * len(self.pairs) if len(self.length) == 1 else self.length
         tasks = [
-            RecallTask(task=self.task, pairs=pairs, length=length, vocab=self.architecture.vocab_size, gap_power=self.gap_power)
+            RecallTask(task=self.task, pairs=pairs, length=length, vocab=self.architecture.vocab_size, gap_power=self.gap_power, filler=self.filler)
             for pairs, length in zip(self.pairs, lengths, strict=True)
         ]
         models = [contender(name, self.architecture, match=self.match_parameters) for name in dict.fromkeys(self.models)]

@@ -84,7 +84,7 @@ def test_a_row_for_every_model_context_and_setting_and_none_twice(tmp_path, monk
     pytest.importorskip("transformers")
     settings = [("fp32", "eager"), ("bf16", "eager"), ("int8", "eager")]
     arguments = ([*MODELS, GPT2], [5, 20], [1, 2], settings, BASE, Protocol(steps=2, warmup=1))
-    monkeypatch.setattr(decode, "memory_bandwidth", lambda device, size: 1e9)
+    monkeypatch.setattr(decode, "memory_bandwidth", lambda device: 1e9)
     bench_decode(*arguments, opened(tmp_path), CPU, isolated=False)
     rows = opened(tmp_path).rows
     assert len(rows) == 2 * 2 * (3 * len(MODELS) + 2)  # GPT-2 has no int8
@@ -126,7 +126,7 @@ def test_a_context_that_runs_out_of_memory_is_a_row_and_the_shorter_ones_are_mea
 
 
 def test_without_a_compiler_the_compiled_rows_are_left_out_with_one_line(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(decode, "memory_bandwidth", lambda device, size: 1e9)
+    monkeypatch.setattr(decode, "memory_bandwidth", lambda device: 1e9)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "no-such-compiler" in obstacle(CPU)
     bench_decode(["gam"], [5], [1], [("fp32", "eager"), ("fp32", "compiled")], BASE, Protocol(steps=1, warmup=1), opened(tmp_path), CPU, isolated=False)
@@ -174,7 +174,7 @@ MACHINE = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"
 def cell(model, n, outcome="ok", **figures):
     row = {"model": model, "context": n, "batch_size": 1, "dtype": "bf16", "variant": "compiled", "outcome": outcome}
     if outcome == "ok":
-        row |= {"parameters": 1000, "step_ms": 2.0, "share_of_bandwidth": 0.8, "state_bytes": 2048} | figures
+        row |= {"parameters": 1000, "step_ms": 2.0, "bandwidth": 4e10, "share_of_bandwidth": 0.8, "state_bytes": 2048} | figures
     return row
 
 

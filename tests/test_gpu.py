@@ -30,7 +30,7 @@ def opened(tmp_path):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(speed, "matmul_peak", lambda device, dtype: 1e9)
-    monkeypatch.setattr("gam_lm.experiments.decode.memory_bandwidth", lambda device, size: 1e9)
+    monkeypatch.setattr("gam_lm.experiments.decode.memory_bandwidth", lambda device: 1e9)
 
 
 @pytest.mark.slow

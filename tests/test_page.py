@@ -104,7 +104,7 @@ def answered(model, seed, accuracy):
 
 def step(model, context, ms, outcome="ok"):
     row = {"model": model, "context": context, "batch_size": 1, "dtype": "bf16", "variant": "eager", "outcome": outcome}
-    return row | ({"step_ms": ms, "parameters": 1000, "share_of_bandwidth": 0.5, "state_bytes": 2048} if outcome == "ok" else {})
+    return row | ({"step_ms": ms, "parameters": 1000, "bandwidth": 4e10, "share_of_bandwidth": 0.5, "state_bytes": 2048} if outcome == "ok" else {})
 
 
 @pytest.fixture(scope="module")

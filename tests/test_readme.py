@@ -45,7 +45,7 @@ def test_a_readme_that_is_not_there_is_named(tmp_path):
 def test_a_mark_takes_the_table_of_its_verb_and_the_rows_that_it_names(tmp_path):
     machine = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"}
     row = {"model": "gam-static", "context": 9, "dtype": "fp32", "variant": "eager", "outcome": "ok", "parameters": 10, "step_ms": 2.0,
-           "share_of_bandwidth": 0.8, "state_bytes": 2048}  # fmt: skip
+           "bandwidth": 4e10, "share_of_bandwidth": 0.8, "state_bytes": 2048}  # fmt: skip
     content = {"command": "gam bench-decode --out x", "environment": machine, "corpus": None, "rows": [row | {"batch_size": B} for B in (1, 16)]}
     (tmp_path / "results.json").write_text(json.dumps(content))
     text = "before\n<!-- table results.json{} -->\nold\n<!-- end -->\nafter"

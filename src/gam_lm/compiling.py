@@ -10,6 +10,8 @@ import shutil
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,9 +76,15 @@ def compiled_step(model: LanguageModel, token_B1: Tensor, state: State) -> Step:
     """
     from torch._inductor import config
 
+    def stream(token_B1: Tensor, state: State) -> tuple[Tensor, State]:
+        return model.stream(token_B1, state)
+
+    # The compiler keeps its results with the code, and looks at every module at every token to tell models apart. With code of this model's own it need not.
+    own = FunctionType(stream.__code__.replace(), stream.__globals__, closure=stream.__closure__)
+    options: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     on_cpu, few = token_B1.device.type == "cpu", len(token_B1) <= MAX_ROWS
-    step: Step = torch.compile(model.stream, dynamic=False, backend=row_backend if on_cpu and few else "inductor")
-    with torch.no_grad(), config.patch(freezing=on_cpu and not few):  # it is looked at when the first call compiles
+    step: Step = torch.compile(own, dynamic=False, backend=row_backend if on_cpu and few else "inductor", options=options)
+    with torch.no_grad(), config.patch(freezing=on_cpu and not few, size_asserts=False):  # it is looked at when the first call compiles
         step(token_B1, state)
     return step
 

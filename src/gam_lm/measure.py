@@ -183,18 +183,22 @@ def nominal_flops(device: torch.device) -> float | None:
     return next((flops for part, flops in NOMINAL_BF16_FLOPS.items() if part in name), None)
 
 
-def memory_bandwidth(device: torch.device, size: int, *, seconds: float = 1.0) -> float:
-    """Bytes per second at which ``size`` bytes are read over and over, by the fastest of three ways: a sum, a scalar product, a copy.
+MEMORY_READ = 1 << 29
+"""Bytes that hardly any cache holds."""
 
-    What fits into a cache comes from there, as the weights of a small model do: pass their size for the limit of decoding.
+
+def memory_bandwidth(device: torch.device, size: int = MEMORY_READ, *, seconds: float = 1.0) -> float:
+    """Bytes per second at which this machine reads memory, by the fastest of three ways: a sum, a scalar product, a copy within ``size`` bytes.
+
+    What fits into a cache is read faster, at a speed that changes from process to process with the pages it gets; give more than the caches hold.
     """
     import torch
 
-    x = torch.ones(max(1, size // 4), device=device)
-    y = torch.empty_like(x)
-    ways: tuple[tuple[Callable[[], object], int], ...] = ((x.sum, 1), (lambda: torch.dot(x, x), 1), (lambda: y.copy_(x), 2))
+    x = torch.ones(max(2, size // 4), device=device)
+    half = len(x) // 2
+    ways: tuple[Callable[[], object], ...] = (x.sum, lambda: torch.dot(x, x), lambda: x[:half].copy_(x[-half:]))  # the copy reads and writes a half
     best = 0.0
-    for way, passes in ways:
+    for way in ways:
         times = step_times(way, device, warmup=2, iterations=1000, seconds=seconds)
-        best = max(best, passes * 4 * x.numel() / (statistics.median(times) / 1000))
+        best = max(best, x.nbytes / (statistics.median(times) / 1000))
     return best

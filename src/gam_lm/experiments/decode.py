@@ -1,4 +1,4 @@
-"""Decoding: the time of one more token after n tokens, and the state that it takes, beside the limit that reading the weights sets.
+"""Decoding: the time of one more token after n tokens, and the state that it takes, beside the limit that reading the weights from memory sets.
 
 Every model runs in a process of its own, its contexts in turns, so that what else the machine does meets them alike. A state that does not grow is made by
 reading n tokens; a cache of keys and values is filled at random, with room for what is decoded: neither its time nor its size depends on what it holds.
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from gam_lm.compiling import decoder, obstacle
 from gam_lm.config import ModelConfig
-from gam_lm.errors import unknown_name
+from gam_lm.errors import InputError, unknown_name
 from gam_lm.experiments.contenders import OPPONENT, build, contender, described
 from gam_lm.isolation import OK, Isolated, Peak, measured
-from gam_lm.measure import interleaved_times, memory_bandwidth
+from gam_lm.measure import MEMORY_READ, interleaved_times, memory_bandwidth
 from gam_lm.model import LanguageModel, State
 from gam_lm.progress import progress
 from gam_lm.quantize import Int8Embedding, quantize_int8
@@ -93,6 +93,7 @@ def bench_decode(
     runs = [
         (name, dtype, variant, B) for B in batch_sizes for dtype, variant in settings for name in dict.fromkeys(models) if _serves(name, dtype, variant)
     ]
+    bandwidth = None
     with progress("decoding", len(runs), "runs") as bar:
         for name, dtype, variant, B in runs:
             label = f"{name} {dtype} {variant}, batch {B}"
@@ -100,6 +101,8 @@ def bench_decode(
             missing = [n for n, row in rows.items() if results.find(row) is None]
             if missing and not go_on():
                 return
+            if missing and bandwidth is None:
+                bandwidth = _bandwidth(device, isolated)
             while missing:
                 found = _measure(rows[missing[0]], missing, protocol, device, isolated)
                 if found.outcome != OK:
@@ -108,9 +111,10 @@ def bench_decode(
                     logger.info("%s after %d tokens: %s", label, failed, found.outcome)
                     continue
                 for n in missing:
-                    figures = {**found.figures["model"], **found.figures["contexts"][str(n)]}
+                    figures = {**found.figures["model"], "bandwidth": bandwidth, **found.figures["contexts"][str(n)]}
+                    figures["share_of_bandwidth"] = figures["weight_bytes"] / (figures["step_ms"] / 1000) / figures["bandwidth"]
                     results.add(rows[n] | {"outcome": OK, **figures})
-                    logger.info("%s after %d tokens: %.2f ms, %.0f %% of the limit", label, n, figures["step_ms"], 100 * figures["share_of_bandwidth"])
+                    logger.info("%s after %d tokens: %.2f ms, %.0f %% of the bandwidth", label, n, figures["step_ms"], 100 * figures["share_of_bandwidth"])
                 break
             bar.advance(1, label)
 
@@ -138,6 +142,19 @@ def _room(protocol: Protocol) -> int:
     return protocol.steps + protocol.warmup + 1
 
 
+def _bandwidth(device: torch.device, isolated: bool) -> float:
+    """Bytes per second at which this machine reads memory, once for all models."""
+    found = measured(measure_bandwidth, {"device": str(device)}, isolated=isolated, seconds=600, memory_mb=None)
+    if found.outcome != OK:
+        raise InputError(f"memory: its bandwidth takes {MEMORY_READ >> 20} MB to measure, and came to {found.outcome!r}: close other programs")
+    return float(found.figures["bandwidth"])
+
+
+def measure_bandwidth(parameters: Mapping[str, Any], peak: Peak) -> dict[str, float]:
+    """``bandwidth`` of a device, in bytes per second."""
+    return {"bandwidth": memory_bandwidth(torch.device(parameters["device"]))}
+
+
 def _measure(row: Mapping[str, Any], contexts: Sequence[int], protocol: Protocol, device: torch.device, isolated: bool) -> Isolated:
     parameters = {
         **row, "contexts": list(contexts), "device": str(device), "steps": protocol.steps, "warmup": protocol.warmup, "room": _room(protocol),
@@ -148,9 +165,8 @@ def _measure(row: Mapping[str, Any], contexts: Sequence[int], protocol: Protocol
 def measure_model(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
     """One model after each of ``contexts``: ``{"model": {…}, "contexts": {"n": {…}}}``.
 
-    Of the model: ``parameters``, ``weight_bytes`` (read once per token) and ``bandwidth`` (bytes per second at which this machine reads as many). After n:
-    ``step_ms`` (median, until every row has its next token), ``step_ms_low`` and ``step_ms_high`` (quartiles), ``state_bytes`` (of one sequence)
-    and ``share_of_bandwidth`` = weight_bytes / bandwidth / step.
+    Of the model: ``parameters`` and ``weight_bytes`` (read once per token). After n: ``step_ms`` (median, until every row has its next token),
+    ``step_ms_low`` and ``step_ms_high`` (quartiles), and ``state_bytes`` (of one sequence).
     """
     device = torch.device(parameters["device"])
     torch.manual_seed(0)
@@ -159,15 +175,11 @@ def measure_model(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
         model, sessions = make(parameters, device)
         times = interleaved_times({str(n): session.step for n, session in sessions.items()}, device, warmup=parameters["warmup"], rounds=parameters["steps"])
         read = weight_bytes(model)
-        bandwidth = memory_bandwidth(device, read)
     contexts = {}
     for n, session in sessions.items():
         low, median, high = statistics.quantiles(times[str(n)], n=4) if len(times[str(n)]) > 1 else 3 * times[str(n)]
-        contexts[str(n)] = {
-            "step_ms": median, "step_ms_low": low, "step_ms_high": high, "state_bytes": session.state_bytes,
-            "share_of_bandwidth": read / bandwidth / (median / 1000),
-        }  # fmt: skip
-    return {"model": {"parameters": _count(model), "weight_bytes": read, "bandwidth": bandwidth}, "contexts": contexts}
+        contexts[str(n)] = {"step_ms": median, "step_ms_low": low, "step_ms_high": high, "state_bytes": session.state_bytes}
+    return {"model": {"parameters": _count(model), "weight_bytes": read}, "contexts": contexts}
 
 
 @dataclass

@@ -32,20 +32,22 @@ def decode_table(results: Mapping[str, Any]) -> str:
 def decoding(results: Mapping[str, Any]) -> list[Table]:
     """A table for each batch size, format of the weights and variant.
 
-    Milliseconds of one more token of every row after each context, how flat they are, the share of what reading the weights allows, and the state of one
+    Milliseconds of one more token of every row after each context, how flat they are, the model bandwidth utilisation, and the state of one
     sequence after the shortest and the longest context.
     """
-    note = (
-        "The share is (bytes of weights / measured bandwidth) / time, after the shortest context; weights of attention are followed by its cache, "
-        f"which the share leaves out. {machine_line(results)}"
-    )
     tables = []
     for setting, rows in by_setting(results["rows"]).items():
         contexts = sorted({row["context"] for row in rows})
         first, last = contexts[0], contexts[-1]
-        columns = ["Model", "Parameters", *(f"ms after {n:,}" for n in contexts), f"{last:,} over {first:,}", "Share of the weights' limit"]
+        columns = ["Model", "Parameters", *(f"ms after {n:,}" for n in contexts), f"{last:,} over {first:,}", "MBU"]
         columns += [f"State after {n:,} (KB)" for n in dict.fromkeys((first, last))]
         lines = [_cells(name, group, contexts) for name, group in by_model(rows).items()]
+        measured = [row["bandwidth"] / 1e9 for row in rows if row["outcome"] == "ok"]
+        bandwidth = f"{min(measured):.0f} to {max(measured):.0f} GB/s" if measured else "not measured"
+        note = (
+            "MBU, model bandwidth utilisation: the bytes of the weights over the time after the shortest context, as a share of the bandwidth at which this "
+            f"machine reads memory ({bandwidth}); the states are left out. {machine_line(results)}"
+        )
         tables.append(Table(columns=columns, rows=lines, title=_name(setting), note=note))
     return tables
 

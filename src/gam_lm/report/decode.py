@@ -42,8 +42,8 @@ def decoding(results: Mapping[str, Any]) -> list[Table]:
         columns = ["Model", "Parameters", *(f"ms after {n:,}" for n in contexts), f"{last:,} over {first:,}", "MBU"]
         columns += [f"State after {n:,} (KB)" for n in dict.fromkeys((first, last))]
         lines = [_cells(name, group, contexts) for name, group in by_model(rows).items()]
-        measured = [row["bandwidth"] / 1e9 for row in rows if row["outcome"] == "ok"]
-        bandwidth = f"{min(measured):.0f} to {max(measured):.0f} GB/s" if measured else "not measured"
+        measured = sorted({f"{row['bandwidth'] / 1e9:.0f}" for row in rows if row["outcome"] == "ok"}, key=float)
+        bandwidth = f"{' to '.join(dict.fromkeys((measured[0], measured[-1])))} GB/s" if measured else "not measured"
         note = (
             "MBU, model bandwidth utilisation: the bytes of the weights over the time after the shortest context, as a share of the bandwidth at which this "
             f"machine reads memory ({bandwidth}); the states are left out. {machine_line(results)}"

@@ -70,7 +70,7 @@ def compiled_step(model: LanguageModel, token_B1: Tensor, state: State) -> Step:
     that its matrix unit reads fastest. On a GPU see :func:`graphed_step`.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; what is changed in its modules afterwards is not seen.
         token_B1: any tokens; only the shape counts.
         state: of any sequence; only the shapes count, and what is written in place is overwritten later.
     """

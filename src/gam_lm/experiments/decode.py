@@ -112,7 +112,7 @@ def bench_decode(
                     continue
                 for n in missing:
                     figures = {**found.figures["model"], "bandwidth": bandwidth, **found.figures["contexts"][str(n)]}
-                    figures["share_of_bandwidth"] = figures["weight_bytes"] / (figures["step_ms"] / 1000) / figures["bandwidth"]
+                    figures["share_of_bandwidth"] = figures["weight_bytes"] / (figures["step_ms"] / 1000) / bandwidth
                     results.add(rows[n] | {"outcome": OK, **figures})
                     logger.info("%s after %d tokens: %.2f ms, %.0f %% of the bandwidth", label, n, figures["step_ms"], 100 * figures["share_of_bandwidth"])
                 break

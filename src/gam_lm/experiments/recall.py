@@ -39,6 +39,7 @@ Sample = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
 """Tokens, targets (IGNORE where nothing is asked) and the gap between each asked token and its answer, each int64 (B, T)."""
 
 FILLERS = ("random", "blank")
+"""See :attr:`RecallTask.filler`."""
 
 TEST_BATCH = 128
 

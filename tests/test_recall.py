@@ -10,9 +10,12 @@ from gam_lm.cli import run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.recall import TASKS, RecallTask, accuracy
+from gam_lm.experiments.recall import recall as measure_recall
 from gam_lm.loss import IGNORE
 from gam_lm.model import LanguageModel
-from gam_lm.report.recall import recall, recall_by_gap, recall_differences, recall_plots
+from gam_lm.report.recall import recall, recall_by_gap, recall_by_length, recall_differences, recall_plots, recall_table
+from gam_lm.results import Results
+from gam_lm.training.recipe import TrainConfig
 
 SIZES = {"mqar": 6, "forgetting": 6, "copying": 6, "induction": 1}
 
@@ -172,6 +175,39 @@ def test_its_pictures_are_three_where_gaps_are_known(tmp_path):
     assert {path.stem for path in recall_plots(results, tmp_path)} == {"recall", "recall_gap", "recall_state"}
     picture = (tmp_path / "recall_gap.svg").read_text()
     assert "gam-mean" in picture and "mamba" not in picture and "KiB" in (tmp_path / "recall_state.svg").read_text()
+
+
+def test_what_was_learned_is_measured_at_other_lengths_as_well(tmp_path):
+    config = ModelConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_memory_slots=8, num_attention_heads=2, positions="none")
+    models = [("free", config), ("learned", config.replace(positions="learned", max_position_embeddings=24))]
+    task, recipe = RecallTask(pairs=2, length=16, vocab=32, gap_power=1.0), TrainConfig(steps=1, batch_size=2, warmup_steps=0)
+
+    def measure(*lengths):
+        results = Results.open(tmp_path / "results.json", command="gam recall", environment={}, corpus=None)
+        measure_recall(models, [task], [0], recipe, results, torch.device("cpu"), test_sequences=16, test_lengths=lengths)
+        return {row["model"]: row for row in results.rows}
+
+    assert "by_length" not in measure()["free"]
+    rows = measure(64, 24)
+    assert [part["length"] for part in rows["free"]["by_length"]] == [24, 64]
+    assert [part["length"] for part in rows["learned"]["by_length"]] == [24]  # its positions end there
+    assert max(part["gap_from"] for part in rows["free"]["by_length"][1]["by_gap"]) == 32
+    assert measure(24) == rows  # all there: not trained again
+    more = measure(32)["free"]
+    assert [part["length"] for part in more["by_length"]] == [24, 32, 64] and more["by_length"][0] == rows["free"]["by_length"][0]
+    with pytest.raises(InputError, match="length is 7"):
+        measure(7)
+
+
+def test_other_lengths_stand_beside_that_of_the_training():
+    tested = {"by_length": [{"length": 512, "accuracy": 0.5, "answers": 8, "by_gap": []}]}
+    rows = [answered("gam-mean", 0.9, **tested), answered("gam-mean", 0.7, seed=1, **tested), answered("mamba", 0.4)]
+    machine = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"}
+    results = {"command": "gam recall --out x", "environment": machine, "corpus": None, "rows": rows}
+    (table,) = recall_by_length(results)
+    assert [line[4:] for line in table.rows] == [["64", "80.0 %", ""], ["512", "50.0 %", ""]]
+    assert "Tested at" in recall_table(results)
+    assert recall_by_length(results | {"rows": rows[2:]}) == [] and "Tested at" not in recall_table(results | {"rows": rows[2:]})
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ FILLERS = ("random", "blank")
 """See :attr:`RecallTask.filler`."""
 
 TEST_BATCH = 128
+TEST_TOKENS = 2**20
+"""The most tokens of a batch that is tested, so that long sequences fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,7 @@ def recall(
     device: torch.device,
     *,
     test_sequences: int = 1024,
+    test_lengths: Sequence[int] = (),
 ) -> None:
     """Train every model on every task and measure what is missing in ``results``; each finished row is written at once.
 
@@ -175,7 +178,12 @@ def recall(
         results: an open results.json.
         device: where to train.
         test_sequences: how many fresh sequences the accuracy is measured on.
+        test_lengths: further lengths to measure it at, without training there: does what was learned hold over greater distances? A model of
+            learned positions is measured up to the last of them. A row that lacks a length is trained again, with the same seed.
     """
+    for length in test_lengths:
+        for task in tasks:
+            replace(task, length=length)  # says what does not fit before anything is trained
     for task in tasks:
         for seed in seeds:
             for name, config in models:
@@ -188,13 +196,21 @@ def recall(
                     **described(sized), "train_config": own.to_dict(),
                 }  # fmt: skip
                 label = f"{name} {task.task} P={task.pairs} T={task.length} seed {seed}"
-                if results.find(row) is not None:
+                there = results.find(row)
+                before = {part["length"] for part in (there or {}).get("by_length", ())}
+                wanted = sorted(before | {length for length in test_lengths if sized.positions != "learned" or length <= sized.max_position_embeddings})
+                if there is not None and before == set(wanted):
                     logger.info("%s: already in %s", label, results.path)
                     continue
                 model, curve = _train(sized, task, own, device, label)
                 measured = accuracy(model, task, sequences=test_sequences)
                 state = state_bytes(sized, task.length)
                 logger.info("%s: accuracy %.4f, state %d bytes", label, measured["accuracy"], state)
+                if wanted:
+                    measured["by_length"] = []
+                for length in wanted:
+                    measured["by_length"].append({"length": length, **accuracy(model, replace(task, length=length), sequences=test_sequences)})
+                    logger.info("%s: accuracy %.4f at %d tokens", label, measured["by_length"][-1]["accuracy"], length)
                 results.add(row | {"parameters": model.count_parameters(), "state_bytes": state, **measured, "curve": curve})
 
 
@@ -236,8 +252,9 @@ def accuracy(model: LanguageModel, task: RecallTask, *, sequences: int = 1024, s
     model.eval()
     generator = np.random.default_rng([seed, 2])
     right, gaps = [], []
-    for start in range(0, sequences, TEST_BATCH):
-        tokens, targets, gap = task.sample(min(TEST_BATCH, sequences - start), generator)
+    batch = min(TEST_BATCH, max(1, TEST_TOKENS // task.length))
+    for start in range(0, sequences, batch):
+        tokens, targets, gap = task.sample(min(batch, sequences - start), generator)
         asked = targets != IGNORE
         hidden_BTD, _ = model.hidden(torch.from_numpy(tokens).to(device))
         answers_N = model.lm_head(hidden_BTD[torch.from_numpy(asked).to(device)]).argmax(-1).cpu().numpy()

@@ -56,8 +56,8 @@ def write_recall(directory: Path) -> str:
 
 
 def recall_table(results: Mapping[str, Any]) -> str:
-    """:func:`recall` as Markdown."""
-    return recall(results).markdown()
+    """:func:`recall` and :func:`recall_by_length` as Markdown."""
+    return "\n".join(table.markdown() for table in (recall(results), *recall_by_length(results)))
 
 
 def recall(results: Mapping[str, Any]) -> Table:
@@ -103,6 +103,20 @@ def recall_by_gap(results: Mapping[str, Any]) -> Table:
             figures = [f"{100 * shares[model][gap]:.1f} %" if gap in shares.get(model, {}) else "" for model in models]
             lines.append([*size.cells(), f"{gap:,} to {2 * gap - 1:,}", *figures])
     return Table(columns=[*SIZE_COLUMNS, "Gap", *models], rows=lines, title="Recall: right answers by gap", note="The gap is counted in tokens.")
+
+
+def recall_by_length(results: Mapping[str, Any]) -> list[Table]:
+    """Accuracy at lengths that a model was not trained at, beside that of its training; no table where none was measured."""
+    models = _models(results)
+    lines = []
+    for size, groups in _by_size(results).items():
+        shares = {model: _by_length(rows) for model, rows in groups.items()}
+        for length in sorted({length for each in shares.values() for length in each}):
+            figures = [f"{100 * shares[model][length]:.1f} %" if length in shares.get(model, {}) else "" for model in models]
+            lines.append([*size.cells(), f"{length:,}", *figures])
+    note = "Length: tokens of the sequences in training; the gaps of the tested ones are drawn anew, over their own length."
+    title = "Recall: right answers at other lengths than in training"
+    return [Table(columns=[*SIZE_COLUMNS, "Tested at", *models], rows=lines, title=title, note=note)] if lines else []
 
 
 def recall_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
@@ -167,6 +181,16 @@ def _by_gap(rows: list[Row]) -> dict[int, float]:
             right[part["gap_from"]] = right.get(part["gap_from"], 0.0) + part["accuracy"] * part["answers"]
             asked[part["gap_from"]] = asked.get(part["gap_from"], 0) + part["answers"]
     return {gap: right[gap] / asked[gap] for gap in sorted(asked)}
+
+
+def _by_length(rows: list[Row]) -> dict[int, float]:
+    """The share of right answers at each length tested, the training's among them, as a mean over the rows that were tested elsewhere."""
+    shares: dict[int, list[float]] = {}
+    for row in rows:
+        if "by_length" in row:
+            for length, share in [(row["sequence_length"], row["accuracy"]), *((part["length"], part["accuracy"]) for part in row["by_length"])]:
+                shares.setdefault(length, []).append(share)
+    return {length: float(np.mean(some)) for length, some in shares.items()}
 
 
 def _models(results: Mapping[str, Any]) -> list[str]:

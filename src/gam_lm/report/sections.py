@@ -14,7 +14,7 @@ from gam_lm.report.compare import NO_DIFFERENCE, difference, measured
 from gam_lm.report.decode import decode_plots, decoding
 from gam_lm.report.plots import context_plots, loss_curves
 from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3
-from gam_lm.report.recall import recall, recall_by_gap, recall_differences, recall_plots
+from gam_lm.report.recall import recall, recall_by_gap, recall_by_length, recall_differences, recall_plots
 from gam_lm.report.rows import Row, trained
 from gam_lm.report.scaling import scaling, scaling_plots
 from gam_lm.report.speed import speed, speed_plot
@@ -149,7 +149,8 @@ KINDS: Mapping[str, Kind] = {
     ),
     "recall": Kind(
         title="Recall", intro="Synthetic tasks whose answer stands in the context and nowhere else.",
-        belongs=lambda row: "pairs" in row, tables=lambda results, directory: [recall(results), recall_differences(results), recall_by_gap(results)],
+        belongs=lambda row: "pairs" in row, tables=lambda results, directory: [
+            recall(results), recall_differences(results), *recall_by_length(results), recall_by_gap(results)],
         pictures=lambda results, directory, into: recall_plots(results, into),
     ),
     "context": Kind(

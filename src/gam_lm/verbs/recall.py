@@ -36,6 +36,8 @@ class Recall:
     """Exponent of the power law of the gaps: near 0 most are short, 1 is uniform."""
     filler: str = "random"
     """Between pairs and questions: random (ids that look like pairs) or blank (one id that is never a key)."""
+    test_lengths: tuple[int, ...] = ()
+    """Further lengths at which to measure what was learned at `--length`, without training there."""
     seeds: tuple[int, ...] = (0,)
     """One row for each seed, model and size."""
     architecture: ModelConfig = ModelConfig(vocab_size=DEFAULT.vocab_size, **DEFAULT.model)
@@ -71,6 +73,6 @@ class Recall:
         models = [contender(name, self.architecture, match=self.match_parameters) for name in dict.fromkeys(self.models)]
         path = results_file(self.out)
         results = Results.open(path, command=command_line(), environment=environment(), corpus=None)
-        recall(models, tasks, self.seeds, self.recipe, results, choose_device(self.device))
+        recall(models, tasks, self.seeds, self.recipe, results, choose_device(self.device), test_lengths=tuple(dict.fromkeys(self.test_lengths)))
         print(write_recall(self.out))
         print(f"table and plots: {self.out}")

@@ -181,9 +181,12 @@ def recall(
         test_lengths: further lengths to measure it at, without training there: does what was learned hold over greater distances? A model of
             learned positions is measured up to the last of them. A row that lacks a length is trained again, with the same seed.
     """
-    for length in test_lengths:
+    for length in test_lengths:  # says what does not fit before anything is trained
         for task in tasks:
-            replace(task, length=length)  # says what does not fit before anything is trained
+            try:
+                replace(task, length=length)
+            except InputError as error:
+                raise InputError(f"test_lengths holds {length}: {error}") from None
     for task in tasks:
         for seed in seeds:
             for name, config in models:

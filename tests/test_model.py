@@ -104,6 +104,21 @@ def test_a_text_longer_than_the_positions_says_how_to_go_on():
     model_of(max_position_embeddings=8, positions="none")(torch.zeros(1, 30, dtype=torch.long))
 
 
+@pytest.mark.parametrize("fields", [{"write": "delta", "write_address": "keys"}, {"mixer": "attention"}, {"mixer": "mamba"}], ids=["gam", "attention", "mamba"])
+def test_by_fan_in_every_projection_keeps_the_variance_of_its_input(fields):
+    sizes = {"vocab_size": 900, "hidden_size": 64, "num_hidden_layers": 2, "num_memory_slots": 128, "num_attention_heads": 4, "intermediate_size": 256}
+    model = LanguageModel(ModelConfig(initialization="fan_in", positions="learned", **sizes, **fields))
+    narrow = LanguageModel(ModelConfig(initialization="scaled", positions="learned", **sizes, **fields))
+    checked = 0
+    for (name, weight), other in zip(model.named_parameters(), narrow.parameters(), strict=True):
+        if name.endswith(("proj.weight", "gate.weight", "address", "embed_tokens.weight", "embed_positions.weight")) and "dt_proj" not in name:
+            depth = 2.0 if "out_proj" in name or "down_proj" in name else 1.0  # 1 / √(2 · 2 layers)
+            for drawn, std in ((weight, weight.shape[1] ** -0.5), (other, 0.02)):
+                assert abs(float(drawn.detach().std()) * depth / std - 1) < 6 / math.sqrt(2 * drawn.numel()), name  # six standard deviations
+            checked += 1
+    assert checked >= 2 + 2 * 4
+
+
 def test_the_official_initialisation_has_the_official_statistics():
     model = LanguageModel(ModelConfig(vocab_size=4000, num_hidden_layers=1, initialization="paper"))
     D, M, K = 512, 512, 3

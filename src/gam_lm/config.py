@@ -44,8 +44,9 @@ class ModelConfig:
     """What mixes the tokens of a block: a name of the registry in gam_lm.mixers."""
     positions: Literal["learned", "rotary", "none"] = "learned"
     """How a token knows its place: a learned embedding, rotated queries and keys (attention), or not at all."""
-    initialization: Literal["scaled", "paper"] = "scaled"
+    initialization: Literal["scaled", "fan_in", "paper"] = "scaled"
     """scaled: every weight matrix and embedding N(0, 0.02), outputs into the residual stream smaller with depth;
+    fan_in: the same with std 1/√inputs, which is larger below a width of 2,500, and what narrow models need for recall;
     paper: the official initialisation, in which N(0, 1) positions drown the tokens."""
     stack: Literal["residual", "bare"] = "residual"
     """residual: pre-norm residual blocks; bare: mixers on top of each other with neither norm, residual nor

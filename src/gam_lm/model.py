@@ -23,7 +23,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.loss import cross_entropy, linear_cross_entropy
 from gam_lm.mixers import mixer_class
-from gam_lm.mixers.base import INIT_STD, MixerState, init_linear
+from gam_lm.mixers.base import MixerState, init_linear, start_std
 from gam_lm.segments import positions_within, read_segments
 
 logger = logging.getLogger("gam_lm")
@@ -136,14 +136,9 @@ class Backbone(nn.Module):
             norm.reset_parameters()
         for layer in self.layers:
             layer.mixer.init_weights()
-            if layer.mlp is None:
-                continue
-            if config.initialization == "paper":
-                layer.mlp.up_proj.reset_parameters()
-                layer.mlp.down_proj.reset_parameters()
-            else:
-                init_linear(layer.mlp.up_proj)
-                init_linear(layer.mlp.down_proj, layer.mixer.residual_std)
+            if layer.mlp is not None:
+                init_linear(layer.mlp.up_proj, config)
+                init_linear(layer.mlp.down_proj, config, residual=True)
         if config.initialization == "paper":
             if self.embed_positions is not None:
                 nn.init.normal_(self.embed_positions.weight)
@@ -156,7 +151,7 @@ class Backbone(nn.Module):
         else:
             for part in (self.embed_tokens, self.embed_positions, head):
                 if part is not None:
-                    nn.init.normal_(part.weight, std=INIT_STD)
+                    nn.init.normal_(part.weight, std=start_std(config, config.hidden_size))
 
     def _check_ids(self, tokens_BT: Tensor) -> None:
         if torch.compiler.is_compiling() or tokens_BT.device.type != "cpu" or not tokens_BT.numel():

@@ -130,13 +130,9 @@ class Attention(Mixer):
         return (empty, empty.clone(), own_BL, *count_B)
 
     def init_weights(self) -> None:
-        """By ``config.initialization``: PyTorch's default, or N(0, 0.02) with a smaller output."""
-        if self.config.initialization == "paper":
-            self.qkv_proj.reset_parameters()
-            self.out_proj.reset_parameters()
-        else:
-            init_linear(self.qkv_proj)
-            init_linear(self.out_proj, self.residual_std)
+        """The projections by ``config.initialization``."""
+        init_linear(self.qkv_proj, self.config)
+        init_linear(self.out_proj, self.config, residual=True)
 
     @classmethod
     def cost(cls, config: ModelConfig, context: int) -> Cost:

@@ -24,7 +24,7 @@ MixerState = tuple[Tensor, ...]
 """What one mixer carries from token to token: tensors with the batch first."""
 
 INIT_STD = 0.02
-"""Standard deviation of the scaled initialisation."""
+"""Standard deviation of the scaled initialisation, at every width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,14 +164,20 @@ class Mixer(nn.Module, ABC):
         """
         raise KeyError(memory)
 
-    @property
-    def residual_std(self) -> float:
-        """Standard deviation of a projection into the residual stream: smaller with depth, so that the stream's variance is not."""
-        return INIT_STD / math.sqrt(2 * self.config.num_hidden_layers)
+
+def start_std(config: ModelConfig, inputs: int) -> float:
+    """Standard deviation that a matrix or an embedding of ``inputs`` columns starts with, unless ``config.initialization`` is the paper's."""
+    return inputs**-0.5 if config.initialization == "fan_in" else INIT_STD
 
 
-def init_linear(linear: nn.Linear, std: float = INIT_STD) -> None:
-    """Weight N(0, std), bias 0."""
-    nn.init.normal_(linear.weight, std=std)
+def init_linear(linear: nn.Linear, config: ModelConfig, *, residual: bool = False) -> None:
+    """Weight and bias by ``config.initialization``: PyTorch's own under "paper", else N(0, :func:`start_std`) and 0.
+
+    A projection into the ``residual`` stream starts smaller with depth, so that the stream's variance does not grow with it.
+    """
+    if config.initialization == "paper":
+        linear.reset_parameters()
+        return
+    nn.init.normal_(linear.weight, std=start_std(config, linear.in_features) / (math.sqrt(2 * config.num_hidden_layers) if residual else 1))
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)

@@ -169,10 +169,7 @@ class GAMMixer(Mixer):
             if part is not None:
                 part.init_weights()
         if self.gate is not None:
-            if self.config.initialization == "paper":
-                self.gate.reset_parameters()
-            else:
-                init_linear(self.gate)
+            init_linear(self.gate, self.config)
             if self.config.gate_activation == "silu":
                 nn.init.constant_(self.gate.bias, OPEN)
 

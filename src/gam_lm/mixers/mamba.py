@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.conv import CausalConv
-from gam_lm.mixers.base import INIT_STD, Cost, Mixer, MixerState
+from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear
 from gam_lm.segments import read_segments
 from gam_lm.selective_scan import chunk_length, recomputed_places, selective_scan
 
@@ -101,11 +101,8 @@ class Mamba(Mixer):
             low, high = (math.log(x) for x in STEP_RANGE)
             step_E = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
             self.dt_proj.bias.copy_(step_E + torch.log(-torch.expm1(-step_E)))  # the inverse of softplus
-        for linear, std in ((self.in_proj, INIT_STD), (self.x_proj, INIT_STD), (self.out_proj, self.residual_std)):
-            if self.config.initialization == "paper":
-                linear.reset_parameters()
-            else:
-                nn.init.normal_(linear.weight, std=std)
+        for linear in (self.in_proj, self.x_proj, self.out_proj):
+            init_linear(linear, self.config, residual=linear is self.out_proj)
 
     @classmethod
     def cost(cls, config: ModelConfig, context: int) -> Cost:

@@ -15,7 +15,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.conv import CausalConv
 from gam_lm.delta_rule import delta_memory, fla_delta_memory
 from gam_lm.memory import mean_memory, retrieve
-from gam_lm.mixers.base import INIT_STD, init_linear
+from gam_lm.mixers.base import INIT_STD, init_linear, start_std
 from gam_lm.segments import Segments
 from gam_lm.sources import MemoryInputs, Sources, delta_sources, mean_sources
 
@@ -167,7 +167,7 @@ class WrittenMemory(nn.Module):
         """Addresses on the unit sphere, a bank of std 0.02 with prior weight 1, decays as in Mamba-2; the write address starts as the previous token."""
         config = self.config
         with torch.no_grad():
-            nn.init.normal_(self.address, std=INIT_STD)
+            nn.init.normal_(self.address, std=start_std(config, config.hidden_size))
             if self.sharpness is not None:
                 self.address.copy_(F.normalize(self.address, dim=-1))
                 self.sharpness.fill_(SHARPNESS)
@@ -177,12 +177,12 @@ class WrittenMemory(nn.Module):
             self.before.weight.zero_()
             self.before.weight[:, -2] = 1.0
             self.before.bias.zero_()
-            init_linear(self.value_proj)
-            init_linear(self.write_proj)
+            init_linear(self.value_proj, config)
+            init_linear(self.write_proj, config)
             H = config.num_attention_heads
             low, high = (math.log(x) for x in STEP_RANGE)
             step_H = torch.empty_like(self.log_rate).uniform_(low, high).exp()
             self.write_proj.bias[H:] = step_H + torch.log(-torch.expm1(-step_H))
             self.log_rate.uniform_(*RATE_RANGE).log_()
             self.norm.fill_(1.0)
-            nn.init.normal_(self.out_proj.weight, std=INIT_STD / math.sqrt(2 * config.num_hidden_layers))
+            init_linear(self.out_proj, config, residual=True)

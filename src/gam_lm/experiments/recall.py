@@ -43,7 +43,9 @@ FILLERS = ("random", "blank")
 
 TEST_BATCH = 128
 TEST_TOKENS = 2**20
-"""The most tokens of a batch that is tested, so that long sequences fit."""
+"""The most tokens that are drawn at once for a test."""
+MODEL_TOKENS = 2**17
+"""The most tokens that go through the model at once in a test, so that long sequences fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,9 +261,11 @@ def accuracy(model: LanguageModel, task: RecallTask, *, sequences: int = 1024, s
     for start in range(0, sequences, batch):
         tokens, targets, gap = task.sample(min(batch, sequences - start), generator)
         asked = targets != IGNORE
-        hidden_BTD, _ = model.hidden(torch.from_numpy(tokens).to(device))
-        answers_N = model.lm_head(hidden_BTD[torch.from_numpy(asked).to(device)]).argmax(-1).cpu().numpy()
-        right.append(answers_N == targets[asked])
+        few = max(1, MODEL_TOKENS // task.length)
+        for i in range(0, len(tokens), few):
+            hidden_BTD, _ = model.hidden(torch.from_numpy(tokens[i : i + few]).to(device))
+            answers_N = model.lm_head(hidden_BTD[torch.from_numpy(asked[i : i + few]).to(device)]).argmax(-1).cpu().numpy()
+            right.append(answers_N == targets[i : i + few][asked[i : i + few]])
         gaps.append(gap[asked])
     model.train(was_training)
     right_N, gap_N = np.concatenate(right), np.concatenate(gaps)

@@ -164,7 +164,8 @@ class WrittenMemory(nn.Module):
         return (D_BHME,) if self.prior is None else (D_BHME, torch.zeros_like(D_BHME[..., 0]))
 
     def init_weights(self) -> None:
-        """Addresses on the unit sphere, a bank of std 0.02 with prior weight 1, decays as in Mamba-2; the write address starts as the previous token."""
+        """Addresses on the unit sphere, a bank of std 0.02 with prior weight 1, decays as in Mamba-2, projections by ``config.initialization``; the
+        write address starts as the previous token."""
         config = self.config
         with torch.no_grad():
             nn.init.normal_(self.address, std=start_std(config, config.hidden_size))

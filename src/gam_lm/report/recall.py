@@ -95,28 +95,17 @@ def recall_differences(results: Mapping[str, Any]) -> Table:
 
 def recall_by_gap(results: Mapping[str, Any]) -> Table:
     """Accuracy by the tokens between an answer's binding and its question, in powers of two."""
-    models = _models(results)
-    lines = []
-    for size, groups in _by_size(results).items():
-        shares = {model: _by_gap(rows) for model, rows in groups.items()}
-        for gap in sorted({gap for each in shares.values() for gap in each}):
-            figures = [f"{100 * shares[model][gap]:.1f} %" if gap in shares.get(model, {}) else "" for model in models]
-            lines.append([*size.cells(), f"{gap:,} to {2 * gap - 1:,}", *figures])
-    return Table(columns=[*SIZE_COLUMNS, "Gap", *models], rows=lines, title="Recall: right answers by gap", note="The gap is counted in tokens.")
+    lines = _broken_down(results, _by_gap, lambda gap: f"{gap:,} to {2 * gap - 1:,}")
+    columns = [*SIZE_COLUMNS, "Gap", *_models(results)]
+    return Table(columns=columns, rows=lines, title="Recall: right answers by gap", note="The gap is counted in tokens.")
 
 
 def recall_by_length(results: Mapping[str, Any]) -> list[Table]:
     """Accuracy at lengths that a model was not trained at, beside that of its training; no table where none was measured."""
-    models = _models(results)
-    lines = []
-    for size, groups in _by_size(results).items():
-        shares = {model: _by_length(rows) for model, rows in groups.items()}
-        for length in sorted({length for each in shares.values() for length in each}):
-            figures = [f"{100 * shares[model][length]:.1f} %" if length in shares.get(model, {}) else "" for model in models]
-            lines.append([*size.cells(), f"{length:,}", *figures])
+    lines = _broken_down(results, _by_length, "{:,}".format)
     note = "Length: tokens of the sequences in training; the gaps of the tested ones are drawn anew, over their own length."
     title = "Recall: right answers at other lengths than in training"
-    return [Table(columns=[*SIZE_COLUMNS, "Tested at", *models], rows=lines, title=title, note=note)] if lines else []
+    return [Table(columns=[*SIZE_COLUMNS, "Tested at", *_models(results)], rows=lines, title=title, note=note)] if lines else []
 
 
 def recall_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
@@ -170,6 +159,17 @@ def _plot(
     axes.set_ylabel("right answers (%)")
     axes.set_title(title, loc="left")
     return save(figure, stem)
+
+
+def _broken_down(results: Mapping[str, Any], shares_of: Callable[[list[Row]], dict[int, float]], name: Callable[[int], str]) -> list[list[str]]:
+    """The lines of a table that breaks each size down: one for each key of ``shares_of`` a model's rows, with its ``name``."""
+    models, lines = _models(results), []
+    for size, groups in _by_size(results).items():
+        shares = {model: shares_of(rows) for model, rows in groups.items()}
+        for key in sorted({key for each in shares.values() for key in each}):
+            figures = [f"{100 * shares[model][key]:.1f} %" if key in shares.get(model, {}) else "" for model in models]
+            lines.append([*size.cells(), name(key), *figures])
+    return lines
 
 
 def _by_gap(rows: list[Row]) -> dict[int, float]:

@@ -73,6 +73,6 @@ class Recall:
         models = [contender(name, self.architecture, match=self.match_parameters) for name in dict.fromkeys(self.models)]
         path = results_file(self.out)
         results = Results.open(path, command=command_line(), environment=environment(), corpus=None)
-        recall(models, tasks, self.seeds, self.recipe, results, choose_device(self.device), test_lengths=tuple(dict.fromkeys(self.test_lengths)))
+        recall(models, tasks, self.seeds, self.recipe, results, choose_device(self.device), test_lengths=self.test_lengths)
         print(write_recall(self.out))
         print(f"table and plots: {self.out}")

@@ -44,6 +44,17 @@ def test_an_opponent_has_the_parameters_of_the_static_gam(name, setup):
         assert model.lm_head.weight is model.embed_tokens.weight
 
 
+@pytest.mark.parametrize("name", [*NAMES, "hf:gpt2"])
+def test_by_fan_in_its_start_values_are_as_large_as_those_of_our_own_models(name):
+    base = SMALL.replace(vocab_size=1000, hidden_size=64)
+    opponents_own, by_fan_in = (build(contender(name, base.replace(initialization=each), match=False)[1], 0, CPU) for each in ("scaled", "fan_in"))
+    ours = build(named_model("transformer-rotary", base.replace(initialization="fan_in")), 0, CPU)
+    std = ours.embed_tokens.weight.std().item()
+    assert by_fan_in.embed_tokens.weight.std().item() == pytest.approx(std, rel=0.02)
+    usual = type(opponents_own.network.config)().initializer_range
+    assert opponents_own.embed_tokens.weight.std().item() == pytest.approx(usual, rel=0.02) and usual != pytest.approx(std, rel=0.02)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_its_loss_is_the_one_that_transformers_finds(name):
     model = Opponent(contender(name, SMALL, match=False)[1])

@@ -1,7 +1,8 @@
 """Any causal language model of transformers as an opponent: `hf:llama`, `hf:mamba2`, `hf:lfm2`, `hf:qwen3` …
 
 An opponent is described by the library's own ModelConfig with ``mixer="hf:<model_type>"``: sizes, vocabulary, tied head and dropout are taken from it, all
-else is what the type's own configuration class says. It starts from that type's own random start values; no weights are downloaded.
+else is what the type's own configuration class says. It starts from that type's own random start values, under ``initialization="fan_in"`` with a standard
+deviation of 1/√hidden_size; no weights are downloaded.
 
 Shapes: B rows, T tokens, D = hidden_size.
 """
@@ -204,6 +205,8 @@ def transformers_config(config: ModelConfig) -> Any:
         "tie_word_embeddings": config.tie_word_embeddings, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
         "final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0,
     }  # fmt: skip
+    if config.initialization == "fan_in":  # one number for all matrices: exact for those that the stream enters, and for the embedding
+        wanted["initializer_range"] = config.hidden_size**-0.5
     if fields.get("num_key_value_heads"):
         wanted["num_key_value_heads"] = max(1, heads * fields["num_key_value_heads"] // fields["num_attention_heads"])
     for name in fields:

@@ -108,6 +108,7 @@ class Reader(torch.nn.Module):
     def __init__(self, task, reach):
         super().__init__()
         self.task, self.reach = task, reach
+        self.config = ModelConfig(vocab_size=task.vocab)
         self.embed_tokens = torch.nn.Embedding(1, 1)
         self.lm_head = torch.nn.Identity()
 
@@ -197,6 +198,45 @@ def test_what_was_learned_is_measured_at_other_lengths_as_well(tmp_path):
     assert [part["length"] for part in more["by_length"]] == [24, 32, 64] and more["by_length"][0] == rows["free"]["by_length"][0]
     with pytest.raises(InputError, match="test_lengths holds 7: .* at least 8"):
         measure(7)
+
+
+def test_a_length_that_does_not_fit_costs_no_row(tmp_path, monkeypatch):
+    def until_96(model, task, **options):
+        if task.length == 96:
+            raise MemoryError
+        return accuracy(model, task, **options)
+
+    def measure(*lengths):
+        results = Results.open(tmp_path / "results.json", command="gam recall", environment={}, corpus=None)
+        measure_recall(models, [RecallTask(pairs=2, length=16, vocab=32)], [0], recipe, results, torch.device("cpu"), test_sequences=16, test_lengths=lengths)
+
+    def measured():
+        (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
+        return [part["length"] for part in row.get("by_length", ())]
+
+    models = [("gam-mean", ModelConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_memory_slots=8, num_attention_heads=2, write="mean"))]
+    recipe = TrainConfig(steps=1, batch_size=2, context=16, warmup_steps=1, precision="fp32")
+    monkeypatch.setattr("gam_lm.experiments.recall.accuracy", until_96)
+    with pytest.raises(MemoryError):
+        measure(96)
+    assert measured() == []
+    with pytest.raises(MemoryError):
+        measure(24, 64, 96, 128)
+    assert measured() == [24, 64]
+    with pytest.raises(MemoryError):
+        measure(32, 96)
+    assert measured() == [24, 32, 64]
+
+
+def test_many_slots_go_through_in_more_parts(monkeypatch):
+    task = RecallTask(pairs=2, length=16, vocab=32)
+    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_memory_slots": 64, "num_attention_heads": 2, "write": "mean"}
+    model, seen = LanguageModel(ModelConfig(**sizes)), []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda tokens: (seen.append(len(tokens)), hidden(tokens))[1])
+    whole = accuracy(model, task, sequences=8)
+    monkeypatch.setattr("gam_lm.experiments.recall.MODEL_SCORES", 3 * 16 * 64)
+    assert accuracy(model, task, sequences=8) == whole and seen == [8, 3, 3, 2]
 
 
 def test_other_lengths_stand_beside_that_of_the_training():

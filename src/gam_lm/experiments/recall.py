@@ -46,6 +46,8 @@ TEST_TOKENS = 2**20
 """The most tokens that are drawn at once for a test."""
 MODEL_TOKENS = 2**17
 """The most tokens that go through the model at once in a test, so that long sequences fit."""
+MODEL_SCORES = 2**27
+"""The most scores of memory slots, one for each token and slot, that they may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,21 +204,21 @@ def recall(
                 }  # fmt: skip
                 label = f"{name} {task.task} P={task.pairs} T={task.length} seed {seed}"
                 there = results.find(row)
-                before = {part["length"] for part in (there or {}).get("by_length", ())}
-                wanted = sorted(before | {length for length in test_lengths if sized.positions != "learned" or length <= sized.max_position_embeddings})
-                if there is not None and before == set(wanted):
+                parts = {part["length"]: part for part in (there or {}).get("by_length", ())}
+                wanted = parts.keys() | {length for length in test_lengths if sized.positions != "learned" or length <= sized.max_position_embeddings}
+                if there is not None and parts.keys() == wanted:
                     logger.info("%s: already in %s", label, results.path)
                     continue
                 model, curve = _train(sized, task, own, device, label)
                 measured = accuracy(model, task, sequences=test_sequences)
                 state = state_bytes(sized, task.length)
                 logger.info("%s: accuracy %.4f, state %d bytes", label, measured["accuracy"], state)
-                if wanted:
-                    measured["by_length"] = []
-                for length in wanted:
-                    measured["by_length"].append({"length": length, **accuracy(model, replace(task, length=length), sequences=test_sequences)})
-                    logger.info("%s: accuracy %.4f at %d tokens", label, measured["by_length"][-1]["accuracy"], length)
-                results.add(row | {"parameters": model.count_parameters(), "state_bytes": state, **measured, "curve": curve})
+                row |= {"parameters": model.count_parameters(), "state_bytes": state, **measured, "curve": curve}
+                results.add(row | ({"by_length": list(parts.values())} if parts else {}))  # the longest test may be too long for this machine
+                for length in sorted(wanted):
+                    parts[length] = {"length": length, **accuracy(model, replace(task, length=length), sequences=test_sequences)}
+                    results.add(row | {"by_length": [parts[each] for each in sorted(parts)]})
+                    logger.info("%s: accuracy %.4f at %d tokens", label, parts[length]["accuracy"], length)
 
 
 def _train(
@@ -261,7 +263,7 @@ def accuracy(model: LanguageModel, task: RecallTask, *, sequences: int = 1024, s
     for start in range(0, sequences, batch):
         tokens, targets, gap = task.sample(min(batch, sequences - start), generator)
         asked = targets != IGNORE
-        few = max(1, MODEL_TOKENS // task.length)
+        few = max(1, min(MODEL_TOKENS, MODEL_SCORES // model.config.num_memory_slots) // task.length)
         for i in range(0, len(tokens), few):
             hidden_BTD, _ = model.hidden(torch.from_numpy(tokens[i : i + few]).to(device))
             answers_N = model.lm_head(hidden_BTD[torch.from_numpy(asked[i : i + few]).to(device)]).argmax(-1).cpu().numpy()

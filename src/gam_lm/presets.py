@@ -97,9 +97,9 @@ PAPER_MODELS = ("gam-paper", "transformer-paper", "mamba-paper")
 PRESETS: Mapping[str, Preset] = {
     "laptop": Preset(
         summary="gam bench --preset laptop --out runs/laptop · 2 CPU cores, 6 minutes · see README for the losses to expect (this is `make run`)",
-        data="stdlib",  # start values by fan_in: N(0, 0.02) is small for 128 wide, and 300 steps do not make up for it (docs/log.md)
+        data="stdlib",
         models=("gam", "gam-static", "transformer-rotary", "mamba"),
-        model={
+        model={  # fan_in: N(0, 0.02) is small for 128 wide, and 300 steps do not make up for it (docs/log.md)
             "hidden_size": 128, "num_hidden_layers": 4, "num_memory_slots": 128, "num_attention_heads": 4, "dropout": 0.0, "initialization": "fan_in",
         },
         train=TrainConfig(steps=300, batch_size=8, context=256, learning_rate=8e-3, warmup_steps=30, validate_every=100),

@@ -156,6 +156,9 @@ def test_a_table_keeps_apart_what_is_no_other_seed():
     results = {"command": "gam recall --out x", "environment": machine, "corpus": None, "rows": rows}
     table = recall(results)
     assert table.columns[4:] == ["gam-mean (num_memory_slots=64)", "gam-mean (num_memory_slots=256)", "mamba"]
+    for row in rows:  # equal parameters ask for another feed-forward width where there are more slots: it goes without saying
+        row["model_config"]["intermediate_size"] = 4096 // row["model_config"]["num_memory_slots"]
+    assert recall(results).columns == table.columns
     lines = [(*line[:4], line[4].split(" ")[0], line[5], line[6]) for line in table.rows]
     assert lines == [
         ("mqar", "8", "64", "16,000", "85.0", "60.0 % (4 KiB)", "70.0 % (1 KiB)"), ("mqar", "8", "64", "32,000", "50.0", "", ""),
@@ -176,6 +179,19 @@ def test_its_pictures_are_three_where_gaps_are_known(tmp_path):
     assert {path.stem for path in recall_plots(results, tmp_path)} == {"recall", "recall_gap", "recall_state"}
     picture = (tmp_path / "recall_gap.svg").read_text()
     assert "gam-mean" in picture and "mamba" not in picture and "KiB" in (tmp_path / "recall_state.svg").read_text()
+
+
+def test_a_picture_over_lengths_where_there_are_several(tmp_path):
+    elsewhere = {"by_length": [{"length": 512, "accuracy": 0.25, "by_gap": []}]}
+    rows = [answered("gam-mean", 0.9, **elsewhere), answered("gam-mean", 0.8, filler="blank", **elsewhere), answered("mamba", 0.5), answered("mamba", 0.4, length=256)]
+    results = {"command": "", "environment": {}, "corpus": None, "rows": rows}
+    assert {path.stem for path in recall_plots(results, tmp_path)} == {"recall_length", "recall_state"}  # one number of pairs: nothing to draw over it
+    picture = (tmp_path / "recall_length.svg").read_text()
+    assert all(f">{name}<" in picture for name in ("gam-mean", "gam-mean, blank filler", "mamba, each length trained"))
+    results["rows"] = [*rows, answered("mamba", 0.3, pairs=16)]
+    assert "recall" in {path.stem for path in recall_plots(results, tmp_path)}
+    results["rows"] = [answered("mamba", 0.5, pairs=8), answered("mamba", 0.5, pairs=16, length=128)]
+    assert "recall_length" not in {path.stem for path in recall_plots(results, tmp_path)}  # the length goes with the pairs
 
 
 def test_what_was_learned_is_measured_at_other_lengths_as_well(tmp_path):

@@ -152,6 +152,8 @@ def test_loss_curves_are_drawn_twice_to_the_same_bytes(tmp_path):
     svg = first[0].decode()
     assert all(name in svg for name in ("gam-static", "mamba", "unigram counts", "nats per token"))
     assert first[1].startswith(b"\x89PNG")
+    results["rows"][0] = FLOOR | {"val_nats_per_token": 50.0}
+    assert "unigram counts" not in loss_curves(results, tmp_path / "far")[0].read_text()  # it would press the curves together
 
 
 def test_the_environment_names_the_machine():

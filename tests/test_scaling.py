@@ -20,7 +20,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.scaling import Protocol, scale
 from gam_lm.isolation import resident_bytes, run_isolated
-from gam_lm.report.plots import label_ends, new_figure
+from gam_lm.report.plots import Lines, label_ends, new_figure
 from gam_lm.report.scaling import fit_exponent, scaling_brief, scaling_table, write_scaling
 from gam_lm.results import Results
 
@@ -240,6 +240,18 @@ def test_the_names_of_lines_keep_their_distance(scale_of_y):
     places = sorted(float(to_axes.transform((1.0, text.xyann[1]))[1]) for text in axes.texts)
     assert all(above - below > 0.04 for below, above in itertools.pairwise(places)) and places[0] >= 0 and places[-1] <= 1
     assert abs(places[0] - float(to_axes.transform((1.0, 1.0))[1])) < 1e-6  # the lowest stands at its line's end
+
+
+def test_lines_of_one_colour_are_told_apart():
+    _, axes = new_figure()
+    lines = Lines(axes)
+    for name in ("gam-delta", "gam-delta-keys", "gam-delta-closed", "mamba"):
+        lines.add(name, {1.0: 1.0, 2.0: 3.0})
+    lines.name()
+    styles = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.get_lines()]
+    assert len({colour for colour, _, _ in styles[:3]}) == 1 and len({marker for _, _, marker in styles[:3]}) == 3
+    assert styles[0][1:] == styles[3][1:]  # another colour begins anew
+    assert [text.get_text() for text in axes.texts] == ["gam-delta", "gam-delta-keys", "gam-delta-closed", "mamba"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell page faults")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gam_lm.files import write_text
-from gam_lm.report.plots import colour, label_ends, new_figure, save
+from gam_lm.report.plots import Lines, decades, new_figure, save
 from gam_lm.report.rows import by_model, by_setting, machine_line, setting_name, three_digits
 from gam_lm.report.tables import Table
 from gam_lm.results import read_results
@@ -75,16 +75,14 @@ def decode_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
     for setting, rows in settings.items():
         figure, axes = new_figure()
         axes.set_xscale("log")
-        ends = []
+        lines = Lines(axes)
         for name, group in by_model(rows).items():
-            points = sorted((row["context"], row["step_ms"]) for row in group if row["outcome"] == "ok")
+            points = {row["context"]: row["step_ms"] for row in group if row["outcome"] == "ok"}
             failed = sorted((row["context"], row["outcome"]) for row in group if row["outcome"] != "ok")
             if points:
-                axes.plot(*zip(*points, strict=True), color=colour(name), marker="o", markersize=3.5, linestyle="--" if name.startswith("hf:") else "-")
-                fate = f" ({failed[0][1]})" if failed else ""
-                ends.append((float(points[-1][0]), float(points[-1][1]), name + fate, colour(name)))
-        axes.set_yscale("log")
-        label_ends(axes, ends)
+                lines.add(name, points, note=f" ({failed[0][1]})" if failed else "")
+        decades(axes)
+        lines.name()
         axes.set_xlabel("tokens before (context)")
         axes.set_ylabel("time of one more token (ms)")
         axes.set_title(f"Decoding, {_name(setting)}", loc="left")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,10 @@ FAMILIES = (
 # Tol's muted palette (personal.sron.nl/~pault) for models of transformers, whose names are without end.
 MUTED = ("#332288", "#882255", "#44AA99", "#117733", "#999933", "#CC6677", "#88CCEE", "#AA4499", "#DDCC77")
 GREY = "#767676"
+WIDTH = 7.2
+"""Of a picture, in inches."""
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+MARKERS = "osD^v"
 
 
 def colour(model: str) -> str:
@@ -40,8 +46,62 @@ def colour(model: str) -> str:
     return next((COLOURS[i] for name, i in FAMILIES if model.startswith(name)), GREY)
 
 
+class Lines:
+    """The lines of one picture, each named at its end.
+
+    A line has its model's colour; lines of one colour differ in dash and marker. Give the points first and the scales of the axes before :meth:`name`.
+    """
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self._ends: list[tuple[float, float, str, str]] = []
+        self._of_colour: Counter[str] = Counter()
+
+    def add(
+        self, name: str, points: Mapping[float, float], *, band: Mapping[float, tuple[float, float]] | None = None, note: str = "",
+        joined: bool = True, marked: bool = True,
+    ) -> None:  # fmt: skip
+        """Draw a line.
+
+        Args:
+            name: the model's, and what tells this line from others of it.
+            points: y by x, at least one.
+            band: the least and the greatest y at each x, drawn as a band.
+            note: what the name at the end says besides.
+            joined: whether the points are joined.
+            marked: whether each point has a marker.
+        """
+        shade, places = colour(name), sorted(points)
+        nth = self._of_colour[shade] + name.startswith("hf:")  # their colours are chosen by name, and may come near another
+        self._of_colour[shade] += 1
+        style: dict[str, Any] = {"color": shade, "linestyle": DASHES[nth % len(DASHES)] if joined else "none"}
+        if marked:
+            style |= {"marker": MARKERS[nth % len(MARKERS)], "markersize": 3.5}
+        if band:
+            least, most = ([band[place][end] for place in places] for end in (0, 1))
+            self.axes.fill_between(places, least, most, color=shade, alpha=0.18, linewidth=0)
+            self.axes.vlines(places, least, most, color=shade, alpha=0.5, linewidth=2)  # seen where a line has one place only
+        self.axes.plot(places, [points[place] for place in places], **style)
+        self._ends.append((float(places[-1]), float(points[places[-1]]), name + note, shade))
+
+    def across(self, y: float, name: str) -> None:
+        """Draw a dashed grey line across the picture."""
+        self.axes.axhline(y, color=GREY, linestyle="--", linewidth=1)
+        self._ends.append((self._ends[0][0] if self._ends else 1.0, y, name, GREY))
+
+    def name(self) -> None:
+        """Write each line's name beside its end, and widen the picture for long ones."""
+        longest = max((len(name) for _, _, name, _ in self._ends), default=0)
+        figure = self.axes.get_figure(root=True)
+        assert figure is not None
+        figure.set_figwidth(WIDTH + 0.07 * max(0, longest - 24))
+        label_ends(self.axes, self._ends)
+
+
 def loss_curves(results: Mapping[str, Any], stem: Path) -> list[Path]:
     """Validation loss against training tokens, a line per model: the mean over its seeds, with their range as a band.
+
+    A counting floor is drawn where it lies near the curves; far from them it would press them together, and stands in the table.
 
     Args:
         results: content of a results.json.
@@ -51,19 +111,18 @@ def loss_curves(results: Mapping[str, Any], stem: Path) -> list[Path]:
         The SVG and the PNG.
     """
     figure, axes = new_figure()
-    ends = []
+    lines = Lines(axes)
+    seen = []
     for model, group in by_variant(trained(results)).items():
-        curve = common_curve(group)
-        if not curve:
-            continue
-        tokens, losses = np.array(list(curve)), np.array(list(curve.values())).T
-        axes.fill_between(tokens / 1e6, losses.min(0), losses.max(0), color=colour(model), alpha=0.18, linewidth=0)
-        axes.plot(tokens / 1e6, losses.mean(0), color=colour(model), marker="o", markersize=3.5)
-        ends.append((tokens[-1] / 1e6, float(losses.mean(0)[-1]), model, colour(model)))
+        curve = {tokens / 1e6: losses for tokens, losses in common_curve(group).items()}
+        if curve:
+            lines.add(model, {x: float(np.mean(y)) for x, y in curve.items()}, band={x: (min(y), max(y)) for x, y in curve.items()})
+            seen += [loss for losses in curve.values() for loss in losses]
+    margin = (max(seen) - min(seen)) / 2 if seen else float("inf")
     for row in floors(results):
-        axes.axhline(row["val_nats_per_token"], color=GREY, linestyle="--", linewidth=1)
-        ends.append((ends[0][0] if ends else 1.0, row["val_nats_per_token"], floor_name(row), GREY))
-    label_ends(axes, ends)
+        if not seen or min(seen) - margin <= row["val_nats_per_token"] <= max(seen) + margin:
+            lines.across(row["val_nats_per_token"], floor_name(row))
+    lines.name()
     axes.set_xlabel("training tokens (millions)")
     axes.set_ylabel("validation loss (nats per token)")
     axes.set_title(f"{results['corpus']['name']}: same tokens, same order", loc="left")
@@ -76,7 +135,7 @@ def new_figure(height: float = 4.2) -> tuple[Figure, Axes]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", "a plot") from error
-    figure = Figure(figsize=(7.2, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
@@ -84,8 +143,29 @@ def new_figure(height: float = 4.2) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def powers_of_two(axes: Axes) -> None:
+    """Make the x axis logarithmic, its ticks powers of two, written out."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(_written_out)
+
+
+def decades(axes: Axes) -> None:
+    """Make the y axis logarithmic, its ticks written out: powers of ten, and 2 and 5 times those where the data span few. Draw the lines first."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 300 else (1, 2, 5)))
+    axes.yaxis.set_major_formatter(_written_out)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _written_out(value: float, _: float) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+
+
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each line's name beside its end (x, y, name, colour), moved apart where they would touch."""
+    """Write each line's name beside its end (x, y, name, colour), moved apart where they would touch, with a thin line to where it belongs."""
     if not ends:
         return
     logarithmic = axes.get_yscale() == "log"
@@ -98,8 +178,9 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
         place = height if not places else max(height, places[-1] + gap)
         places.append(place)
         axes.annotate(
-            name, (x, y), xytext=(1.02, float(back(place))), textcoords=axes.get_yaxis_transform(), color=shade, va="center", annotation_clip=False, fontsize=9
-        )
+            name, (x, y), xytext=(1.03, float(back(place))), textcoords=axes.get_yaxis_transform(), color=shade, va="center", annotation_clip=False, fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": shade, "linewidth": 0.6, "alpha": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3},
+        )  # fmt: skip
     axes.set_ylim(float(back(low)), float(back(max(high, places[-1] + gap / 2))))
 
 
@@ -118,63 +199,59 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 def context_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
     """What the files of ``gam eval --out`` allow: context use, loss by position, loss by context length. Returns the pictures."""
-    pictures = []
     groups = by_model(results["rows"])
-    used = {model: [row["context_use"] for row in rows if "context_use" in row] for model, rows in groups.items()}
-    if any(used.values()):
-        figure, axes = new_figure()
-        ends = []
-        for model, group in used.items():
-            points = {int(d): [each["by_distance"][d] for each in group if each["by_distance"].get(d)] for d in (group[0]["by_distance"] if group else ())}
-            points = {d: some for d, some in sorted(points.items()) if some}
-            if points:
-                gains = [float(np.mean([each["gain"] for each in some])) for some in points.values()]
-                spread = [float(np.mean([each["half_width"] for each in some])) for some in points.values()]
-                axes.errorbar(list(points), gains, yerr=spread, color=colour(model), marker="o", markersize=3.5, capsize=2)
-                ends.append((float(max(points)), gains[-1], model, colour(model)))
-        axes.set_xscale("log", base=2)
-        label_ends(axes, ends)
-        axes.set_xlabel("true tokens before the target, d")
-        axes.set_ylabel("worth of the text before those (nats)")
-        axes.set_title("Context use: loss with d true tokens over loss with all", loc="left")
-        pictures += save(figure, directory / "context_use")
+    used = {model: [_by_distance(row["context_use"]) for row in rows if "context_use" in row] for model, rows in groups.items()}
+    lengths = {model: [{float(n): nats for n, nats in row["contexts"].items()} for row in rows if row.get("contexts")] for model, rows in groups.items()}
+    positions = {model: _binned([row["position_nats"] for row in rows]) for model, rows in groups.items()}
+    gains = {model: _means([{d: each["gain"] for d, each in by_distance.items()} for by_distance in some]) for model, some in used.items()}
+    spread = {model: _means([{d: each["half_width"] for d, each in by_distance.items()} for by_distance in some]) for model, some in used.items()}
+    bands = {model: {d: (gain - spread[model][d], gain + spread[model][d]) for d, gain in some.items()} for model, some in gains.items()}
+    title = "Context use: loss with d true tokens over loss with all"
+    pictures = _against_tokens(gains, "true tokens before the target, d", "worth of the text before those (nats)", title, directory / "context_use", bands=bands)
+    pictures += _against_tokens(positions, "tokens read before", "loss (nats per token)", "Loss by position", directory / "position", marked=False)
+    label = "context length in evaluation (tokens)"
+    means = {model: _means(rows) for model, rows in lengths.items()}
+    return pictures + _against_tokens(means, label, "loss (nats per token)", "Beyond the training length", directory / "length")
 
+
+def _against_tokens(
+    curves: Mapping[str, Mapping[float, float]], x: str, y: str, title: str, stem: Path, *,
+    bands: Mapping[str, Mapping[float, tuple[float, float]]] | None = None, marked: bool = True,
+) -> list[Path]:  # fmt: skip
+    """A line per model over numbers of tokens, on a logarithmic axis; no picture where no model has a point."""
+    if not any(curves.values()):
+        return []
     figure, axes = new_figure()
-    ends = []
-    for model, rows in groups.items():
-        shortest = min(len(row["position_nats"]) for row in rows)
-        mean = np.mean([row["position_nats"][:shortest] for row in rows], 0)
-        edges = np.unique(np.round(np.geomspace(1, shortest, 25)).astype(int))
-        centres = [float(np.sqrt(low * high)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
-        binned = [float(mean[low - 1 : high - 1].mean()) for low, high in zip(edges[:-1], edges[1:], strict=True)]
-        if binned:
-            axes.plot(centres, binned, color=colour(model))
-            ends.append((centres[-1], binned[-1], model, colour(model)))
-    axes.set_xscale("log", base=2)
-    label_ends(axes, ends)
-    axes.set_xlabel("tokens read before")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_title("Loss by position", loc="left")
-    pictures += save(figure, directory / "position")
+    powers_of_two(axes)
+    lines = Lines(axes)
+    for model, points in curves.items():
+        if points:
+            lines.add(model, points, band=bands[model] if bands else None, marked=marked)
+    lines.name()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, loc="left")
+    return save(figure, stem)
 
-    lengths = {model: [row["contexts"] for row in rows if row.get("contexts")] for model, rows in groups.items()}
-    if any(lengths.values()):
-        figure, axes = new_figure()
-        ends = []
-        for model, group in lengths.items():
-            points = {int(n): [each[n] for each in group if each.get(n) is not None] for n in (group[0] if group else ())}
-            points = {n: some for n, some in sorted(points.items()) if some}
-            if points:
-                means = [float(np.mean(some)) for some in points.values()]
-                axes.plot(list(points), means, color=colour(model), marker="o", markersize=3.5)
-                ends.append((float(max(points)), means[-1], model, colour(model)))
-        axes.set_xscale("log", base=2)
-        label_ends(axes, ends)
-        axes.set_xlabel("context length in evaluation (tokens)")
-        axes.set_ylabel("loss (nats per token)")
-        axes.set_title("Beyond the training length", loc="left")
-        pictures += save(figure, directory / "length")
-    return pictures
+
+def _by_distance(measured: Mapping[str, Any]) -> dict[float, Mapping[str, float]]:
+    """What was found at each number of true tokens; not at the whole context, where it is 0 for every model by definition."""
+    return {float(d): each for d, each in measured["by_distance"].items() if each and int(d) < measured["context"]}
+
+
+def _means(curves: Sequence[Mapping[float, float | None]]) -> dict[float, float]:
+    """The mean of several curves at each place of any, over those that have a figure there."""
+    places = sorted({place for each in curves for place in each})
+    known = {place: [value for each in curves if (value := each.get(place)) is not None] for place in places}
+    return {place: float(np.mean(values)) for place, values in known.items() if values}
+
+
+def _binned(curves: Sequence[Sequence[float]]) -> dict[float, float]:
+    """The mean of several losses by position, in bins of equal width to the eye on a logarithmic axis."""
+    shortest = min(map(len, curves))
+    mean = np.mean([each[:shortest] for each in curves], 0)
+    edges = np.unique(np.round(np.geomspace(1, shortest, 25)).astype(int))
+    return {float(np.sqrt(low * high)): float(mean[low - 1 : high - 1].mean()) for low, high in pairwise(edges)}
 
 
 def receptive_field_plot(effects: Mapping[int, float], stem: Path) -> list[Path]:
@@ -186,7 +263,7 @@ def receptive_field_plot(effects: Mapping[int, float], stem: Path) -> list[Path]
     for d in distances:
         if d not in {each for each, _ in seen}:
             axes.axvline(d, color=GREY, alpha=0.25, linewidth=0.8)
-    axes.set_xscale("log", base=2)
+    powers_of_two(axes)
     axes.set_yscale("log")
     axes.set_xlim(0.8, max(distances) * 1.25)
     axes.set_xlabel("tokens back (1 is the current one); grey: no effect at all")

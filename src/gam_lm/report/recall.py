@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from gam_lm.files import write_text
 from gam_lm.report.compare import difference_words
-from gam_lm.report.plots import colour, label_ends, new_figure, save
+from gam_lm.report.plots import Lines, new_figure, powers_of_two, save
 from gam_lm.report.rows import Row, by_variant, machine_line
 from gam_lm.report.statistics import paired, summarise
 from gam_lm.report.tables import Table
@@ -24,6 +25,10 @@ FILLER = "random"
 
 OF_A_TASK = ("context", "max_position_embeddings", "steps", "batch_size")
 """Fields of a configuration that come with the task or with the budget: they make another line of a table, not another model."""
+
+
+HOW = ("task", "gaps", "filler", "sequences")
+"""What was asked and how long it was learned, as far as neither the number of pairs nor the length says it."""
 
 
 class Size(NamedTuple):
@@ -109,59 +114,109 @@ def recall_by_length(results: Mapping[str, Any]) -> list[Table]:
 
 
 def recall_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Accuracy by pairs, by gap at the greatest length, and against the state. Returns the pictures that the rows allow."""
-    sizes = _by_size(results)
-    if not sizes:
+    """Accuracy by pairs, by length, by gap at the greatest length, and against the state where most models answered.
+
+    A line is of one model and one way to ask; its name says what is not as in most rows. Returns the pictures that the rows allow.
+    """
+    named = _named(results)
+    if not named:
         return []
-    longest = max(size.length for size in sizes)
-    at_longest: dict[str, list[Row]] = {}
-    by_pairs: dict[str, dict[float, list[float]]] = {}
-    by_state: dict[str, dict[float, list[float]]] = {}
-    for size, groups in sizes.items():
-        for model, rows in groups.items():
-            shares = [row["accuracy"] for row in rows]
-            by_pairs.setdefault(model, {}).setdefault(size.pairs, []).extend(shares)
-            by_state.setdefault(model, {}).setdefault(rows[0]["state_bytes"] / 1024, []).extend(shares)
-            if size.length == longest:
-                at_longest.setdefault(model, []).extend(rows)
-    by_gap: dict[str, dict[float, list[float]]] = {
-        model: {gap: [share] for gap, share in parts.items()} for model, rows in at_longest.items() if (parts := _by_gap(rows))
-    }
-    title = "Recall: " + ", ".join(sorted({size.task for size in sizes}))
-    pictures = _plot(by_pairs, "pairs of key and value in a sequence", title, directory / "recall")
+    asked = _usual(named)
+    title = f"Recall: {asked['task']}, {asked['gaps']}, {asked['filler']}"
+    by_pairs = {name: _shares((row["pairs"], row) for row in rows) for name, rows in _lines(named, asked, HOW).items()}
+    longest = max(row["sequence_length"] for rows in named.values() for row in rows)
+    at_longest = {model: some for model, rows in named.items() if (some := [row for row in rows if row["sequence_length"] == longest])}
+    by_gap = {name: gaps for name, rows in _lines(at_longest, _usual(at_longest), (*HOW, "pairs")).items() if (gaps := _by_gap(rows))}
+    by_length = _lengths(named, asked)
+
+    pictures = []
+    if not by_length or len({pairs for points in by_pairs.values() for pairs in points}) > 1:
+        bands = {name: {pairs: (min(shares), max(shares)) for pairs, shares in points.items()} for name, points in by_pairs.items()}
+        pictures += _plot(_means(by_pairs), "pairs of key and value in a sequence", title, directory / "recall", bands=bands)
+    if by_length:
+        pictures += _plot(by_length, "tokens of a sequence", title, directory / "recall_length")
     if by_gap:
         pictures += _plot(by_gap, "tokens between the pair and the question", f"{title}, {longest:,} tokens", directory / "recall_gap")
-    return pictures + _plot(by_state, "state carried from token to token (KiB)", title, directory / "recall_state", str_of="{:,.0f}".format)
+    size, groups = max(_by_size(results).items(), key=lambda item: (len(item[1]), item[0].pairs))
+    by_state = _means({model: _shares((row["state_bytes"] / 1024, row) for row in rows) for model, rows in groups.items()})
+    title = f"Recall: {size.cells()[0]}, {size.pairs} pairs, {size.length:,} tokens"
+    label = "state carried from token to token (KiB)"
+    return pictures + _plot(by_state, label, title, directory / "recall_state", joined=False)
+
+
+def _lengths(named: Mapping[str, list[Row]], asked: Mapping[str, str]) -> dict[str, dict[float, float]]:
+    """Accuracy by the length of the sequences: of one training at several, and of trainings at several; no line where there is only one."""
+    elsewhere = {model: some for model, rows in named.items() if (some := [row for row in rows if "by_length" in row])}
+    at_home = {model: some for model, rows in named.items() if (some := [row for row in rows if "by_length" not in row])}
+    lines = {name: _by_length(rows) for name, rows in _lines(elsewhere, asked, (*HOW, "pairs", "length")).items()}
+    trained = _means({name: _shares((row["sequence_length"], row) for row in rows) for name, rows in _lines(at_home, asked, (*HOW, "pairs")).items()})
+    lines |= {f"{name}, each length trained" if elsewhere else name: points for name, points in trained.items()}
+    return {name: points for name, points in lines.items() if len(points) > 1}
+
+
+def _usual(named: Mapping[str, list[Row]]) -> dict[str, str]:
+    """What most rows say of each part of a question."""
+    parts = [_parts(row) for rows in named.values() for row in rows]
+    return {part: Counter(each[part] for each in parts).most_common(1)[0][0] for part in parts[0]}
+
+
+def _parts(row: Row) -> dict[str, str]:
+    """A question and its budget in words, part by part."""
+    size = _size(row)
+    return {
+        "task": size.task,
+        "gaps": "short gaps" if size.gap_power == SHORT_GAPS else f"gaps^{size.gap_power:g}",
+        "filler": f"{size.filler} filler",
+        "pairs": f"{size.pairs} pairs",
+        "length": f"trained at {size.length:,}",
+        "sequences": f"{size.sequences:,} sequences",
+    }
+
+
+def _lines(named: Mapping[str, list[Row]], asked: Mapping[str, str], apart: Iterable[str]) -> dict[str, list[Row]]:
+    """The rows of each model, taken ``apart`` by parts of the question; the name says those that are not what is usually ``asked``."""
+    lines: dict[str, list[Row]] = {}
+    for model, rows in named.items():
+        for row in rows:
+            other = [said for part, said in _parts(row).items() if part in apart and said != asked[part]]
+            lines.setdefault(", ".join([model, *other]), []).append(row)
+    return lines
+
+
+def _shares(places: Iterable[tuple[float, Row]]) -> dict[float, list[float]]:
+    """The shares of right answers at each place."""
+    shares: dict[float, list[float]] = {}
+    for place, row in places:
+        shares.setdefault(place, []).append(row["accuracy"])
+    return shares
+
+
+def _means(curves: Mapping[str, Mapping[float, list[float]]]) -> dict[str, dict[float, float]]:
+    """The mean at each place of each line."""
+    return {name: {place: float(np.mean(shares)) for place, shares in points.items()} for name, points in curves.items()}
 
 
 def _plot(
-    curves: Mapping[str, Mapping[float, list[float]]], label: str, title: str, stem: Path, *, str_of: Callable[[float], str] = str
-) -> list[Path]:
-    """Shares in percent, a line per model: the mean at each place, with the range as a band."""
+    curves: Mapping[str, Mapping[float, float]], label: str, title: str, stem: Path, *,
+    bands: Mapping[str, Mapping[float, tuple[float, float]]] | None = None, joined: bool = True,
+) -> list[Path]:  # fmt: skip
+    """Shares in percent, a line per name."""
     figure, axes = new_figure()
-    ends = []
-    for model, points in curves.items():
-        places = sorted(points)
-        values = [[100 * share for share in points[place]] for place in places]
-        means = [float(np.mean(some)) for some in values]
-        least, most = [min(some) for some in values], [max(some) for some in values]
-        axes.fill_between(places, least, most, color=colour(model), alpha=0.18, linewidth=0)
-        axes.vlines(places, least, most, color=colour(model), alpha=0.5, linewidth=2)  # seen where a model has one place only
-        axes.plot(places, means, color=colour(model), marker="o", markersize=3.5)
-        ends.append((float(places[-1]), means[-1], model, colour(model)))
     axes.set_ylim(-2, 102)
-    axes.set_xscale("log", base=2)
-    low, high = (bound(place for points in curves.values() for place in points) for bound in (min, max))
-    ticks = [place for place in 2.0 ** np.arange(-4, 40) if low / 1.5 <= place <= high * 1.5]
-    axes.set_xticks(ticks, [str_of(int(tick) if tick >= 1 else tick) for tick in ticks])
-    label_ends(axes, ends)
+    axes.set_yticks(range(0, 101, 20))
+    powers_of_two(axes)
+    lines = Lines(axes)
+    for name, points in curves.items():
+        band = {place: (100 * least, 100 * most) for place, (least, most) in bands[name].items()} if bands else None
+        lines.add(name, {place: 100 * share for place, share in points.items()}, band=band, joined=joined)
+    lines.name()
     axes.set_xlabel(label)
     axes.set_ylabel("right answers (%)")
     axes.set_title(title, loc="left")
     return save(figure, stem)
 
 
-def _broken_down(results: Mapping[str, Any], shares_of: Callable[[list[Row]], dict[int, float]], name: Callable[[int], str]) -> list[list[str]]:
+def _broken_down(results: Mapping[str, Any], shares_of: Callable[[list[Row]], dict[float, float]], name: Callable[[float], str]) -> list[list[str]]:
     """The lines of a table that breaks each size down: one for each key of ``shares_of`` a model's rows, with its ``name``."""
     models, lines = _models(results), []
     for size, groups in _by_size(results).items():
@@ -172,9 +227,9 @@ def _broken_down(results: Mapping[str, Any], shares_of: Callable[[list[Row]], di
     return lines
 
 
-def _by_gap(rows: list[Row]) -> dict[int, float]:
+def _by_gap(rows: list[Row]) -> dict[float, float]:
     """The share of right answers from each gap on, to twice that, over all rows."""
-    right: dict[int, float] = {}
+    right: dict[float, float] = {}
     asked: dict[int, int] = {}
     for row in rows:
         for part in row.get("by_gap", ()):
@@ -183,9 +238,9 @@ def _by_gap(rows: list[Row]) -> dict[int, float]:
     return {gap: right[gap] / asked[gap] for gap in sorted(asked)}
 
 
-def _by_length(rows: list[Row]) -> dict[int, float]:
+def _by_length(rows: list[Row]) -> dict[float, float]:
     """The share of right answers at each length tested, the training's among them, as a mean over the rows that were tested elsewhere."""
-    shares: dict[int, list[float]] = {}
+    shares: dict[float, list[float]] = {}
     for row in rows:
         if "by_length" in row:
             for length, share in [(row["sequence_length"], row["accuracy"]), *((part["length"], part["accuracy"]) for part in row["by_length"])]:

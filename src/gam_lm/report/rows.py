@@ -14,6 +14,9 @@ Row = Mapping[str, Any]
 OF_ONE_TRAINING = frozenset({"seed", "validate_every", "checkpoint_every"})
 """Fields that may differ between trainings of one and the same thing."""
 
+FOLLOWS = "intermediate_size"
+"""The field that equal parameters fill in: it is not said where the others tell variants apart."""
+
 
 def trained(results: Mapping[str, Any]) -> list[Row]:
     """The rows of models."""
@@ -41,8 +44,9 @@ def by_model(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def by_variant(rows: Iterable[Row], named: Iterable[str] = (), aside: Iterable[str] = ()) -> dict[str, list[Row]]:
     """Rows by model and configuration.
 
-    Where a model's rows differ in more than their seed, the name says in which fields: ``full (initialization=paper)``. It says the fields ``named``
-    in any case, as far as they do not have their default value; the fields ``aside`` make no difference.
+    Where a model's rows differ in more than their seed, the name says in which fields: ``full (initialization=paper)``; in the width of the feed-forward
+    network, which equal parameters fill in, only where nothing else tells them apart. It says the fields ``named`` in any case, as far as they do not
+    have their default value; the fields ``aside`` make no difference.
     """
     found: dict[str, list[Row]] = {}
     aside = set(aside)
@@ -56,6 +60,9 @@ def by_variant(rows: Iterable[Row], named: Iterable[str] = (), aside: Iterable[s
             variants.setdefault(json.dumps(fields_of(row), sort_keys=True), []).append(row)
         settings = [fields_of(some[0]) for some in variants.values()]
         said = {*named, *differing(settings)}
+        without = [json.dumps({name: value for name, value in fields.items() if name != FOLLOWS}, sort_keys=True) for fields in settings]
+        if FOLLOWS not in named and len(set(without)) == len(without):
+            said.discard(FOLLOWS)
         for some, fields in zip(variants.values(), settings, strict=True):
             words = [f"{name}={fields[name]}" for name in sorted(said) if name in fields]
             found[f"{model} ({', '.join(words)})" if words else model] = some

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gam_lm.files import write_text
-from gam_lm.report.plots import colour, label_ends, new_figure, save
+from gam_lm.report.plots import Lines, decades, new_figure, powers_of_two, save
 from gam_lm.report.rows import by_model, by_setting, machine_line, setting_name, three_digits
 from gam_lm.report.statistics import t_quantile
 from gam_lm.report.tables import Table
@@ -159,19 +159,15 @@ def scaling_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
 
 def _plot(rows: Sequence[Row], key: str, label: str, title: str, stem: Path) -> list[Path]:
     figure, axes = new_figure()
-    axes.set_xscale("log", base=2)
-    ends = []
+    powers_of_two(axes)
+    lines = Lines(axes)
     for name, group in by_model(rows).items():
-        points = sorted((row["sequence_length"], row[key]) for row in group if row.get(key))
-        if not points:
-            continue
-        dashed = "--" if name.endswith("materialised") else "-"
-        axes.plot(*zip(*points, strict=True), color=colour(name), marker="o", markersize=3.5, linestyle=dashed)
+        points = {row["sequence_length"]: row[key] for row in group if row.get(key)}
         failed = [row for row in group if row["outcome"] != "ok"]
-        fate = f" ({failed[0]['outcome']})" if failed else ""
-        ends.append((float(points[-1][0]), float(points[-1][1]), name + fate, colour(name)))
-    axes.set_yscale("log")
-    label_ends(axes, ends)
+        if points:
+            lines.add(name, points, note=f" ({failed[0]['outcome']})" if failed else "")
+    decades(axes)
+    lines.name()
     axes.set_xlabel("sequence length (tokens)")
     axes.set_ylabel(label)
     axes.set_title(title, loc="left")

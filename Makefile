@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 run: .venv/installed-plot
 	$(BIN)/gam bench --preset laptop --out $(OUT)
 	@echo; echo "A sample of what the trained GAM writes:"; echo
-	$(BIN)/gam generate $(OUT)/runs/gam-mean-silu-seed0 --prompt "The function returns" --max-new-tokens 80 --seed 0
+	$(BIN)/gam generate $(OUT)/runs/gam-delta-keys-silu-seed0 --prompt "The function returns" --max-new-tokens 80 --seed 0
 	@echo; echo "Run, table and plot are in $(OUT)."
 
 # Not among the two: wants an H100-class GPU, 8 minutes, and goes on where it stopped.

@@ -13,7 +13,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.errors import unknown_name
 from gam_lm.training.recipe import TrainConfig
 
-DEFAULT_GAM = "gam-mean-silu"
+DEFAULT_GAM = "gam-delta-keys-silu"
 """What the name ``gam`` means: the winner of docs/memory.md."""
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
@@ -37,7 +37,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 }
 """Row names of every table: what each changes in the base configuration."""
 
-KERNELS: Mapping[str, Mapping[str, Any]] = {"gam-delta-fla": {**MODELS["gam-delta"], "backend": "fla"}}
+KERNELS: Mapping[str, Mapping[str, Any]] = {f"{name}-fla": {**MODELS[name], "backend": "fla"} for name in ("gam-delta", "gam-delta-keys-silu")}
 """Further names: models on kernels that only a GPU has, beside their own in plain PyTorch."""
 
 
@@ -158,7 +158,7 @@ class RecallPreset:
 RECALL: Mapping[str, RecallPreset] = {
     "minutes": RecallPreset(
         summary="gam recall --preset minutes --out runs/recall · 2 CPU cores, a few minutes · see docs/memory.md for the accuracies to expect",
-        models=("gam-static", "gam-mean-silu", "gam-delta", "transformer-rotary", "mamba"),
+        models=("gam-static", "gam", "gam-mean-silu", "transformer-rotary", "mamba"),
         pairs=(8,),
         length=(64,),
         model={
@@ -169,7 +169,7 @@ RECALL: Mapping[str, RecallPreset] = {
     ),
     "zoology": RecallPreset(
         summary="gam recall --preset zoology --out runs/zoology · one GPU · the sizes of arXiv 2312.04927",
-        models=("gam-static", "gam-mean-silu", "gam-delta", "transformer-rotary", "mamba"),
+        models=("gam-static", "gam", "gam-mean-silu", "transformer-rotary", "mamba"),
         pairs=(4, 8, 16, 32, 64),
         length=(64, 64, 128, 256, 512),
         model={
@@ -181,7 +181,7 @@ RECALL: Mapping[str, RecallPreset] = {
 }
 """Setups of `gam recall` by name."""
 
-SCALING_MODELS = ("gam-static", "gam-mean-silu", "gam-delta", "transformer-materialised", "transformer", "mamba")
+SCALING_MODELS = ("gam-static", "gam", "gam-mean-silu", "gam-delta", "transformer-materialised", "transformer", "mamba")
 POWERS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 

@@ -64,7 +64,7 @@ class Plan:
 
 FULL = Plan(
     base=ModelConfig(vocab_size=10_000, dropout=0.0),
-    models=("gam-static", "gam-mean-silu", "gam-delta", "gam-delta-fla", "transformer", "mamba"),
+    models=("gam-static", "gam-delta-keys-silu", "gam-delta-keys-silu-fla", "gam-mean-silu", "transformer", "mamba"),
     lengths=(256, 512, 1024, 2048, 4096, 8192),
     rows=16,
     iterations=20,

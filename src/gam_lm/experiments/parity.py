@@ -31,7 +31,7 @@ ALLOWED = 2.0
 
 MATERIALISED = "transformer-materialised"
 
-PLAIN = {"gam-delta-fla": "gam-delta", "transformer": MATERIALISED}
+PLAIN = {**{name: name.removesuffix("-fla") for name in KERNELS}, "transformer": MATERIALISED}
 """The model without a kernel of its own that a model is held to, where it has one."""
 
 PARITY_TOKENS = 300

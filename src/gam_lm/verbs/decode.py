@@ -16,7 +16,7 @@ class BenchDecode:
 
     out: Path
     """Folder for results.json, table.md and decode*.svg and .png."""
-    models: tuple[str, ...] = ("gam-static", "gam-mean-silu", "gam-delta", "transformer", "transformer-rotary", "mamba", "hf:gpt2")
+    models: tuple[str, ...] = ("gam-static", "gam", "gam-mean-silu", "gam-delta", "transformer", "transformer-rotary", "mamba", "hf:gpt2")
     """Names of the models, sized to the parameters of the static GAM; hf:gpt2 is Transformers' own with its cache."""
     contexts: tuple[int, ...] = (1_000, 10_000, 100_000)
     """Tokens before the one that is timed."""

@@ -16,7 +16,7 @@ class BenchTrain:
 
     out: Path
     """Folder for results.json, table.md, training_speed.svg and .png."""
-    models: tuple[str, ...] = ("gam-static", "gam-mean-silu", "gam-delta", "transformer", "mamba")
+    models: tuple[str, ...] = ("gam-static", "gam", "gam-mean-silu", "gam-delta", "transformer", "mamba")
     """Names of the models, sized to the parameters of the static GAM."""
     batch_sizes: tuple[int, ...] = (8, 32)
     """Sequences per step."""

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from gam_lm.config import ModelConfig
 from gam_lm.delta_rule import delta_memory, unit_triangular_inverse
 from gam_lm.memory import mean_memory, retrieve
+from gam_lm.mixers.gam import GAMMixer
 
 
 def delta_by_recurrence(r, a, v, b, log_decay, V0, D=None):
@@ -103,6 +105,62 @@ def test_chunks_equal_the_recurrence(rule, T, chunk):
 @pytest.mark.parametrize("decay", [0.0, 0.01, 20.0])
 def test_chunks_equal_the_recurrence_for_one_hot_addresses_and_all_decays(rule, one_hot, decay):
     compare(rule, arguments(rule, 70, one_hot=one_hot, decay=decay), 32)
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_chunks_equal_the_recurrence_for_plain_keys(alike, decay):
+    """Keys of any sign and length 1, also where all of them are nearly one and the same and each write corrects the one before."""
+    values = arguments("delta", 131, decay=decay)
+    common = torch.randn(5, dtype=torch.float64)
+    for name in ("read_BTHM", "write_BTHM"):
+        values[name] = torch.nn.functional.normalize(alike * common + (1 - alike) * torch.randn_like(values[name]), dim=-1)
+    compare("delta", values, 64)
+
+
+@pytest.mark.parametrize("address", ["keys", "slots"])
+def test_the_mixer_is_its_equations(address):
+    """The equations of gam_lm.mixers.gam under the delta rule with SiLU gates, token by token in float64, and the gradients of all its parameters."""
+    torch.manual_seed(3)
+    D, H, S, K, T = 8, 2, 10, 3, 37
+    config = ModelConfig(
+        vocab_size=7, hidden_size=D, num_attention_heads=H, num_memory_slots=S, conv_kernel_size=K, chunk_size=16, positions="none", dropout=0.0,
+        write="delta", write_address=address, gate_activation="silu",
+    )  # fmt: skip
+    mixer = GAMMixer(config).double()
+    mixer.init_weights()
+    for parameter in mixer.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    h = torch.randn(T, D, dtype=torch.float64)
+    memory, silu = mixer.written, torch.nn.functional.silu
+
+    def before(x, conv):
+        """K taps over the current row and those before it."""
+        padded = torch.cat([x.new_zeros(K - 1, x.shape[1]), x])
+        return torch.stack([sum(conv.weight[:, k] * padded[t + k] for k in range(K)) + conv.bias for t in range(len(x))])
+
+    scores = (h @ memory.address.T).unflatten(-1, (H, -1))
+    if address == "slots":
+        scores = scores * memory.sharpness[:, None]
+    write = before(scores.flatten(1), memory.before).unflatten(-1, (H, -1))
+    read, write = (silu(scores), silu(write)) if address == "keys" else (scores.softmax(-1), write.softmax(-1))
+    read = read / read.norm(dim=-1, keepdim=True) if address == "keys" else read
+    write = write / write.norm(dim=-1, keepdim=True)
+    strength, step = (h @ memory.write_proj.weight.T + memory.write_proj.bias).chunk(2, -1)
+    log_decay = -memory.log_rate.exp() * torch.nn.functional.softplus(step)
+    value = (h @ memory.value_proj.weight.T).unflatten(-1, (H, -1))
+    seen, _ = delta_by_recurrence(*(each[None] for each in (read, write, value, strength.sigmoid(), log_decay)), memory.bank)
+    seen = seen[0] / (seen[0].square().mean(-1, keepdim=True) + config.layer_norm_eps).sqrt()
+    gates = silu(h @ mixer.gate.weight.T + mixer.gate.bias).split(D, -1)
+    expected = gates[0] * before(h, mixer.conv) + (gates[1] * seen.flatten(1) * memory.norm) @ memory.out_proj.weight.T
+
+    found, _ = mixer(h[None])
+    near(found[0], expected)
+    weight, names = torch.randn_like(expected), [name for name, _ in mixer.named_parameters()]
+    ours, theirs = (torch.autograd.grad((y * weight).sum(), list(mixer.parameters())) for y in (found[0], expected))
+    assert len(names) == len(ours) and all(grad.abs().max() > 0 for grad in theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        near(a, b)
 
 
 @pytest.mark.slow

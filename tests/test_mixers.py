@@ -25,6 +25,7 @@ VARIANTS = {
     "gam-delta-k2-sum": {"write": "delta", "fusion": "sum", "conv_kernel_size": 2},
     "gam-delta-closed": {"write": "delta", "write_gate": "closed"},
     "gam-delta-keys": {"write": "delta", "write_address": "keys"},
+    "gam-delta-keys-silu": {"write": "delta", "write_address": "keys", "gate_activation": "silu"},
     "gam-delta-beside": {"write": "delta", "static_path": True},
     "attention": {"mixer": "attention"},
     "attention-rotary": {"mixer": "attention", "positions": "rotary"},
@@ -51,7 +52,7 @@ def mixer_of(name, **changes):
     return mixer
 
 
-@pytest.mark.parametrize("name", ["gam", "gam-silu", "gam-global-gated", "gam-mean-silu"])
+@pytest.mark.parametrize("name", ["gam", "gam-silu", "gam-global-gated", "gam-mean-silu", "gam-delta-keys-silu"])
 def test_a_gate_starts_open(name):
     torch.manual_seed(1)
     mixer = mixer_class("gam")(config(name, hidden_size=64))

@@ -11,7 +11,8 @@ sequence edits what the slots hold. Per head, the learned rows K are the slots' 
     v_t = W_v h_t,  b_t = σ(·),  log λ_t = −exp(A) softplus(·)                      a_t = softmax(Σ_k u_k ∘ s_{t−k})    where to write
     y_t = σ(W_l h_t) ∘ local_t + W_o (σ(W_g h_t) ∘ RMSNorm(g_t))                    g_t: gam_lm.memory, from r, a, v, b, λ and V0
 
-With ``gate_activation="silu"`` the gates are x·σ(x) in place of σ(x), as the output gates of Mamba and Gated DeltaNet are.
+With ``write_address="keys"`` K is a projection to plain keys: τ is 1, and SiLU(s) / ‖SiLU(s)‖ stands in place of both softmaxes, the rule of Gated DeltaNet
+(arXiv 2412.06464). With ``gate_activation="silu"`` the gates are x·σ(x) in place of σ(x), as the output gates of Mamba and Gated DeltaNet are.
 
 The taps u, a second causal convolution, start as the previous token: a value is written under the address of what came before it, so that a token reads
 what followed its like.

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.ablation import changes_of, plan_ablation

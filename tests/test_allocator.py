@@ -9,8 +9,8 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from gam_lm.allocator import give_back, keep_freed_memory
-from gam_lm.isolation import resident_bytes
+from gam_lm.runtime.allocator import give_back, keep_freed_memory
+from gam_lm.runtime.isolation import resident_bytes
 import os, torch
 
 def faults(bytes):

@@ -8,7 +8,7 @@ import pytest
 from test_inspect import HOSTILE, TEXT, runs, save_run, traced  # noqa: F401
 from test_page import Page, everything, html  # noqa: F401
 
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.report.trace_page import figures
 
 selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install 'gam-lm[dev]'")

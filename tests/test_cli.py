@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from gam_lm.cli import VERBS, parse, run
+from gam_lm.cli.main import VERBS, parse, run
 from gam_lm.presets import DEFAULT_GAM
 
 TINY = ["--hidden-size", "16", "--num-hidden-layers", "1", "--num-attention-heads", "2", "--num-memory-slots", "8", "--vocab-size", "270",
@@ -173,7 +173,7 @@ def test_a_prompt_longer_than_the_positions_is_named(text, tmp_path, capsys):
 
 
 def test_an_interrupt_is_exit_code_130(monkeypatch):
-    from gam_lm.verbs.report import Env
+    from gam_lm.cli.report import Env
 
     monkeypatch.setattr(Env, "run", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run(["env"]) == 130

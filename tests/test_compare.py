@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.report.compare import compare
 from gam_lm.report.statistics import paired_blocks, shown, verdict
 from gam_lm.results import write_blocks

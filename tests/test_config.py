@@ -122,7 +122,7 @@ def test_every_field_is_explained_where_it_stands():
     "module",
     [
         "gam_lm", "gam_lm.config", "gam_lm.presets", "gam_lm.results", "gam_lm.training.recipe", "gam_lm.report.page", "gam_lm.report.trace_page",
-        "gam_lm.report.slots_page", "gam_lm.cli",
+        "gam_lm.report.slots_page", "gam_lm.cli.main",
     ],
 )
 def test_the_ground_floor_imports_no_torch(module):

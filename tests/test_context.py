@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import Split
 from gam_lm.diagnostics.context_use import context_use

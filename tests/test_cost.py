@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import SIZES, enlarged, model_cost
 from gam_lm.errors import InputError
-from gam_lm.isolation import run_isolated
 from gam_lm.model import LanguageModel, count_parameters
 from gam_lm.presets import MODELS, named_model
+from gam_lm.runtime.isolation import run_isolated
 
 T = 512
 BASE = ModelConfig(

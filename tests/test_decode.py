@@ -8,19 +8,19 @@ import torch._inductor.config  # reads CXX once, before a test changes it
 import torch.nn.functional as F
 
 import gam_lm.experiments.decode as decode
-from gam_lm.cli import run
-from gam_lm.compiling import compiled_step, obstacle
+from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.experiments.contenders import contender
 from gam_lm.experiments.decode import GPT2, Protocol, bench_decode, weight_bytes
+from gam_lm.experiments.models import contender
+from gam_lm.inference.compiling import compiled_step, obstacle
+from gam_lm.inference.int8 import quantize_int8
+from gam_lm.inference.row_products import MAX_ROWS, row_backend
 from gam_lm.mixers.attention import attend_one
 from gam_lm.model import LanguageModel, State
 from gam_lm.presets import named_model
-from gam_lm.quantize import quantize_int8
 from gam_lm.report.decode import decode_table, write_decode
 from gam_lm.results import Results
-from gam_lm.row_products import MAX_ROWS, row_backend
 
 BASE = ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_memory_slots=8, dropout=0.0)
 MODELS = ["gam-static", "gam-mean", "gam-delta", "transformer", "transformer-rotary", "mamba"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gam_lm.checkpoint import save_model
-from gam_lm.cli import VERBS, parse, run
+from gam_lm.cli.main import VERBS, parse, run
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokenizer import train_bpe
 from gam_lm.model import LanguageModel

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gam_lm.config import ModelConfig
-from gam_lm.experiments.contenders import CLOSE_ENOUGH, contender
 from gam_lm.experiments.floors import bigram_nats, unigram_nats, xz_bytes
+from gam_lm.experiments.models import CLOSE_ENOUGH, contender
 from gam_lm.model import count_parameters
 from gam_lm.presets import MODELS, PRESETS
 

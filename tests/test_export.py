@@ -13,12 +13,12 @@ from torch import nn
 
 from gam_lm import LanguageModel, ModelConfig, generate, load_model, save_model
 from gam_lm.checkpoint import load_tokenizer_of
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.errors import InputError
 from gam_lm.export.graphs import flatten_state, trace, unflatten_state
 from gam_lm.export.onnx import _solve_unit_lower
 from gam_lm.export.write import export
-from gam_lm.quantize import Int8Linear, quantize_int8
+from gam_lm.inference.int8 import Int8Linear, quantize_int8
 
 SIZES = {"vocab_size": 270, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_memory_slots": 8, "chunk_size": 8,
          "positions": "none", "dropout": 0.0}  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_cli import TINY, refused, text, trained  # noqa: F401
 
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.errors import MissingExtraError
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
@@ -64,7 +64,7 @@ def test_the_core_trains_evaluates_and_generates_without_any_extra(text, tmp_pat
 import json, sys
 for package in {sorted(PACKAGES)}:
     sys.modules[package] = None
-from gam_lm.cli import VERBS, run
+from gam_lm.cli.main import VERBS, run
 out = {str(tmp_path / "run")!r}
 data = ["--data", {str(text)!r}]
 codes = [run(["train", *data, "--steps", "2", "--out", out, *{TINY!r}]), run(["eval", out, *data, "--device", "cpu"]),

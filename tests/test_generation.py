@@ -6,10 +6,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from gam_lm.compiling import obstacle
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.generation import draw, generate, generate_text
+from gam_lm.inference.compiling import obstacle
+from gam_lm.inference.generation import draw, generate, generate_text
 from gam_lm.model import LanguageModel
 from gam_lm.presets import named_model
 
@@ -47,7 +47,7 @@ def test_learned_positions_end_the_text_with_one_line_and_none_never(caplog):
 def test_a_long_prompt_is_read_in_pieces_and_gives_the_same_text(mixer, monkeypatch):
     model, prompt = model_of(mixer=mixer), [3, 1, 4, 1, 5, 9, 2, 6, 5]
     whole = list(generate(model, prompt, max_new_tokens=8, temperature=0))
-    monkeypatch.setattr("gam_lm.generation.PREFILL_TOKENS", 4)
+    monkeypatch.setattr("gam_lm.inference.generation.PREFILL_TOKENS", 4)
     assert list(generate(model, prompt, max_new_tokens=8, temperature=0)) == whole
 
 

@@ -9,10 +9,10 @@ import torch
 import gam_lm.experiments.gpu as gpu
 import gam_lm.experiments.parity as parity
 import gam_lm.experiments.training_speed as speed
-from gam_lm.cli import run
-from gam_lm.compiling import obstacle
+from gam_lm.cli.main import run
 from gam_lm.experiments.gpu import DRY, FULL, bench_gpu
 from gam_lm.experiments.training_speed import matched
+from gam_lm.inference.compiling import obstacle
 from gam_lm.model import count_parameters
 from gam_lm.presets import KERNELS, named_model
 from gam_lm.report.gpu import write_gpu

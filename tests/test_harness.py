@@ -8,12 +8,12 @@ import torch
 from test_cli import refused
 
 from gam_lm.checkpoint import load_model, load_tokenizer_of, save_model
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokenizer import train_bpe
-from gam_lm.experiments.contenders import contender
-from gam_lm.generation import generate
-from gam_lm.hf.opponents import Opponent
+from gam_lm.experiments.models import contender
+from gam_lm.hf.baselines import Baseline
+from gam_lm.inference.generation import generate
 from gam_lm.model import LanguageModel
 
 pytest.importorskip("lm_eval", reason="pip install 'gam-lm[eval]'")
@@ -121,10 +121,10 @@ def test_a_text_longer_than_the_context_goes_by_windows(folder, capsys):
     assert found == pytest.approx(-total / len(TEXTS[0].encode()) / math.log(2), rel=1e-4)
 
 
-def test_opponents_are_measured_too(folder, capsys):
+def test_baselines_are_measured_too(folder, capsys):
     tokenizer = load_tokenizer_of(folder / "run")
     config = contender("hf:llama", ModelConfig(vocab_size=tokenizer.get_vocab_size(), **SIZES), match=True)[1]
-    model = Opponent(config).eval()
+    model = Baseline(config).eval()
     save_model(folder / "llama", model, tokenizer)
     command = ["eval", str(folder / "llama"), "--harness", "rolling", "--harness-tasks", str(folder / "tasks"), "--context", "64"]
     assert run([*command, "--device", "cpu", "--json"]) == 0

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from gam_lm.checkpoint import load_model
 from gam_lm.data.tokenizer import train_bpe
 from gam_lm.hf import GAMForCausalLM
-from gam_lm.loss import IGNORE
+from gam_lm.ops.cross_entropy import IGNORE
 
 # peft and Trainer still ask transformers for the older name of activation checkpointing
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")

@@ -10,7 +10,7 @@ import torch
 from test_page import Page, table
 
 from gam_lm.checkpoint import load_model, load_tokenizer_of, save_model
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokenizer import train_bpe
 from gam_lm.diagnostics.slots import slot_uses

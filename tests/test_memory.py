@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from gam_lm.config import ModelConfig
-from gam_lm.delta_rule import delta_memory, unit_triangular_inverse
-from gam_lm.memory import mean_memory, retrieve
 from gam_lm.mixers.gam import GAMMixer
+from gam_lm.ops.delta_rule import delta_memory, unit_triangular_inverse
+from gam_lm.ops.mean_rule import mean_memory
+from gam_lm.ops.retrieval import retrieve
 
 
 def delta_by_recurrence(r, a, v, b, log_decay, V0, D=None):

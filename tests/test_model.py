@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.loss import CHUNK_TOKENS, linear_cross_entropy
 from gam_lm.model import LanguageModel
+from gam_lm.ops.cross_entropy import CHUNK_TOKENS, linear_cross_entropy
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_memory_slots": 8, "dropout": 0.0}
 

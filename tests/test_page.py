@@ -18,7 +18,7 @@ from test_results import CORPUS, FLOOR, MACHINE, row
 from test_scaling import cell
 from test_training_speed import cell as step_of
 
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.errors import InputError
 from gam_lm.report.page import find_results, report_html, report_markdown, sections
 from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3

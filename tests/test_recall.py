@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.recall import TASKS, RecallTask, accuracy
 from gam_lm.experiments.recall import recall as measure_recall
-from gam_lm.loss import IGNORE
 from gam_lm.model import LanguageModel
+from gam_lm.ops.cross_entropy import IGNORE
 from gam_lm.report.recall import recall, recall_by_gap, recall_by_length, recall_differences, recall_plots, recall_table
 from gam_lm.results import Results
 from gam_lm.training.recipe import TrainConfig

@@ -157,7 +157,7 @@ def test_loss_curves_are_drawn_twice_to_the_same_bytes(tmp_path):
 
 
 def test_the_environment_names_the_machine():
-    from gam_lm.measure import environment
+    from gam_lm.runtime.measure import environment
 
     found = environment()
     assert set(found) == set(MACHINE) and found["cores"] >= 1 and json.dumps(found)

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 import gam_lm.experiments.scaling as scaling
-from gam_lm import measure
-from gam_lm.cli import parse, run
+from gam_lm.cli.main import parse, run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.scaling import Protocol, scale
-from gam_lm.isolation import resident_bytes, run_isolated
 from gam_lm.report.plots import Lines, label_ends, new_figure
 from gam_lm.report.scaling import fit_exponent, scaling_brief, scaling_table, write_scaling
 from gam_lm.results import Results
+from gam_lm.runtime import measure
+from gam_lm.runtime.isolation import resident_bytes, run_isolated
 
 BASE = ModelConfig(vocab_size=64, hidden_size=16, num_attention_heads=2, num_memory_slots=8, dropout=0.0)
 
@@ -87,7 +87,7 @@ def test_a_process_over_its_time_limit_is_a_result(probe):
 
 def test_a_process_ends_with_the_one_that_started_it(probe, tmp_path):
     file = tmp_path / "pid"
-    call = f"from gam_lm.isolation import run_isolated; run_isolated('probe:tell', {{'file': {str(file)!r}}}, seconds=60, memory_mb=2000)"
+    call = f"from gam_lm.runtime.isolation import run_isolated; run_isolated('probe:tell', {{'file': {str(file)!r}}}, seconds=60, memory_mb=2000)"
     parent = subprocess.Popen([sys.executable, "-c", call])
     eventually(lambda: file.exists() and file.read_text())
     child = int(file.read_text())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gam_lm.selective_scan import selective_scan
+from gam_lm.ops.selective_scan import selective_scan
 
 
 def recurrence(x, dt, A, B, C, state, index=None):
@@ -72,7 +72,7 @@ def test_half_precision_inputs_are_computed_in_float32():
 
 
 def test_the_sequential_steps_are_those_of_one_chunk_and_of_the_chunks(monkeypatch):
-    import gam_lm.selective_scan as module
+    import gam_lm.ops.selective_scan as module
 
     steps = []
     original = module._decay
@@ -86,7 +86,7 @@ def test_the_sequential_steps_are_those_of_one_chunk_and_of_the_chunks(monkeypat
 
 
 def test_on_a_cpu_chunks_are_as_long_as_leaves_a_place_full(monkeypatch):
-    import gam_lm.selective_scan as module
+    import gam_lm.ops.selective_scan as module
 
     monkeypatch.setattr(module, "SLAB", 48)  # numbers; a place of one chunk in each of two rows has 12
     assert module.chunk_length(2, 300, 6, 16, "cpu") == 75  # four chunks fill it

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gam_lm import LanguageModel, ModelConfig, generate_text, load_model, save_model
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.errors import InputError
 from gam_lm.serve.protocol import RequestError, read_request
 

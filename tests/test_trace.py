@@ -7,12 +7,12 @@ import pytest
 import torch
 from test_mixers import VARIANTS, config, inputs, mixer_of, same
 
-from gam_lm.delta_rule import delta_memory
 from gam_lm.diagnostics.trace import records, trace
 from gam_lm.errors import InputError
-from gam_lm.memory import mean_memory
 from gam_lm.model import LanguageModel
-from gam_lm.sources import MemoryInputs, delta_sources, mean_sources
+from gam_lm.ops.delta_rule import delta_memory
+from gam_lm.ops.mean_rule import mean_memory
+from gam_lm.ops.read_sources import MemoryInputs, delta_sources, mean_sources
 
 WRITTEN = [name for name in VARIANTS if name.startswith(("gam-mean", "gam-delta"))]
 every_mixer = pytest.mark.parametrize("name", VARIANTS)

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 import gam_lm.training.loop as loop
 from gam_lm.checkpoint import load_model, load_tokenizer_of, save_model
-from gam_lm.compiling import obstacle
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import prepare
 from gam_lm.errors import InputError
+from gam_lm.inference.compiling import obstacle
 from gam_lm.training.compiled import compile_for_training, make_eager
 from gam_lm.training.evaluate import evaluate
 from gam_lm.training.loop import fit, make_optimizer, new_model, train_step

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gam_lm.experiments.training_speed as speed
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import model_cost
 from gam_lm.experiments.training_speed import Protocol, bench_train, make_step, matched

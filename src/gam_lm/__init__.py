@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "GatedAssociativeMemory": "layer",
+    "GatedAssociativeMemory": "mixers.layer",
     "InputError": "errors",
     "LanguageModel": "model",
     "ModelConfig": "config",
     "State": "model",
     "TrainConfig": "training.recipe",
-    "generate": "generation",
-    "generate_text": "generation",
+    "generate": "inference.generation",
+    "generate_text": "inference.generation",
     "load_model": "checkpoint",
     "load_reference": "reference",
     "save_model": "checkpoint",
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from gam_lm.checkpoint import save_model as save_model
     from gam_lm.config import ModelConfig as ModelConfig
     from gam_lm.errors import InputError as InputError
-    from gam_lm.generation import generate as generate
-    from gam_lm.generation import generate_text as generate_text
-    from gam_lm.layer import GatedAssociativeMemory as GatedAssociativeMemory
+    from gam_lm.inference.generation import generate as generate
+    from gam_lm.inference.generation import generate_text as generate_text
+    from gam_lm.mixers.layer import GatedAssociativeMemory as GatedAssociativeMemory
     from gam_lm.model import LanguageModel as LanguageModel
     from gam_lm.model import State as State
     from gam_lm.reference import load_reference as load_reference

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from gam_lm.config import MODEL_TYPE, ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.files import explained, replacing, write_text
+from gam_lm.inference.int8 import check_method, is_int8, quantization_config, quantize_int8
 from gam_lm.model import LanguageModel
-from gam_lm.quantize import check_method, is_int8, quantization_config, quantize_int8
+from gam_lm.runtime.files import explained, replacing, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,9 +1,15 @@
-"""One kind of error for everything that a user can put right."""
+"""One kind of error for everything that a user can put right, and configurations that raise it."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable
+from typing import Any, TypeVar, dataclass_transform
+
+
+T = TypeVar("T")
 
 
 class InputError(Exception):
@@ -27,3 +33,73 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
     return InputError(f"unknown {kind} {name!r}: {hint}")
+
+
+RANGES = {
+    "greater_than": ("gt", "a number above {}"), "greater_than_equal": ("ge", "a number of at least {}"),
+    "less_than": ("lt", "a number below {}"), "less_than_equal": ("le", "a number of at most {}"),
+}  # fmt: skip
+KINDS = {
+    "int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "true or false", "string": "a text", "tuple": "a list",
+    "list": "a list", "dict": "an object", "none": "null",
+}  # fmt: skip
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def checked(kind: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only dataclass whose values pydantic checks strictly against their annotations, ranges included.
+
+    No value is converted (a list given for a tuple excepted, which JSON has no other way to write): a string is no number, 1 is no boolean, NaN and infinity
+    are no numbers. What does not fit raises an InputError of one line that names the field, the value and the fix.
+    """
+    from pydantic import ConfigDict, ValidationError
+    from pydantic.dataclasses import dataclass
+
+    config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+    made: Any = dataclass(frozen=True, kw_only=True, config=config)(kind)
+    construct = made.__init__
+    fields = [field.name for field in dataclasses.fields(made)]
+
+    @functools.wraps(construct)
+    def __init__(self: Any, **values: Any) -> None:
+        for name in values:
+            if name not in fields:
+                raise unknown_name(f"field of {kind.__name__}", name, fields)
+        try:
+            construct(self, **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        except ValidationError as error:
+            raise _in_one_line(error.errors()) from None
+
+    made.__init__ = __init__
+    return made
+
+
+def _in_one_line(errors: list[Any]) -> InputError:
+    """What pydantic found wrong first, as field, value and fix; of a union's branches all that would do."""
+    first = errors[0]
+    field = str(first["loc"][0])
+    value = first["input"]
+    if first["type"] == "missing":
+        return InputError(f"{field} is missing: give {field}")
+    if first["type"] == "literal_error" and isinstance(value, str):
+        choices = [choice.strip("'") for choice in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        return unknown_name(field, value, choices)
+    fixes = [_fix(each) for each in errors if str(each["loc"][0]) == field]
+    return InputError(f"{field} is {_short(value)}: use {' or '.join(dict.fromkeys(fixes))}")
+
+
+def _fix(error: Any) -> str:
+    kind = error["type"]
+    if kind in RANGES:
+        bound, words = RANGES[kind]
+        return words.format(error["ctx"][bound])
+    if kind == "literal_error":
+        return str(error["ctx"]["expected"])
+    if kind == "too_short":
+        return f"at least {error['ctx']['min_length']} of them"
+    return KINDS.get(kind.split("_")[0], str(error["msg"]).removeprefix("Input should be ").removeprefix("Value error, "))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

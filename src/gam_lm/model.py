@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.loss import cross_entropy, linear_cross_entropy
 from gam_lm.mixers import mixer_class
 from gam_lm.mixers.base import MixerState, init_linear, start_std
-from gam_lm.segments import positions_within, read_segments
+from gam_lm.ops.cross_entropy import cross_entropy, linear_cross_entropy
+from gam_lm.ops.segments import positions_within, read_segments
 
 logger = logging.getLogger("gam_lm")
 

@@ -107,7 +107,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "small-cpu": Preset(
         summary="gam train --preset small-cpu --initialization fan_in --learning-rate 8e-3 --out runs/small · 2 CPU cores, about 20 minutes · "
-        "4.19 nats per token on novels, 5.4 M parameters; opponents have other best start values and rates (docs/memory.md)",
+        "4.19 nats per token on novels, 5.4 M parameters; baselines have other best start values and rates (docs/memory.md)",
         data="gutenberg",
         models=("gam", "gam-static", "transformer-rotary", "mamba"),
         model={"hidden_size": 256, "num_hidden_layers": 4, "num_memory_slots": 256, "num_attention_heads": 4, "dropout": 0.0},

@@ -20,7 +20,7 @@ import numpy as np
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.files import explained, replacing, write_text
+from gam_lm.runtime.files import explained, replacing, write_text
 from gam_lm.training.recipe import TrainConfig
 
 IDENTITY = (

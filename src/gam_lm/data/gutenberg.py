@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from gam_lm.errors import InputError
-from gam_lm.files import replacing
+from gam_lm.runtime.files import replacing
 
 logger = logging.getLogger("gam_lm")
 

@@ -19,8 +19,8 @@ from gam_lm import __version__
 from gam_lm.data.corpora import SPLITS, Corpus, cache_root, load_corpus
 from gam_lm.data.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, train_bpe, train_paper
 from gam_lm.errors import InputError
-from gam_lm.files import explained, replacing
-from gam_lm.progress import progress
+from gam_lm.runtime.files import explained, replacing
+from gam_lm.runtime.progress import progress
 
 logger = logging.getLogger("gam_lm")
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from gam_lm.diagnostics.trace import spell
 from gam_lm.errors import InputError
-from gam_lm.loss import token_losses
 from gam_lm.mixers.base import MixerTrace
 from gam_lm.model import Block, LanguageModel
+from gam_lm.ops.cross_entropy import token_losses
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -17,11 +17,11 @@ import torch
 from gam_lm.config import ModelConfig
 from gam_lm.data.blocks import TrainingBlocks
 from gam_lm.data.tokens import TokenCorpus
-from gam_lm.experiments.contenders import build, contender, described, parameters, state_bytes
 from gam_lm.experiments.floors import FLOORS, floors
-from gam_lm.measure import interleaved_times, step_times
+from gam_lm.experiments.models import build, contender, described, parameters, state_bytes
 from gam_lm.model import LanguageModel
 from gam_lm.results import Results, write_blocks
+from gam_lm.runtime.measure import interleaved_times, step_times
 from gam_lm.training.compiled import compile_for_training
 from gam_lm.training.evaluate import evaluate
 from gam_lm.training.loop import Trained, fit, make_optimizer, train_step

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gam_lm.compiling import decoder, obstacle
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, unknown_name
-from gam_lm.experiments.contenders import OPPONENT, build, contender, described
-from gam_lm.isolation import OK, Isolated, Peak, measured
-from gam_lm.measure import MEMORY_READ, interleaved_times, memory_bandwidth
+from gam_lm.experiments.models import BASELINE, build, contender, described
+from gam_lm.inference.compiling import decoder, obstacle
+from gam_lm.inference.int8 import Int8Embedding, quantize_int8
 from gam_lm.model import LanguageModel, State
-from gam_lm.progress import progress
-from gam_lm.quantize import Int8Embedding, quantize_int8
 from gam_lm.results import Results
+from gam_lm.runtime.isolation import OK, Isolated, Peak, measured
+from gam_lm.runtime.measure import MEMORY_READ, interleaved_times, memory_bandwidth
+from gam_lm.runtime.progress import progress
 from gam_lm.training.precision import autocast
 
 logger = logging.getLogger("gam_lm")
@@ -129,7 +129,7 @@ def _serves(name: str, dtype: str, variant: str) -> bool:
 
 def _row(name: str, n: int, dtype: str, variant: str, B: int, base: ModelConfig, longest: int, protocol: Protocol) -> dict[str, Any]:
     """What tells a row from the others. Learned positions are as many as the longest context needs: they are looked up, not read."""
-    if name.startswith(OPPONENT) and name != GPT2:
+    if name.startswith(BASELINE) and name != GPT2:
         raise unknown_name("model", name, [GPT2])
     row_name, config = contender(name, base, match=True)
     if config.positions == "learned":

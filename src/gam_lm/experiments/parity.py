@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gam_lm.compiling import graphed_step, obstacle
 from gam_lm.config import ModelConfig
+from gam_lm.inference.compiling import graphed_step, obstacle
 from gam_lm.mixers import mixer_class
 from gam_lm.model import LanguageModel
 from gam_lm.presets import KERNELS, named_model

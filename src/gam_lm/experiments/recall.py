@@ -24,11 +24,11 @@ import torch
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, unknown_name
-from gam_lm.experiments.contenders import build, described, state_bytes
-from gam_lm.loss import IGNORE
+from gam_lm.experiments.models import build, described, state_bytes
 from gam_lm.model import LanguageModel
-from gam_lm.progress import progress
+from gam_lm.ops.cross_entropy import IGNORE
 from gam_lm.results import Results
+from gam_lm.runtime.progress import progress
 from gam_lm.training.loop import make_optimizer, train_step
 from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig

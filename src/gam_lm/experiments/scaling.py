@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from gam_lm.config import ModelConfig
-from gam_lm.experiments.contenders import block_contender, block_parameters, build_block, described
-from gam_lm.isolation import OK, Isolated, Peak, measured
-from gam_lm.measure import BYTES_PER_MB, cuda_peak_bytes, step_times
-from gam_lm.progress import progress
+from gam_lm.experiments.models import block_contender, block_parameters, build_block, described
 from gam_lm.results import Results
+from gam_lm.runtime.isolation import OK, Isolated, Peak, measured
+from gam_lm.runtime.measure import BYTES_PER_MB, cuda_peak_bytes, step_times
+from gam_lm.runtime.progress import progress
 from gam_lm.training.precision import autocast
 
 logger = logging.getLogger("gam_lm")

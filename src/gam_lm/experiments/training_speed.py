@@ -21,15 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from gam_lm.compiling import obstacle
 from gam_lm.config import ModelConfig
-from gam_lm.conv import CausalConv
 from gam_lm.diagnostics.cost import model_cost
-from gam_lm.experiments.contenders import OPPONENT, build, contender, described
-from gam_lm.isolation import OK, Peak, measured
-from gam_lm.measure import BYTES_PER_MB, cuda_peak_bytes, interleaved_times, matmul_peak, nominal_flops
-from gam_lm.progress import progress
+from gam_lm.experiments.models import BASELINE, build, contender, described
+from gam_lm.inference.compiling import obstacle
+from gam_lm.mixers.convolution import CausalConv
 from gam_lm.results import Results
+from gam_lm.runtime.isolation import OK, Peak, measured
+from gam_lm.runtime.measure import BYTES_PER_MB, cuda_peak_bytes, interleaved_times, matmul_peak, nominal_flops
+from gam_lm.runtime.progress import progress
 from gam_lm.training.compiled import compile_for_training
 from gam_lm.training.loop import make_optimizer, train_step
 from gam_lm.training.precision import autocast
@@ -168,8 +168,8 @@ def measure_times(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
 
 
 def _training_flops(config: ModelConfig, T: int) -> float:
-    """Per token: counted from the mixer's own cost; of an opponent three times the products that torch counts in a forward pass."""
-    if not config.mixer.startswith(OPPONENT):
+    """Per token: counted from the mixer's own cost; of an baseline three times the products that torch counts in a forward pass."""
+    if not config.mixer.startswith(BASELINE):
         return model_cost(config, T).training_flops
     model = build(config, 0, torch.device("cpu")).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

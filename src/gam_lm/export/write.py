@@ -20,10 +20,10 @@ from torch import Tensor
 from gam_lm.checkpoint import load_model, load_tokenizer_of, save_model
 from gam_lm.errors import InputError
 from gam_lm.export.graphs import TRACED_TOKENS, Graphs, flatten_state, trace
-from gam_lm.files import replacing
-from gam_lm.measure import step_times
+from gam_lm.inference.int8 import is_int8, quantize_int8
 from gam_lm.model import LanguageModel
-from gam_lm.quantize import is_int8, quantize_int8
+from gam_lm.runtime.files import replacing
+from gam_lm.runtime.measure import step_times
 
 Graph = Callable[[Tensor, list[Tensor]], tuple[Tensor, list[Tensor]]]
 """Tokens and state in, last logits and state out."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gam_lm.checkpoint import read_json
-from gam_lm.files import write_text
+from gam_lm.runtime.files import write_text
 
 if TYPE_CHECKING:
     from gam_lm.hf.modeling_gam import GAMForCausalLM

@@ -23,8 +23,8 @@ from gam_lm.errors import InputError
 from gam_lm.hf.cache import GAMCache
 from gam_lm.hf.card import push_run
 from gam_lm.hf.configuration_gam import GAMConfig
-from gam_lm.loss import IGNORE, cross_entropy, linear_cross_entropy
 from gam_lm.model import Backbone, Block, LanguageModel
+from gam_lm.ops.cross_entropy import IGNORE, cross_entropy, linear_cross_entropy
 
 CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)} else "past_key_values"
 """What transformers calls the cache: ``cache`` from 5.24 on."""
@@ -213,7 +213,7 @@ class GAMForCausalLM(GAMPreTrainedModel, GenerationMixin):
 
 
 def segments_of(attention_mask: Tensor | None, position_ids: Tensor | None, T: int, device: torch.device) -> Tensor | None:
-    """What the mixers need to know of the new tokens: None for one sequence without padding, else segments (B, T) as in gam_lm.segments."""
+    """What the mixers need to know of the new tokens: None for one sequence without padding, else segments (B, T) as in gam_lm.ops.segments."""
     segments_BT = None
     if attention_mask is not None:
         if attention_mask.dim() != 2:

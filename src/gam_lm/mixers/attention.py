@@ -1,4 +1,4 @@
-"""Causal self-attention, the opponent: softmax(q kᵀ / √E) v over the tokens so far.
+"""Causal self-attention, the baseline: softmax(q kᵀ / √E) v over the tokens so far.
 
 Shapes: B rows, T new tokens, L cached tokens, S = L + T, D = hidden_size, H heads, E = D / H.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear
-from gam_lm.segments import Segments, positions_within, read_segments
+from gam_lm.ops.segments import Segments, positions_within, read_segments
 
 ROTARY_BASE = 10_000.0
 

@@ -108,7 +108,7 @@ class Mixer(nn.Module, ABC):
         Args:
             x_BTD: normalised input of the block.
             state: of the tokens before x, as a call returned it; None starts the sequences.
-            segments_BT: ids of the sequences in each row, 0 for padding (see gam_lm.segments); the first
+            segments_BT: ids of the sequences in each row, 0 for padding (see gam_lm.ops.segments); the first
                 real token of a row continues ``state``.
 
         Returns:

@@ -9,7 +9,7 @@ sequence edits what the slots hold. Per head, the learned rows K are the slots' 
 
     s_t = τ K h_t                                                                  r_t = softmax(s_t)                  where to read
     v_t = W_v h_t,  b_t = σ(·),  log λ_t = −exp(A) softplus(·)                      a_t = softmax(Σ_k u_k ∘ s_{t−k})    where to write
-    y_t = σ(W_l h_t) ∘ local_t + W_o (σ(W_g h_t) ∘ RMSNorm(g_t))                    g_t: gam_lm.memory, from r, a, v, b, λ and V0
+    y_t = σ(W_l h_t) ∘ local_t + W_o (σ(W_g h_t) ∘ RMSNorm(g_t))                    g_t: gam_lm.ops.mean_rule, from r, a, v, b, λ and V0
 
 With ``write_address="keys"`` K is a projection to plain keys: τ is 1, and SiLU(s) / ‖SiLU(s)‖ stands in place of both softmaxes, the rule of Gated DeltaNet
 (arXiv 2412.06464). With ``gate_activation="silu"`` the gates are x·σ(x) in place of σ(x), as the output gates of Mamba and Gated DeltaNet are.
@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.conv import CausalConv
 from gam_lm.errors import InputError
 from gam_lm.mixers.base import Cost, Mixer, MixerState, MixerTrace, Slots, init_linear
+from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.memories import StaticMemory, WrittenMemory
-from gam_lm.segments import Segments, read_segments
+from gam_lm.ops.segments import Segments, read_segments
 
 MAX_UNROLLED = 16
 """Chunks of a written memory that a compiler unrolls in about a minute."""

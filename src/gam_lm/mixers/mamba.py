@@ -1,4 +1,4 @@
-"""Mamba, the other opponent (Gu & Dao, arXiv 2312.00752, section 3.4 and figure 3): a selective state space behind a short convolution, gated.
+"""Mamba, the other baseline (Gu & Dao, arXiv 2312.00752, section 3.4 and figure 3): a selective state space behind a short convolution, gated.
 
     x, z       = split(W_in h)                              two branches of E = expand · D channels
     x          = SiLU(causal_conv(x))
@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.conv import CausalConv
 from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear
-from gam_lm.segments import read_segments
-from gam_lm.selective_scan import chunk_length, recomputed_places, selective_scan
+from gam_lm.mixers.convolution import CausalConv
+from gam_lm.ops.segments import read_segments
+from gam_lm.ops.selective_scan import chunk_length, recomputed_places, selective_scan
 
 STEP_RANGE = (1e-3, 0.1)
 """Step sizes at the start, log-uniform (section 3.6)."""

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.conv import CausalConv
-from gam_lm.delta_rule import delta_memory, fla_delta_memory
-from gam_lm.memory import mean_memory, retrieve
 from gam_lm.mixers.base import INIT_STD, init_linear, start_std
-from gam_lm.segments import Segments
-from gam_lm.sources import MemoryInputs, Sources, delta_sources, mean_sources
+from gam_lm.mixers.convolution import CausalConv
+from gam_lm.ops.delta_rule import delta_memory, fla_delta_memory
+from gam_lm.ops.mean_rule import mean_memory
+from gam_lm.ops.read_sources import MemoryInputs, Sources, delta_sources, mean_sources
+from gam_lm.ops.retrieval import retrieve
+from gam_lm.ops.segments import Segments
 
 SHARPNESS = 4.0
 """τ at the start: with addresses on the unit sphere, the standard deviation of a score."""

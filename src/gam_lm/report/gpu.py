@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gam_lm.files import write_text
 from gam_lm.report.decode import write_decode
 from gam_lm.report.rows import machine_line
 from gam_lm.report.scaling import write_scaling
 from gam_lm.report.speed import write_speed
 from gam_lm.results import read_results
+from gam_lm.runtime.files import write_text
 
 
 def write_gpu(directory: Path) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gam_lm.errors import MissingExtraError
-from gam_lm.files import replacing
 from gam_lm.report.rows import by_model, by_variant, common_curve, floor_name, floors, trained
+from gam_lm.runtime.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

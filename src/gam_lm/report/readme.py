@@ -47,7 +47,7 @@ def _table(path: Path, words: list[str]) -> str:
 
 def update(path: Path) -> bool:
     """Render the tables of a file in place; return whether anything changed. Raises InputError for a file that is not there."""
-    from gam_lm.files import write_text
+    from gam_lm.runtime.files import write_text
 
     if not path.is_file():
         raise InputError(f"readme is {str(path)!r}: there is no such file")

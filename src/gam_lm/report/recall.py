@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gam_lm.files import write_text
 from gam_lm.report.compare import difference_words
 from gam_lm.report.plots import Lines, new_figure, powers_of_two, save
 from gam_lm.report.rows import Row, by_variant, machine_line
 from gam_lm.report.statistics import paired, summarise
 from gam_lm.report.tables import Table
 from gam_lm.results import read_results
+from gam_lm.runtime.files import write_text
 
 SHORT_GAPS = 0.01
 """The power of the gaps where nothing else is said."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gam_lm.files import write_text
 from gam_lm.report.plots import Lines, decades, new_figure, powers_of_two, save
 from gam_lm.report.rows import by_model, by_setting, machine_line, setting_name, three_digits
 from gam_lm.report.statistics import t_quantile
 from gam_lm.report.tables import Table
 from gam_lm.results import read_results
+from gam_lm.runtime.files import write_text
 
 Row = Mapping[str, Any]
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gam_lm.files import replacing, write_text
 from gam_lm.report.compare import with_interval
 from gam_lm.report.page import templates
 from gam_lm.report.tables import Table
+from gam_lm.runtime.files import replacing, write_text
 
 Slot = Mapping[str, Any]
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gam_lm.files import write_text
 from gam_lm.report.plots import colour, new_figure, save
 from gam_lm.report.rows import by_model, machine_line, three_digits
 from gam_lm.report.tables import Table
 from gam_lm.results import read_results
+from gam_lm.runtime.files import write_text
 
 Row = Mapping[str, Any]
 

@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gam_lm.files import replacing
 from gam_lm.report.page import templates
 from gam_lm.report.tables import Table
+from gam_lm.runtime.files import replacing
 
 Token = Mapping[str, Any]
 

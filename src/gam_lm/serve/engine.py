@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from gam_lm.checkpoint import read_json
-from gam_lm.generation import generate
+from gam_lm.inference.generation import generate
 from gam_lm.model import LanguageModel
 from gam_lm.serve.protocol import Request, RequestError
 

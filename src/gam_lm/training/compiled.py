@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gam_lm.compiling import obstacle
 from gam_lm.diagnostics.cost import model_cost
+from gam_lm.inference.compiling import obstacle
 from gam_lm.model import Block, LanguageModel
 from gam_lm.training.recipe import TrainConfig
 

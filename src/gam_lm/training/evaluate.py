@@ -14,8 +14,8 @@ import torch
 
 from gam_lm.data.blocks import evaluation_blocks
 from gam_lm.data.tokens import Split
-from gam_lm.loss import IGNORE, token_losses
 from gam_lm.model import LanguageModel
+from gam_lm.ops.cross_entropy import IGNORE, token_losses
 from gam_lm.training.precision import autocast
 
 

@@ -19,10 +19,10 @@ from gam_lm.config import ModelConfig
 from gam_lm.data.blocks import TrainingBlocks, check_length
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import InputError
-from gam_lm.files import explained, write_text
-from gam_lm.loss import IGNORE
 from gam_lm.model import LanguageModel
-from gam_lm.progress import progress
+from gam_lm.ops.cross_entropy import IGNORE
+from gam_lm.runtime.files import explained, write_text
+from gam_lm.runtime.progress import progress
 from gam_lm.training.compiled import compile_for_training, make_eager
 from gam_lm.training.evaluate import Evaluation, evaluate
 from gam_lm.training.precision import autocast, choose_dtype

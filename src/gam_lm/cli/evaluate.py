@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from gam_lm.cli.flags import command_line
 from gam_lm.errors import InputError, MissingExtraError
-from gam_lm.verbs.flags import command_line
 
 if TYPE_CHECKING:
     from gam_lm.data.tokens import TokenCorpus
@@ -98,7 +98,7 @@ class Eval:
     def _context_use(self, model: LanguageModel, corpus: TokenCorpus, context: int) -> dict[str, Any]:
         from gam_lm.data.tokenizer import END_OF_TEXT
         from gam_lm.diagnostics.context_use import context_use
-        from gam_lm.progress import progress
+        from gam_lm.runtime.progress import progress
 
         separator = corpus.tokenizer.token_to_id(END_OF_TEXT)
         with progress("context use", None, "sequences") as bar:
@@ -126,12 +126,12 @@ class Eval:
         return nats
 
     def _keep(self, row: dict[str, Any], model: LanguageModel, corpus: TokenCorpus) -> None:
-        from gam_lm.files import write_text
-        from gam_lm.measure import environment
         from gam_lm.mixers import mixer_class
         from gam_lm.report.plots import context_plots
         from gam_lm.report.tables import context_table
         from gam_lm.results import Results, read_results, results_file
+        from gam_lm.runtime.files import write_text
+        from gam_lm.runtime.measure import environment
         from gam_lm.training.loop import corpus_figures
 
         assert self.out is not None
@@ -147,8 +147,8 @@ class Eval:
 
     def _harness(self) -> None:
         from gam_lm.checkpoint import read_json
-        from gam_lm.measure import environment
         from gam_lm.results import Results, results_file
+        from gam_lm.runtime.measure import environment
         from gam_lm.training.precision import choose_device
 
         try:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gam_lm.cli.flags import check_bounds, command_line
 from gam_lm.config import ModelConfig
-from gam_lm.verbs.flags import check_bounds, command_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class BenchTrain:
     def run(self) -> None:
         """Measure what is missing, then write table and plot."""
         from gam_lm.experiments.training_speed import VARIANTS, Protocol, bench_train, matched
-        from gam_lm.measure import environment
         from gam_lm.report.speed import write_speed
         from gam_lm.results import Results, results_file
+        from gam_lm.runtime.measure import environment
         from gam_lm.training.precision import choose_device
 
         check_bounds(self, whole=("batch_sizes", "context", "rounds", "warmup"), positive=("limit_seconds", "limit_mb"))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import tyro
 
+from gam_lm.cli.data import Data
+from gam_lm.cli.flags import command_line, peek
 from gam_lm.config import ModelConfig
 from gam_lm.presets import ABLATION, ablation_preset
 from gam_lm.training.recipe import TrainConfig
-from gam_lm.verbs.data import Data
-from gam_lm.verbs.flags import command_line, peek
 
 DEFAULT = ABLATION["minutes"]
 
@@ -49,10 +49,10 @@ class Ablate:
         """Train what is missing, then write table and plot."""
         from gam_lm.experiments.ablation import plan_ablation
         from gam_lm.experiments.benchmark import benchmark, describe_plan
-        from gam_lm.files import write_text
-        from gam_lm.measure import environment
         from gam_lm.report.ablation import ablation_plot, ablation_table
         from gam_lm.results import Results, read_results, results_file
+        from gam_lm.runtime.files import write_text
+        from gam_lm.runtime.measure import environment
         from gam_lm.training.loop import corpus_figures
         from gam_lm.training.precision import choose_device
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gam_lm.cli.flags import check_bounds, command_line
 from gam_lm.config import ModelConfig
-from gam_lm.verbs.flags import check_bounds, command_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,9 @@ class BenchDecode:
     def run(self) -> None:
         """Measure what is missing, then write table and plots."""
         from gam_lm.experiments.decode import Protocol, bench_decode
-        from gam_lm.measure import environment
         from gam_lm.report.decode import write_decode
         from gam_lm.results import Results, results_file
+        from gam_lm.runtime.measure import environment
         from gam_lm.training.precision import choose_device
 
         check_bounds(self, whole=("contexts", "batch_sizes", "steps", "warmup"), positive=("limit_seconds", "limit_mb"))

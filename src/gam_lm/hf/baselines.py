@@ -1,6 +1,6 @@
-"""Any causal language model of transformers as an opponent: `hf:llama`, `hf:mamba2`, `hf:lfm2`, `hf:qwen3` …
+"""Any causal language model of transformers as an baseline: `hf:llama`, `hf:mamba2`, `hf:lfm2`, `hf:qwen3` …
 
-An opponent is described by the library's own ModelConfig with ``mixer="hf:<model_type>"``: sizes, vocabulary, tied head and dropout are taken from it, all
+An baseline is described by the library's own ModelConfig with ``mixer="hf:<model_type>"``: sizes, vocabulary, tied head and dropout are taken from it, all
 else is what the type's own configuration class says. It starts from that type's own random start values, under ``initialization="fan_in"`` with a standard
 deviation of 1/√hidden_size; no weights are downloaded.
 
@@ -31,12 +31,12 @@ from gam_lm.model import Block, LanguageModel, State
 
 PREFIX = "hf:"
 CLOSE_ENOUGH = 0.01
-"""An opponent has the wanted number of parameters to within this share."""
+"""An baseline has the wanted number of parameters to within this share."""
 KERNELS = ("mamba_ssm", "causal_conv1d", "fla")
 """Packages whose kernels transformers takes where they are installed."""
 
 
-class Opponent(LanguageModel):
+class Baseline(LanguageModel):
     """A model of transformers behind the calls that training and evaluation make: ``model(tokens, targets)``, ``hidden``, ``lm_head``.
 
     Raises InputError where the type does not build at this size, or its logits are more than one matrix times the last hidden vector.
@@ -66,7 +66,7 @@ class Opponent(LanguageModel):
         Raises InputError for a state to go on from, or segments.
         """
         if segments_BT is not None or state is not None:
-            raise InputError(f"model is {self.config.mixer!r}: an opponent takes whole sequences, without segments or a state to go on from")
+            raise InputError(f"model is {self.config.mixer!r}: an baseline takes whole sequences, without segments or a state to go on from")
         self._check_ids(tokens_BT)
         h_BTD = self.network.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
         B, T = tokens_BT.shape
@@ -93,8 +93,8 @@ class Opponent(LanguageModel):
             raise InputError(f"model {self.config.mixer!r} has more to its logits than one matrix (a bias, scale or cap): use another type")
 
 
-class OpponentBlock(nn.Module):
-    """The layers of an opponent between embedding and head, called as a Block is: ``(x_BTD, state, segments_BT) -> (y_BTD, state)``."""
+class BaselineBlock(nn.Module):
+    """The layers of an baseline between embedding and head, called as a Block is: ``(x_BTD, state, segments_BT) -> (y_BTD, state)``."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class OpponentBlock(nn.Module):
 
 
 def describe(name: str, base: ModelConfig) -> ModelConfig:
-    """The opponent ``hf:<model_type>`` at the width, depth and vocabulary of ``base``.
+    """The baseline ``hf:<model_type>`` at the width, depth and vocabulary of ``base``.
 
     Raises:
         InputError: for a type that transformers does not have as a causal language model, or that does not build at these sizes.
@@ -174,7 +174,7 @@ def period(config: ModelConfig) -> int:
 
 
 def columns(config: ModelConfig) -> dict[str, Any]:
-    """What a row says of an opponent besides ``model_config``: the version of transformers and the type's own configuration, as far as it is not the default."""
+    """What a row says of an baseline besides ``model_config``: the version of transformers and the type's own configuration, as far as it is not the default."""
     built, kind = transformers_config(config), config.mixer.removeprefix(PREFIX)
     changed = {name: getattr(built, name) for name, default in _fields(kind).items() if getattr(built, name, default) != default}
     return {"transformers": transformers.__version__, "transformers_config": {"model_type": kind, **changed}}

@@ -51,7 +51,7 @@ def selective_scan(
         C_BTN: what a token reads.
         state_BNE: before the first token; None is zero.
         chunk_size: least length of a chunk, of no influence on the result but rounding.
-        index_BT: number of sequence starts in the row so far (see gam_lm.segments); the state is cleared where it changes.
+        index_BT: number of sequence starts in the row so far (see gam_lm.ops.segments); the state is cleared where it changes.
 
     Returns:
         y (B, T, E) and the state after the last token (B, N, E), both in fp32, or fp64 where an input is.

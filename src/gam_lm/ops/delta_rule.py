@@ -3,7 +3,7 @@
     D_t = λ_t D_{t−1} + b_t a_t (v_t − (V0 + λ_t D_{t−1})ᵀ a_t)ᵀ              g_t = (V0 + D_t)ᵀ r_t
 
 A token corrects what the ones before it wrote, so that what the tokens of a chunk really write, W, solves a unit-triangular system. With the state D at the
-chunk's start, A = tril(b (a aᵀ) ∘ mask, −1) and mask and G as in gam_lm.chunks,
+chunk's start, A = tril(b (a aᵀ) ∘ mask, −1) and mask and G as in gam_lm.ops.chunks,
 
     W = (I + A)⁻¹ b (v − a V0 − e^G a D)              g = r V0 + e^G r D + (r aᵀ ∘ mask) W
 
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gam_lm.chunks import Chunks
 from gam_lm.errors import InputError, MissingExtraError
+from gam_lm.ops.chunks import Chunks
 
 
 def delta_memory(
@@ -49,7 +49,7 @@ def delta_memory(
         bank_HME: V0, what the memory holds before a word was read.
         state: (D,) of shape (B, H, M, E) after the tokens before; None starts the sequences.
         chunk_size: L, of no influence on the result but rounding.
-        index_BT: number of sequence starts in the row so far (see gam_lm.segments); the memory is V0 again where it changes.
+        index_BT: number of sequence starts in the row so far (see gam_lm.ops.segments); the memory is V0 again where it changes.
 
     Returns:
         g (B, T, H, E), what each token reads, in the dtype of the values, and the state in fp32, or fp64 where an input is.

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import tyro
 
+from gam_lm.cli.flags import command_line, peek
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.presets import RECALL, recall_preset
 from gam_lm.training.recipe import TrainConfig
-from gam_lm.verbs.flags import command_line, peek
 
 DEFAULT = RECALL["minutes"]
 
@@ -56,11 +56,11 @@ class Recall:
 
     def run(self) -> None:
         """Train what is missing, then write table and plot."""
-        from gam_lm.experiments.contenders import contender
+        from gam_lm.experiments.models import contender
         from gam_lm.experiments.recall import RecallTask, recall
-        from gam_lm.measure import environment
         from gam_lm.report.recall import write_recall
         from gam_lm.results import Results, results_file
+        from gam_lm.runtime.measure import environment
         from gam_lm.training.precision import choose_device
 
         if len(self.length) not in (1, len(self.pairs)):

@@ -8,12 +8,10 @@ Shapes: B rows, T tokens, C channels, K taps (the last tap sees the current toke
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gam_lm.segments import Segments
+from gam_lm.ops.segments import Segments
 
 
 def causal_conv(
@@ -73,22 +71,3 @@ def _taps(window_BSC: Tensor, weight_CK: Tensor, bias_C: Tensor | None, T: int, 
             x_BTC = torch.where(same_BT[..., None], x_BTC, 0)
         y_BTC = torch.addcmul(y_BTC, x_BTC, weight_CK[:, k])
     return y_BTC
-
-
-class CausalConv(nn.Module):
-    """A causal depthwise convolution with its parameters."""
-
-    def __init__(self, channels: int, kernel_size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels, kernel_size))
-        self.bias = nn.Parameter(torch.empty(channels))
-
-    def forward(self, x_BTC: Tensor, state_BJC: Tensor | None = None, segments: Segments | None = None) -> tuple[Tensor, Tensor]:
-        """See :func:`causal_conv`."""
-        return causal_conv(x_BTC, self.weight, self.bias, state_BJC, segments)
-
-    def init_weights(self) -> None:
-        """PyTorch's start values of a depthwise Conv1d: U(±1/√K)."""
-        bound = 1 / math.sqrt(self.weight.shape[1])
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)

@@ -72,8 +72,8 @@ class InspectTrace:
         """Read the text once, and write as it is read."""
         from gam_lm.checkpoint import load_model, load_tokenizer_of
         from gam_lm.diagnostics.trace import trace
-        from gam_lm.progress import progress
         from gam_lm.report.trace_page import Means, write_json, write_page
+        from gam_lm.runtime.progress import progress
         from gam_lm.training.precision import choose_device
 
         write = _writer(self.out, {".html": write_page, ".json": write_json})
@@ -117,8 +117,8 @@ class InspectSlots:
         """Read the text, take slots out, write."""
         from gam_lm.checkpoint import load_model, load_tokenizer_of
         from gam_lm.diagnostics.slots import slot_uses
-        from gam_lm.progress import progress
         from gam_lm.report.slots_page import overview, write_csv, write_json, write_page
+        from gam_lm.runtime.progress import progress
         from gam_lm.training.precision import choose_device
 
         write = _writer(self.out, {".html": write_page, ".csv": write_csv, ".json": write_json})

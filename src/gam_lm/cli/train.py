@@ -8,11 +8,11 @@ from typing import Literal
 
 import tyro
 
+from gam_lm.cli.data import Data
+from gam_lm.cli.flags import peek
 from gam_lm.config import ModelConfig
 from gam_lm.presets import named_model, preset
 from gam_lm.training.recipe import TrainConfig
-from gam_lm.verbs.data import Data
-from gam_lm.verbs.flags import peek
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class Train:
 
     def run(self) -> None:
         """Train and print the validation figures."""
+        from gam_lm.cli.evaluate import print_evaluation
         from gam_lm.training.loop import fit, new_model
         from gam_lm.training.precision import choose_device
         from gam_lm.training.trackers import make_tracker
-        from gam_lm.verbs.evaluate import print_evaluation
 
         device = choose_device(self.device)
         corpus = self.text.prepare(self.architecture.vocab_size)
@@ -87,7 +87,7 @@ class Generate:
     def run(self) -> None:
         """Print the text as it comes."""
         from gam_lm.checkpoint import load_model, load_tokenizer_of
-        from gam_lm.generation import generate_text
+        from gam_lm.inference.generation import generate_text
         from gam_lm.training.precision import choose_device
 
         model = load_model(self.run_directory, device=choose_device(self.device))

@@ -18,7 +18,7 @@ from gam_lm.training.loop import new_model
 
 logger = logging.getLogger("gam_lm")
 
-OPPONENT = "hf:"
+BASELINE = "hf:"
 """What the names of models of transformers, and the ``mixer`` of their descriptions, begin with."""
 
 CLOSE_ENOUGH = 0.01
@@ -34,98 +34,98 @@ def contender(name: str, base: ModelConfig, *, match: bool) -> tuple[str, ModelC
         match: size the model to the parameters of the static GAM at ``base``; the paper's own sizes are not matched.
 
     Raises:
-        InputError: for an unknown name, or an opponent that finds no size near enough.
+        InputError: for an unknown name, or an baseline that finds no size near enough.
     """
     target = count_parameters(named_model("gam-static", base)) if match else None
-    if name.startswith(OPPONENT):
-        return name, _opponent(name, base, target)
+    if name.startswith(BASELINE):
+        return name, _baseline(name, base, target)
     name = model_name(name)
     config = named_model(name, base)
     return name, config if target is None else match_parameters(config, target)
 
 
 def block_contender(name: str, base: ModelConfig) -> tuple[str, ModelConfig]:
-    """The same for a comparison of single blocks of one width: an opponent's feed-forward network makes its blocks as large as those of the static GAM."""
-    if not name.startswith(OPPONENT):
+    """The same for a comparison of single blocks of one width: an baseline's feed-forward network makes its blocks as large as those of the static GAM."""
+    if not name.startswith(BASELINE):
         return model_name(name), named_model(name, base)
-    opponents = _opponents(name)
-    opponent = opponents.describe(name, base)
-    if opponent.intermediate_size is None:
-        return name, opponent
-    one_block = opponent.replace(num_hidden_layers=opponents.period(opponent), max_position_embeddings=1)
+    baselines = _baselines(name)
+    baseline = baselines.describe(name, base)
+    if baseline.intermediate_size is None:
+        return name, baseline
+    one_block = baseline.replace(num_hidden_layers=baselines.period(baseline), max_position_embeddings=1)
     target = count_parameters(named_model("gam-static", base.replace(num_hidden_layers=one_block.num_hidden_layers)))
-    return name, opponent.replace(intermediate_size=opponents.match(one_block, target, only_inner=True).intermediate_size)
+    return name, baseline.replace(intermediate_size=baselines.match(one_block, target, only_inner=True).intermediate_size)
 
 
 def build(config: ModelConfig, seed: int, device: torch.device) -> LanguageModel:
     """A model whose start values are a function of ``seed`` alone."""
-    if not config.mixer.startswith(OPPONENT):
+    if not config.mixer.startswith(BASELINE):
         return new_model(config, seed, device)
     torch.manual_seed(seed)
-    model: LanguageModel = _opponents(config.mixer).Opponent(config)
+    model: LanguageModel = _baselines(config.mixer).Baseline(config)
     return model.to(device)
 
 
 def build_block(config: ModelConfig, length: int) -> tuple[Block, int]:
     """What a comparison of blocks runs over ``length`` tokens, with its start values, and how many blocks it is: more than one for a hybrid of transformers."""
-    if not config.mixer.startswith(OPPONENT):
+    if not config.mixer.startswith(BASELINE):
         return LanguageModel(config.replace(num_hidden_layers=1, vocab_size=1, max_position_embeddings=1)).layers[0], 1
-    opponents = _opponents(config.mixer)
-    blocks = opponents.period(config)
-    return opponents.OpponentBlock(
+    baselines = _baselines(config.mixer)
+    blocks = baselines.period(config)
+    return baselines.BaselineBlock(
         config.replace(num_hidden_layers=blocks, max_position_embeddings=max(length, config.max_position_embeddings))
     ), blocks
 
 
 def block_parameters(config: ModelConfig) -> int:
     """Parameters of one block; where several kinds take turns, the mean."""
-    turn = _opponents(config.mixer).period(config) if config.mixer.startswith(OPPONENT) else 1
+    turn = _baselines(config.mixer).period(config) if config.mixer.startswith(BASELINE) else 1
     once, twice = (parameters(config.replace(num_hidden_layers=n * turn)) for n in (1, 2))
     return (twice - once) // turn
 
 
 def parameters(config: ModelConfig) -> int:
     """How many the model has, without allocating it."""
-    if not config.mixer.startswith(OPPONENT):
+    if not config.mixer.startswith(BASELINE):
         return count_parameters(config)
-    count: int = _opponents(config.mixer).count(config)
+    count: int = _baselines(config.mixer).count(config)
     return count
 
 
 def state_bytes(config: ModelConfig, context: int) -> int:
     """What one sequence carries from token to token after ``context`` tokens, in fp32."""
-    if not config.mixer.startswith(OPPONENT):
+    if not config.mixer.startswith(BASELINE):
         return config.num_hidden_layers * mixer_class(config.mixer).cost(config, context).state_bytes
-    measured: int = _opponents(config.mixer).state_bytes(config, context)
+    measured: int = _baselines(config.mixer).state_bytes(config, context)
     return measured
 
 
 def described(config: ModelConfig) -> dict[str, Any]:
-    """What a row says of its model: ``backend`` and ``model_config``, and of an opponent how transformers describes it."""
-    if not config.mixer.startswith(OPPONENT):
+    """What a row says of its model: ``backend`` and ``model_config``, and of an baseline how transformers describes it."""
+    if not config.mixer.startswith(BASELINE):
         return {"backend": mixer_class(config.mixer).backend_name(config), "model_config": config.to_dict()}
-    opponents = _opponents(config.mixer)
-    return {"backend": opponents.backend_name(config), "model_config": config.to_dict(), **opponents.columns(config)}
+    baselines = _baselines(config.mixer)
+    return {"backend": baselines.backend_name(config), "model_config": config.to_dict(), **baselines.columns(config)}
 
 
-def _opponent(name: str, base: ModelConfig, target: int | None) -> ModelConfig:
-    opponents = _opponents(name)
-    config: ModelConfig = opponents.describe(name, base)
+def _baseline(name: str, base: ModelConfig, target: int | None) -> ModelConfig:
+    baselines = _baselines(name)
+    config: ModelConfig = baselines.describe(name, base)
     if target is not None:
-        config = opponents.match(config, target)
+        config = baselines.match(config, target)
     logger.info(
-        "%s: %s parameters%s: hidden_size %d, num_hidden_layers %d%s; backend %s", name, f"{opponents.count(config):,}",
+        "%s: %s parameters%s: hidden_size %d, num_hidden_layers %d%s; backend %s", name, f"{baselines.count(config):,}",
         f" for {target:,} wanted" if target else "", config.hidden_size, config.num_hidden_layers,
         f", intermediate_size {config.intermediate_size}" if config.intermediate_size else f", state_size {config.state_size}",
-        opponents.backend_name(config),
+        baselines.backend_name(config),
     )  # fmt: skip
     return config
 
 
-def _opponents(name: str) -> ModuleType:
+def _baselines(name: str) -> ModuleType:
     """The room that knows transformers, entered only where a name asks for it."""
     try:
-        return import_module("gam_lm.hf.opponents")
+        return import_module("gam_lm.hf.baselines")
     except MissingExtraError as error:
         raise MissingExtraError("transformers", "hf", f"model {name}") from error
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import tyro
 from tyro.conf import Suppress
 
+from gam_lm.cli.data import Data
+from gam_lm.cli.flags import command_line, peek
 from gam_lm.config import ModelConfig
 from gam_lm.presets import preset
 from gam_lm.training.recipe import TrainConfig
-from gam_lm.verbs.data import Data
-from gam_lm.verbs.flags import command_line, peek
 
 PARTS = {"paper": ("paper-wikitext2", "paper-tinystories")}
 """Presets of several setups, each in a folder of its own below --out."""
@@ -65,8 +65,8 @@ class Bench:
     def run(self) -> None:
         """Train what is missing, then write table and plot."""
         from gam_lm.experiments.benchmark import benchmark, describe_plan, plan
-        from gam_lm.measure import environment
         from gam_lm.results import Results, results_file
+        from gam_lm.runtime.measure import environment
         from gam_lm.training.loop import corpus_figures
         from gam_lm.training.precision import choose_device
 
@@ -90,10 +90,10 @@ class Bench:
 
 def _show(out: Path) -> None:
     """Write and print table and plot."""
-    from gam_lm.files import write_text
     from gam_lm.report.plots import loss_curves
     from gam_lm.report.tables import quality_table
     from gam_lm.results import read_results
+    from gam_lm.runtime.files import write_text
 
     results = read_results(out / "results.json")
     table = quality_table(results, out)

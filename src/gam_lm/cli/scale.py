@@ -8,9 +8,9 @@ from typing import Literal
 
 import tyro
 
+from gam_lm.cli.flags import check_bounds, command_line, peek
 from gam_lm.config import ModelConfig
 from gam_lm.presets import SCALING, scale_preset
-from gam_lm.verbs.flags import check_bounds, command_line, peek
 
 DEFAULT = SCALING["cpu"]
 
@@ -59,9 +59,9 @@ class Scale:
     def run(self) -> None:
         """Measure what is missing, then write table and plots."""
         from gam_lm.experiments.scaling import Protocol, scale
-        from gam_lm.measure import environment
         from gam_lm.report.scaling import write_scaling
         from gam_lm.results import Results, results_file
+        from gam_lm.runtime.measure import environment
         from gam_lm.training.precision import choose_device, choose_dtype
 
         check_bounds(self, whole=("lengths", "batch_size", "iterations", "warmup"), positive=("seconds", "limit_seconds", "limit_mb"))

@@ -1,4 +1,4 @@
-"""Any architecture of transformers as an opponent, at the size of the library's own models."""
+"""Any architecture of transformers as an baseline, at the size of the library's own models."""
 
 import json
 import subprocess
@@ -9,16 +9,16 @@ import torch
 from test_cli import TINY, refused, text  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gam_lm.cli import run
+from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import prepare
 from gam_lm.errors import InputError
-from gam_lm.experiments.contenders import CLOSE_ENOUGH, build, contender, state_bytes
+from gam_lm.experiments.models import CLOSE_ENOUGH, build, contender, state_bytes
 from gam_lm.experiments.scaling import Protocol, scale
-from gam_lm.hf import opponents
-from gam_lm.hf.opponents import Opponent, OpponentBlock
-from gam_lm.loss import IGNORE
+from gam_lm.hf import baselines
+from gam_lm.hf.baselines import Baseline, BaselineBlock
 from gam_lm.model import count_parameters
+from gam_lm.ops.cross_entropy import IGNORE
 from gam_lm.presets import PRESETS, named_model
 from gam_lm.report.plots import GREY, colour
 from gam_lm.results import Results
@@ -32,32 +32,32 @@ SMALL = ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_atte
 
 @pytest.mark.parametrize("name", [*NAMES, "hf:gpt2", "hf:mamba", "hf:mistral", "hf:qwen3_next", "hf:gemma2"])
 @pytest.mark.parametrize("setup", ["laptop", "small-cpu"])
-def test_an_opponent_has_the_parameters_of_the_static_gam(name, setup):
+def test_an_baseline_has_the_parameters_of_the_static_gam(name, setup):
     base = ModelConfig(vocab_size=PRESETS[setup].vocab_size, **PRESETS[setup].model)
     row, config = contender(name, base, match=True)
     target = count_parameters(named_model("gam-static", base))
     assert row == name and (config.vocab_size, config.hidden_size) == (base.vocab_size, base.hidden_size)
-    assert abs(opponents.count(config) - target) <= CLOSE_ENOUGH * target
+    assert abs(baselines.count(config) - target) <= CLOSE_ENOUGH * target
     if setup == "laptop":
         model = build(config, 0, CPU)
-        assert model.count_parameters() == opponents.count(config)
+        assert model.count_parameters() == baselines.count(config)
         assert model.lm_head.weight is model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("name", [*NAMES, "hf:gpt2"])
 def test_by_fan_in_its_start_values_are_as_large_as_those_of_our_own_models(name):
     base = SMALL.replace(vocab_size=1000, hidden_size=64)
-    opponents_own, by_fan_in = (build(contender(name, base.replace(initialization=each), match=False)[1], 0, CPU) for each in ("scaled", "fan_in"))
+    baselines_own, by_fan_in = (build(contender(name, base.replace(initialization=each), match=False)[1], 0, CPU) for each in ("scaled", "fan_in"))
     ours = build(named_model("transformer-rotary", base.replace(initialization="fan_in")), 0, CPU)
     std = ours.embed_tokens.weight.std().item()
     assert by_fan_in.embed_tokens.weight.std().item() == pytest.approx(std, rel=0.02)
-    usual = type(opponents_own.network.config)().initializer_range
-    assert opponents_own.embed_tokens.weight.std().item() == pytest.approx(usual, rel=0.02) and usual != pytest.approx(std, rel=0.02)
+    usual = type(baselines_own.network.config)().initializer_range
+    assert baselines_own.embed_tokens.weight.std().item() == pytest.approx(usual, rel=0.02) and usual != pytest.approx(std, rel=0.02)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_loss_is_the_one_that_transformers_finds(name):
-    model = Opponent(contender(name, SMALL, match=False)[1])
+    model = Baseline(contender(name, SMALL, match=False)[1])
     tokens = torch.randint(64, (3, 12))
     labels = tokens.clone()
     labels[0, 5:] = IGNORE
@@ -94,7 +94,7 @@ def test_a_scaled_output_head_is_made_plain_and_a_biased_one_is_refused():
         build(contender("hf:phi", SMALL, match=False)[1], 0, CPU)
 
 
-def test_bench_trains_opponents_on_the_same_tokens(text, tmp_path, capsys):  # noqa: F811
+def test_bench_trains_baselines_on_the_same_tokens(text, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "bench"
     command = ["bench", "--data", str(text), "--models", "gam-static", *NAMES, "--steps", "3", "--out", str(out), *TINY]
     assert run([*command, "--dry-run"]) == 0
@@ -144,7 +144,7 @@ def test_an_interrupted_training_goes_on_as_the_same_run(text, tmp_path):  # noq
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
 
 
-def test_recall_trains_and_measures_opponents(tmp_path):
+def test_recall_trains_and_measures_baselines(tmp_path):
     sizes = ["--hidden-size", "16", "--num-hidden-layers", "2", "--num-attention-heads", "2", "--num-memory-slots", "8", "--vocab-size", "64"]
     task = ["--pairs", "2", "--length", "16", "--steps", "3", "--batch-size", "4", "--device", "cpu"]
     assert run(["recall", "--models", "gam-delta", *NAMES, *task, *sizes, "--out", str(tmp_path / "out")]) == 0
@@ -153,7 +153,7 @@ def test_recall_trains_and_measures_opponents(tmp_path):
     assert all(0 <= row["accuracy"] <= 1 and row["answers"] == 2048 and row["state_bytes"] > 0 for row in rows)
 
 
-def test_scale_measures_blocks_of_opponents(tmp_path):
+def test_scale_measures_blocks_of_baselines(tmp_path):
     base = SMALL.replace(hidden_size=32)
     results = Results.open(tmp_path / "results.json", command="", environment={}, corpus=None)
     scale(["gam-static", *NAMES, "hf:gpt2"], [300], base, Protocol(warmup=1, iterations=1), results, CPU, isolated=False)
@@ -162,12 +162,12 @@ def test_scale_measures_blocks_of_opponents(tmp_path):
     for name in ("hf:llama", "hf:qwen3", "hf:lfm2", "hf:gpt2"):
         assert rows[name]["parameters"] == pytest.approx(rows["gam-static"]["parameters"], rel=0.05)
     hybrid = ModelConfig.from_dict(rows["hf:lfm2"]["model_config"])
-    assert opponents.period(hybrid) == 3  # two convolutions and an attention
-    kinds = {type(part).__name__ for part in OpponentBlock(hybrid.replace(num_hidden_layers=3)).modules()}
+    assert baselines.period(hybrid) == 3  # two convolutions and an attention
+    kinds = {type(part).__name__ for part in BaselineBlock(hybrid.replace(num_hidden_layers=3)).modules()}
     assert {"Lfm2ShortConv", "Lfm2Attention"} <= kinds
 
 
-def test_opponents_have_colours_of_their_own():
+def test_baselines_have_colours_of_their_own():
     colours = [colour(name) for name in [*NAMES, "gam-static", "transformer", "mamba"]]
     assert len(set(colours)) == len(colours) and GREY not in colours
 
@@ -180,7 +180,7 @@ def test_an_unknown_type_is_one_line_with_the_nearest_name(text, tmp_path, capsy
 def test_without_transformers_the_pip_command_is_one_line(tmp_path):
     script = (
         "import sys; sys.modules['transformers'] = None\n"
-        "from gam_lm.cli import run\n"
+        "from gam_lm.cli.main import run\n"
         f"sys.exit(run(['scale', '--models', 'hf:llama', '--lengths', '16', '--out', {str(tmp_path / 'out')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -1,6 +1,6 @@
 """Run one measurement in a process of its own, within a memory and a time limit: running out of either is a result, never the end of the run.
 
-The parent starts ``python -m gam_lm.isolation module:function``, gives the parameters as JSON, watches the memory and takes the figures as JSON. The
+The parent starts ``python -m gam_lm.runtime.isolation module:function``, gives the parameters as JSON, watches the memory and takes the figures as JSON. The
 function is ``function(parameters, peak) -> figures``: ``peak(step)`` calls ``step`` and returns the bytes by which the process grew at most, as the
 parent saw it. Imports no torch.
 """
@@ -22,8 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from gam_lm.allocator import give_back, keep_freed_memory
 from gam_lm.errors import InputError
+from gam_lm.runtime.allocator import give_back, keep_freed_memory
 
 OK, OUT_OF_MEMORY, OVER_TIME = "ok", "out of memory", "over time"
 
@@ -63,7 +63,7 @@ def run_isolated(function: str, parameters: Mapping[str, Any], *, seconds: float
         InputError: where the function raises one.
         RuntimeError: where it fails in another way; its traceback is on the standard error.
     """
-    command = [sys.executable, "-m", "gam_lm.isolation", function, *(["keep"] if keep_memory else [])]
+    command = [sys.executable, "-m", "gam_lm.runtime.isolation", function, *(["keep"] if keep_memory else [])]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         return _Watch(process, seconds, memory_mb * 2**20).follow(parameters)

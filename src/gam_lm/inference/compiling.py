@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gam_lm.inference.row_products import MAX_ROWS, row_backend
 from gam_lm.model import LanguageModel, State
-from gam_lm.row_products import MAX_ROWS, row_backend
 
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
 """One token of each row (B, 1) and the state before it → logits (B, 1, V) and the state after it."""
@@ -66,7 +66,7 @@ def why_not_decoding(model: LanguageModel) -> str | None:
 def compiled_step(model: LanguageModel, token_B1: Tensor, state: State) -> Step:
     """``model.stream`` for one token, compiled: for inference alone, with the weights as they are now.
 
-    On a CPU the products of up to three rows are loops over the weights (:mod:`gam_lm.row_products`); for more rows the weights are copied into the layout
+    On a CPU the products of up to three rows are loops over the weights (:mod:`gam_lm.inference.row_products`); for more rows the weights are copied into the layout
     that its matrix unit reads fastest. On a GPU see :func:`graphed_step`.
 
     Args:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gam_lm.cli.flags import command_line
 from gam_lm.errors import InputError
-from gam_lm.verbs.flags import command_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,9 @@ class BenchGPU:
     def run(self) -> None:
         """Measure, then write tables and plots."""
         from gam_lm.experiments.gpu import DRY, FULL, bench_gpu
-        from gam_lm.measure import environment
         from gam_lm.report.gpu import write_gpu
         from gam_lm.results import Results, results_file
+        from gam_lm.runtime.measure import environment
         from gam_lm.training.precision import choose_device
 
         if self.minutes <= 0:

@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 from gam_lm import __version__
-from gam_lm.allocator import keep_freed_memory
 from gam_lm.errors import InputError, unknown_name
+from gam_lm.runtime.allocator import keep_freed_memory
 
 logger = logging.getLogger("gam_lm")
 
@@ -108,7 +108,7 @@ def parse(arguments: list[str]) -> list[Verb]:
 def verb_class(name: str) -> type[Any]:
     """The class of a verb."""
     module, attribute = VERBS[name].home.split(":")
-    kind: type[Any] = getattr(import_module(f"gam_lm.verbs.{module}"), attribute)
+    kind: type[Any] = getattr(import_module(f"gam_lm.cli.main.{module}"), attribute)
     return kind
 
 

@@ -34,7 +34,7 @@ class Chunks:
     Args:
         B, T, H: rows, tokens, heads.
         chunk_size: tokens of a chunk; fewer where T is less.
-        index_BT: number of sequence starts in the row so far (see gam_lm.segments), or None for one sequence a row.
+        index_BT: number of sequence starts in the row so far (see gam_lm.ops.segments), or None for one sequence a row.
     """
 
     def __init__(self, B: int, T: int, H: int, chunk_size: int, index_BT: Tensor | None = None) -> None:

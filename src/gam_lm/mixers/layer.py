@@ -34,7 +34,7 @@ class GatedAssociativeMemory(GAMMixer):
         num_memory_slots: slots of the memory in total; a written memory divides them over its heads.
         conv_kernel_size: tokens that the convolution sees, the current one included.
         write: "none" is the paper's static memory, which moves nothing between tokens; "mean" and "delta" let the sequence write into it
-            (gam_lm.memory), so that a token can read what stood anywhere before.
+            (gam_lm.ops.mean_rule), so that a token can read what stood anywhere before.
         num_attention_heads: heads of a written memory.
         fusion: "gate" (the paper), "sum", or one path alone, "global" or "local".
         gate_activation: "sigmoid" (the paper), or "silu", with which the mean memory models language better (docs/memory.md).

@@ -1,6 +1,6 @@
 """Where a read of a written memory comes from: how much of it each token wrote, how much was carried in, how much the learned bank holds.
 
-What a token reads is linear in the values that were written before it. With the notation of gam_lm.memory, for a call that starts with the state D or S,
+What a token reads is linear in the values that were written before it. With the notation of gam_lm.ops.mean_rule, for a call that starts with the state D or S,
 
     delta   g_t = Σ_i P_ti v_i + (e^{G_t} r_t − Σ_i P_ti e^{G_i} a_i) D + (r_t − Σ_i P_ti a_i) V0,   P = (r aᵀ ∘ mask) (I + A)⁻¹ b
     mean    g_t = Σ_i P_ti v_i + Σ_m s_tm e^{G_t} S_m + Σ_m s_tm c_m V0_m,                           P = (s aᵀ ∘ mask) b,  s_tm = r_tm / (c_m + Z_tm)
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gam_lm.delta_rule import unit_triangular_inverse
+from gam_lm.ops.delta_rule import unit_triangular_inverse
 
 
 class MemoryInputs(NamedTuple):

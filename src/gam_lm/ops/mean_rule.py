@@ -1,9 +1,9 @@
-"""The global path: a memory of slots, read by softmax retrieval, and its two write rules, of which gam_lm.delta_rule is the other.
+"""The mean rule: a memory whose slots hold decayed weighted means of what was written to them.
 
     mean     Z_t = λ_t Z_{t−1} + b_t a_t       S_t = λ_t S_{t−1} + b_t a_t v_tᵀ       g_t = Σ_m r_tm (c_m V0_m + S_tm) / (c_m + Z_tm)
 
 r and a are where a token reads and writes, v what it writes, b ∈ [0, 1] how strongly, λ = exp(log_decay) ≤ 1 what the memory keeps, V0 what it holds
-before a word was read, c how many written values V0 counts for. In chunks (gam_lm.chunks): inside a chunk matrix products under a mask, from chunk to chunk
+before a word was read, c how many written values V0 counts for. In chunks (gam_lm.ops.chunks): inside a chunk matrix products under a mask, from chunk to chunk
 T/L steps that carry the state.
 
 Shapes: B rows, T tokens, H heads, M slots per head, E values per slot, J chunks of L tokens, N = H·B.
@@ -14,21 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gam_lm.chunks import Chunks
-from gam_lm.delta_rule import kept, widest
-
-
-def retrieve(h_BTD: Tensor, memory_MD: Tensor) -> Tensor:
-    """softmax(h Mᵀ) M: the paper's retrieval, in which the slots are both keys and values.
-
-    Args:
-        h_BTD: queries.
-        memory_MD: the bank.
-
-    Returns:
-        A mixture of slots for each token (B, T, D).
-    """
-    return (h_BTD @ memory_MD.T).softmax(-1) @ memory_MD
+from gam_lm.ops.chunks import Chunks
+from gam_lm.ops.delta_rule import kept, widest
 
 
 def mean_memory(
@@ -56,7 +43,7 @@ def mean_memory(
         prior_HM: c > 0.
         state: (S, Z) of shapes (B, H, M, E) and (B, H, M) after the tokens before; None starts the sequences.
         chunk_size: L, of no influence on the result but rounding.
-        index_BT: number of sequence starts in the row so far (see gam_lm.segments); the memory is V0 again where it changes.
+        index_BT: number of sequence starts in the row so far (see gam_lm.ops.segments); the memory is V0 again where it changes.
 
     Returns:
         g (B, T, H, E), what each token reads, in the dtype of the values, and the state in fp32, or fp64 where an input is.

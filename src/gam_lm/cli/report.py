@@ -23,9 +23,9 @@ class Report:
 
     def run(self) -> None:
         """Render."""
-        from gam_lm.files import write_text
         from gam_lm.report.page import find_results, report_html, report_markdown
         from gam_lm.report.readme import update
+        from gam_lm.runtime.files import write_text
 
         if self.readme is not None:
             print(f"{self.readme}: {'tables made anew' if update(self.readme) else 'up to date'}")
@@ -42,8 +42,8 @@ class Env:
 
     def run(self) -> None:
         """Print it, a line each."""
-        from gam_lm.measure import environment
         from gam_lm.mixers import REGISTRY, mixer_class
+        from gam_lm.runtime.measure import environment
 
         for name, value in environment().items():
             print(f"{name}: {value}")

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from gam_lm.compiling import decoder, why_not_decoding
 from gam_lm.errors import InputError
+from gam_lm.inference.compiling import decoder, why_not_decoding
 from gam_lm.model import LanguageModel, State
 
 logger = logging.getLogger("gam_lm")

@@ -1,0 +1,1 @@
+"""A trained model at work: generation, compiled steps, products of few rows, int8."""

@@ -8,7 +8,6 @@ import functools
 from collections.abc import Iterable
 from typing import Any, TypeVar, dataclass_transform
 
-
 T = TypeVar("T")
 
 

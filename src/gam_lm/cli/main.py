@@ -108,7 +108,7 @@ def parse(arguments: list[str]) -> list[Verb]:
 def verb_class(name: str) -> type[Any]:
     """The class of a verb."""
     module, attribute = VERBS[name].home.split(":")
-    kind: type[Any] = getattr(import_module(f"gam_lm.cli.main.{module}"), attribute)
+    kind: type[Any] = getattr(import_module(f"gam_lm.cli.{module}"), attribute)
     return kind
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from gam_lm import GatedAssociativeMemory, ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.mixers import mixer_class
+from gam_lm.mixers.registry import mixer_class
 
 SIZES = {"num_memory_slots": 8, "num_attention_heads": 2, "chunk_size": 4}
 every_rule = pytest.mark.parametrize("write", ["none", "mean", "delta"])

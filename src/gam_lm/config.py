@@ -1,205 +1,169 @@
-"""What a model is: one flat, frozen description, spelled as Hugging Face spells it."""
+"""What a model is: one frozen description of the stack, and for each kind of mixer in it that mixer's own options. Imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from gam_lm.errors import InputError, unknown_name
+from pydantic import Field
+
+from gam_lm.errors import InputError, checked, unknown_name
+from gam_lm.mixers.gam_options import GAMOptions
+from gam_lm.mixers.options import MixerOptions, Positive
+from gam_lm.mixers.registry import options_class
+
+O = TypeVar("O", bound=MixerOptions)  # noqa: E741
 
 MODEL_TYPE = "gam"
 """The ``model_type`` of a config.json that this library writes."""
 
-# Keys that Hugging Face keeps in a config.json for itself; they describe no part of the model.
-BOOKKEEPING_KEYS = frozenset({
-    "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "id2label", "is_encoder_decoder", "label2id", "model_type",
-    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "quantization_config", "return_dict", "torch_dtype",
-    "transformers_version", "use_cache", "chunk_size_feed_forward", "_name_or_path",
-})  # fmt: skip
+# Keys that Hugging Face keeps, or kept, in a config.json for itself; they describe no part of the model.
+BOOKKEEPING_KEYS = frozenset(
+    "_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures attn_implementation auto_map"
+    " bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size custom_pipelines decoder_start_token_id"
+    " diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task"
+    " forced_bos_token_id forced_eos_token_id id2label is_decoder is_encoder_decoder label2id length_penalty max_length min_length model_type"
+    " name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_scores"
+    " pad_token_id prefix problem_type pruned_heads quantization_config remove_invalid_values repetition_penalty return_dict return_dict_in_generate"
+    " sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype"
+    " torchscript transformers_version transformers_weights typical_p use_bfloat16 use_cache use_return_dict".split()
+)
+
+OLD_KEYS = frozenset("mixer write fusion num_memory_slots num_attention_heads conv_kernel_size state_size backend".split())
+"""Keys of a config.json that version 0.1 wrote."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class ModelConfig:
-    """A stack of blocks around one token mixer.
+    """A stack of blocks around token mixers. The defaults are the recommended model; :meth:`published` gives the paper's.
 
-    The defaults are the published setting of GAM (arXiv 2509.00605). Raises
-    :class:`~gam_lm.errors.InputError` for a value that cannot be built.
+    Raises :class:`~gam_lm.errors.InputError` for a value that cannot be built.
     """
 
-    vocab_size: int
+    vocab_size: Positive
     """Number of token ids."""
-    hidden_size: int = 512
+    hidden_size: Positive = 512
     """Width of the residual stream."""
-    num_hidden_layers: int = 6
+    num_hidden_layers: Positive = 6
     """Number of blocks."""
-    intermediate_size: int | None = None
-    """Width of the feed-forward network; None is 4 × hidden_size (mamba: 0), 0 leaves the network out."""
-    max_position_embeddings: int = 256
-    """Longest sequence that learned positions allow; the other kinds of position do not use it."""
-    dropout: float = 0.1
-    """Probability of dropping an embedding or a feed-forward output during training."""
-
-    mixer: str = "gam"
-    """What mixes the tokens of a block: a name of the registry in gam_lm.mixers."""
-    positions: Literal["learned", "rotary", "none"] = "learned"
-    """How a token knows its place: a learned embedding, rotated queries and keys (attention), or not at all."""
-    initialization: Literal["scaled", "fan_in", "paper"] = "scaled"
-    """scaled: every weight matrix and embedding N(0, 0.02), outputs into the residual stream smaller with depth;
-    fan_in: the same with std 1/√inputs, which is larger below a width of 2,500, and what narrow models need for recall;
+    mixers: Annotated[tuple[str, ...], Field(min_length=1)] = ("gam",)
+    """What mixes the tokens: names of mixers, a pattern that repeats over the depth."""
+    options: tuple[MixerOptions, ...] = ()
+    """One options object for each kind of mixer whose values are not the defaults; completed with the others, in the order of ``mixers``."""
+    intermediate_size: Annotated[int, Field(ge=0)] | None = None
+    """Width of the feed-forward network, 0 for none; by default 4 × hidden_size (SwiGLU: 8/3), and none around Mamba."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """The feed-forward network: Linear, GELU, Linear, or with a SiLU gate in place of the GELU and without biases."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm or RMSNorm."""
+    positions: Literal["none", "learned"] = "none"
+    """Whether learned positions are added to the embeddings (attention can turn by position besides: its option ``rotary``)."""
+    max_position_embeddings: Positive = 256
+    """Longest sequence that learned positions allow; without them there is no limit."""
+    initialization: Literal["fan_in", "scaled", "paper"] = "fan_in"
+    """fan_in: every weight matrix and embedding N(0, 1/√inputs), outputs into the residual stream smaller with depth; scaled: the same with N(0, 0.02);
     paper: the official initialisation, in which N(0, 1) positions drown the tokens."""
     stack: Literal["residual", "bare"] = "residual"
-    """residual: pre-norm residual blocks; bare: mixers on top of each other with neither norm, residual nor
-    feed-forward network, as in the paper's Mamba baseline."""
-
-    num_attention_heads: int = 8
-    """Heads of attention, or of a written memory."""
-    conv_kernel_size: int = 3
-    """Taps of the causal depthwise convolution, the current token included (gam, mamba)."""
-
-    num_memory_slots: int = 512
-    """Slots of a block's memory in total; a written memory divides them over its heads (gam)."""
-    fusion: Literal["gate", "sum", "global", "local"] = "gate"
-    """How the two paths meet: gated (the paper's model), summed, or one of them alone, as in its ablation (gam)."""
-    keep_gate: bool = False
-    """Whether a path that stands alone (fusion global or local) keeps its gate, which the published ablation drops with the other path (gam)."""
-    gate_activation: Literal["sigmoid", "silu"] = "sigmoid"
-    """What the gates of the paths pass through: as in the paper, or x·σ(x), as the output gates of Mamba and Gated DeltaNet (gam)."""
-    write: Literal["none", "mean", "delta"] = "none"
-    """What the sequence writes into the memory: nothing (the paper's static bank), a decayed weighted mean of
-    the values that came to a slot, or the difference to what the slot held (gam)."""
-
-    write_gate: Literal["learned", "closed"] = "learned"
-    """How strongly a token writes: as it learns to, or not at all, with the same parameters (what is writing worth?)."""
-    write_address: Literal["slots", "keys"] = "slots"
-    """Where a written memory is addressed: softmax over learned slots, or plain keys, SiLU and length 1, as in DeltaNet."""
-    static_path: bool = False
-    """Whether the paper's static bank stands beside a written memory."""
-
-    state_size: int = 16
-    """States per channel of the selective scan (mamba)."""
-    expand: float = 2
-    """Inner width of the selective scan over hidden_size (mamba)."""
-
-    chunk_size: int = 64
-    """Tokens that a recurrence handles at once (written memory, mamba): speed and memory only, never the result."""
-    backend: str = "auto"
-    """Which implementation of the mixer runs; auto picks the fastest that is available and says why."""
-    layer_norm_eps: float = 1e-5
-    """Added to the variance in every LayerNorm."""
+    """residual: pre-norm residual blocks; bare: mixers on top of each other with neither norm, residual nor feed-forward network, as in the paper's Mamba
+    baseline."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping an embedding or a feed-forward output during training."""
+    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """Added to the variance in every norm."""
     tie_word_embeddings: bool = True
     """Whether the output head shares the weight of the token embedding."""
 
     def __post_init__(self) -> None:
-        for field in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "num_attention_heads",
-                      "conv_kernel_size", "num_memory_slots", "state_size", "chunk_size"):  # fmt: skip
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{field} is {value!r}: use a whole number of at least 1")
-        if self.intermediate_size is not None and (not isinstance(self.intermediate_size, int) or self.intermediate_size < 0):
-            raise InputError(
-                f"intermediate_size is {self.intermediate_size!r}: use a whole number, 0 for no feed-forward network, or None for 4 × hidden_size"
-            )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout!r}: use a probability from 0 to below 1")
-        if self.layer_norm_eps <= 0:
-            raise InputError(f"layer_norm_eps is {self.layer_norm_eps!r}: use a number above 0")
-        if self.expand * self.hidden_size < 1:
-            raise InputError(f"expand is {self.expand!r}: use a number that leaves at least one of {self.hidden_size} channels")
-        for field, choices in _choices().items():
-            value = getattr(self, field)
-            if value not in choices:
-                raise unknown_name(field, str(value), choices)
-        self._check_together()
-
-    def _check_together(self) -> None:
-        """Values that are fine alone and not together."""
-        if self.uses_heads and self.hidden_size % self.num_attention_heads:
-            raise InputError(
-                f"hidden_size is {self.hidden_size}, which num_attention_heads={self.num_attention_heads} does not divide: "
-                f"use a multiple of {self.num_attention_heads} or another number of heads"
-            )
-        if self.positions == "rotary" and self.mixer != "attention":
-            raise InputError(
-                f"positions is 'rotary', which turns the queries and keys of attention: use 'none' or 'learned' with mixer={self.mixer!r}"
-            )
-        if self.positions == "rotary" and self.head_size % 2:
-            raise InputError(
-                f"positions is 'rotary', which needs an even width per head and finds {self.head_size}: change hidden_size or num_attention_heads"
-            )
-        if self.write_address == "keys" and self.write == "mean":
-            raise InputError("write_address is 'keys' with write='mean', whose weights are shares of slots: use 'slots', or write='delta'")
-        if self.keep_gate and self.fusion not in ("global", "local"):
-            raise InputError(f"keep_gate is True with fusion={self.fusion!r}: it is for 'global' and 'local'; both paths with their gates are fusion='gate'")
-        if self.mixer == "gam" and self.write != "none":
-            if self.fusion in ("global", "local"):
-                raise InputError(
-                    f"fusion is {self.fusion!r} with write={self.write!r}: a written memory needs both paths, use 'gate' or 'sum', or write='none'"
-                )
-            if self.num_memory_slots % self.num_attention_heads:
-                raise InputError(
-                    f"num_memory_slots is {self.num_memory_slots}, which num_attention_heads={self.num_attention_heads} does not divide: "
-                    "a written memory gives every head the same number of slots"
-                )
-            if self.conv_kernel_size < 2:
-                raise InputError(
-                    f"conv_kernel_size is {self.conv_kernel_size} with write={self.write!r}: a write is addressed by what came before its value, use 2 or more"
-                )
+        given = {}
+        for each in self.options:
+            name = next((name for name in dict.fromkeys(self.mixers) if isinstance(each, options_class(name))), None)
+            if name is None:
+                raise InputError(f"options has a {type(each).__name__}, and mixers is {list(self.mixers)}: give options of the mixers that are there")
+            if name in given:
+                raise InputError(f"options has two {type(each).__name__}: give one for each kind of mixer")
+            given[name] = each
+        complete = (given.get(name) or options_class(name)() for name in dict.fromkeys(self.mixers))
+        object.__setattr__(self, "options", tuple(each.resolved(self.hidden_size) for each in complete))
 
     @property
-    def gated_paths(self) -> int:
-        """Paths of a GAM mixer that have a gate."""
-        return 2 if self.fusion == "gate" else int(self.keep_gate)
+    def layer_mixers(self) -> tuple[str, ...]:
+        """The mixer of every block."""
+        return tuple(self.mixers[i % len(self.mixers)] for i in range(self.num_hidden_layers))
 
     @property
-    def uses_heads(self) -> bool:
-        """Whether the mixer divides its width over heads."""
-        return self.mixer == "attention" or (self.mixer == "gam" and self.write != "none")
+    def longest(self) -> int | None:
+        """The longest sequence that the positions allow; None is without limit."""
+        return self.max_position_embeddings if self.positions == "learned" else None
 
-    @property
-    def head_size(self) -> int:
-        """Width of one head."""
-        return self.hidden_size // self.num_attention_heads
+    def check_length(self, name: str, tokens: int) -> None:
+        """Raise InputError where ``tokens``, which the user knows as ``name``, are more than the positions allow."""
+        if self.longest is not None and tokens > self.longest:
+            raise InputError(f'{name} is {tokens}, learned positions end at {self.longest}: use positions="none" or a shorter text')
 
-    @property
-    def ffn_size(self) -> int:
-        """Width of the feed-forward network as built: ``intermediate_size`` with its default filled in."""
+    def options_of(self, kind: type[O]) -> O:
+        """The options of class ``kind``. Raises KeyError where no mixer of the stack has such."""
+        for each in self.options:
+            if isinstance(each, kind):
+                return each
+        raise KeyError(kind.__name__)
+
+    def feed_forward_size(self, options: MixerOptions) -> int:
+        """Width of the feed-forward network of the blocks whose mixer has ``options``; 0 is none."""
         if self.stack == "bare":
             return 0
         if self.intermediate_size is not None:
             return self.intermediate_size
-        return 0 if self.mixer == "mamba" else 4 * self.hidden_size
+        if not options.feed_forward:
+            return 0
+        return 4 * self.hidden_size if self.mlp == "gelu" else 8 * max(1, round(self.hidden_size / 3))
 
     def replace(self, **changes: Any) -> ModelConfig:
-        """A copy with other values, validated again."""
-        check_keys(changes)
-        return dataclasses.replace(self, **changes)
+        """A copy with other values, checked again; options of mixers that are gone go with them."""
+        if "mixers" in changes and "options" not in changes:
+            kinds = tuple(options_class(name) for name in changes["mixers"])
+            changes["options"] = tuple(each for each in self.options if isinstance(each, kinds))
+        return ModelConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values, as they stand in a config.json."""
-        return dataclasses.asdict(self)
+        """The fields as JSON values, as they are in a config.json: ``options`` is an object by mixer's name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        options = {name: each.to_dict() for name, each in zip(dict.fromkeys(self.mixers), self.options, strict=True)}
+        return values | {"mixers": list(self.mixers), "options": options}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """The inverse of :meth:`to_dict`. An unknown key is an error; Hugging Face's own bookkeeping keys are passed over."""
         values = {key: value for key, value in values.items() if key not in BOOKKEEPING_KEYS}
-        check_keys(values)
+        fields = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key in OLD_KEYS:
+                raise InputError(f"key {key!r} in the model config is of gam-lm 0.1, whose models this version does not read: train anew, or use gam-lm 0.1")
+            if key not in fields:
+                raise unknown_name("key in the model config", key, fields)
         if "vocab_size" not in values:
             raise InputError("the config has no vocab_size: add the number of token ids")
+        if (objects := values.get("options")) is not None:
+            values["options"] = read_options(objects)
         return cls(**values)
 
-
-def check_keys(values: dict[str, Any]) -> None:
-    """Raise :class:`InputError` for the first key that is no field of :class:`ModelConfig`."""
-    fields = [field.name for field in dataclasses.fields(ModelConfig)]
-    for key in values:
-        if key not in fields:
-            raise unknown_name("key in the model config", key, fields)
+    @classmethod
+    def published(cls, vocab_size: int, **changes: Any) -> ModelConfig:
+        """The paper's model with its official initialisation: 512 wide, 6 blocks, 512 slots, learned positions, dropout 0.1."""
+        published = {"options": (GAMOptions.published(),), "positions": "learned", "initialization": "paper", "dropout": 0.1}
+        return cls(vocab_size=vocab_size, **published | changes)
 
 
-def _choices() -> dict[str, tuple[str, ...]]:
-    """The values each Literal field allows, read from its annotation so that they stand in one place."""
-    from typing import get_args, get_origin, get_type_hints
-
-    hints = get_type_hints(ModelConfig)
-    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+def read_options(objects: Any) -> tuple[MixerOptions, ...]:
+    """The options objects of ``{mixer: {field: value}}``. Raises InputError for an unknown mixer or field."""
+    if not isinstance(objects, Mapping) or not all(isinstance(each, Mapping) for each in objects.values()):
+        raise InputError("options is no object of objects: write it as {mixer: {field: value}}")
+    found = []
+    for name, fields in objects.items():
+        kind = options_class(name)
+        known = [field.name for field in dataclasses.fields(kind)]
+        for key in fields:
+            if key not in known:
+                raise unknown_name(f"option of mixer {name!r}", key, known)
+        found.append(kind(**fields))
+    return tuple(found)

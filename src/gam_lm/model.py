@@ -1,4 +1,4 @@
-"""A language model is a stack of blocks around one interchangeable token mixer.
+"""A language model is a stack of blocks around interchangeable token mixers.
 
     x = embed(tokens) [+ learned positions]
     x = x + mixer(norm(x));  x = x + FFN(norm(x))        once per block
@@ -9,8 +9,6 @@ Shapes: B rows, T tokens, D = hidden_size, V = vocab_size.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,17 +19,10 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.mixers import mixer_class
 from gam_lm.mixers.base import MixerState, init_linear, start_std
+from gam_lm.mixers.registry import mixer_class
 from gam_lm.ops.cross_entropy import cross_entropy, linear_cross_entropy
 from gam_lm.ops.segments import positions_within, read_segments
-
-logger = logging.getLogger("gam_lm")
-
-FIELDS_OF_EVERY_MODEL = frozenset({
-    "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings", "dropout", "mixer", "positions",
-    "initialization", "stack", "backend", "layer_norm_eps", "tie_word_embeddings",
-})  # fmt: skip
 
 
 class State(NamedTuple):
@@ -44,28 +35,37 @@ class State(NamedTuple):
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU (exact), Linear: the per-token part of a block."""
+    """The per-token part of a block: Linear, GELU (exact), Linear; or, as SwiGLU, SiLU(W_g x) ∘ W_u x, Linear, without biases (arXiv 2002.05202)."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, kind: str) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(hidden_size, intermediate_size)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size)
+        bias = kind == "gelu"
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.gate_proj = None if bias else nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Apply to every token."""
-        return self.down_proj(F.gelu(self.up_proj(x_BTD)))
+        if self.gate_proj is None:
+            return self.down_proj(F.gelu(self.up_proj(x_BTD)))
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """A LayerNorm or RMSNorm of the residual stream."""
+    return (nn.LayerNorm if config.norm == "layer" else nn.RMSNorm)(config.hidden_size, config.layer_norm_eps)
 
 
 class Block(nn.Module):
     """A mixer and a feed-forward network, each behind a norm and beside a residual; in a bare stack the mixer alone."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, mixer: str) -> None:
         super().__init__()
-        bare = config.stack == "bare"
-        self.mixer_norm = None if bare else nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mixer = mixer_class(config.mixer)(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.ffn_size else None
-        self.mlp = FeedForward(config.hidden_size, config.ffn_size) if config.ffn_size else None
+        self.mixer_norm = None if config.stack == "bare" else make_norm(config)
+        self.mixer = mixer_class(mixer)(config)
+        inner = config.feed_forward_size(self.mixer.options)
+        self.mlp_norm = make_norm(config) if inner else None
+        self.mlp = FeedForward(config.hidden_size, inner, config.mlp) if inner else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, state: MixerState | None, segments_BT: Tensor | None) -> tuple[Tensor, MixerState]:
@@ -88,13 +88,12 @@ class Backbone(nn.Module):
     config: ModelConfig
 
     def build(self, config: ModelConfig) -> None:
-        """Make the parts, without start values. Raises InputError where the config names an unknown mixer."""
+        """Make the parts, without initial values. Raises InputError where the config names an unknown mixer."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        learned = config.positions == "learned"
-        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
+        self.embed_positions = nn.Embedding(config.longest, config.hidden_size) if config.longest else None
         self.dropout = nn.Dropout(config.dropout)
-        self.layers: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))  # type: ignore[assignment]
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layers: Sequence[Block] = nn.ModuleList(Block(config, mixer) for mixer in config.layer_mixers)  # type: ignore[assignment]
+        self.norm = make_norm(config)
 
     def hidden(self, tokens_BT: Tensor, state: State | None = None, segments_BT: Tensor | None = None) -> tuple[Tensor, State]:
         """What the output head reads (B, T, D), and the state after the last token; see :meth:`LanguageModel.stream`."""
@@ -112,7 +111,7 @@ class Backbone(nn.Module):
         else:
             position_BT, after_B = positions_within(read_segments(segments_BT), before_B)
         if self.embed_positions is not None:
-            self._check_positions(T, after_B, position_BT)
+            self._check_positions(T, position_BT)
             x_BTD = x_BTD + self.embed_positions(position_BT)
         x_BTD = self.dropout(x_BTD)
         states = []
@@ -129,16 +128,18 @@ class Backbone(nn.Module):
         layers = tuple(layer.mixer.initial_state(batch_size, device=device, dtype=dtype) for layer in self.layers)
         return State(torch.zeros(batch_size, dtype=torch.long, device=device), layers)
 
-    def draw_start_values(self, head: nn.Linear | None) -> None:
+    def draw_initial_values(self, head: nn.Linear | None) -> None:
         """Draw those of all parts and of the output head from torch's global generator, as ``config.initialization`` says."""
         config = self.config
-        for norm in (m for m in self.modules() if isinstance(m, nn.LayerNorm)):
+        for norm in (m for m in self.modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm)):
             norm.reset_parameters()
         for layer in self.layers:
             layer.mixer.init_weights()
             if layer.mlp is not None:
                 init_linear(layer.mlp.up_proj, config)
-                init_linear(layer.mlp.down_proj, config, residual=True)
+                if layer.mlp.gate_proj is not None:
+                    init_linear(layer.mlp.gate_proj, config)
+                init_linear(layer.mlp.down_proj, config, residual=2)
         if config.initialization == "paper":
             if self.embed_positions is not None:
                 nn.init.normal_(self.embed_positions.weight)
@@ -162,17 +163,15 @@ class Backbone(nn.Module):
                 f"tokens hold the id {low if low < 0 else high}: vocab_size is {self.config.vocab_size}, use the tokenizer that the model was trained with"
             )
 
-    def _check_positions(self, T: int, after_B: Tensor, position_BT: Tensor) -> None:
-        limit = self.config.max_position_embeddings
-        if torch.compiler.is_compiling():
+    def _check_positions(self, T: int, position_BT: Tensor) -> None:
+        if torch.compiler.is_compiling() or self.config.longest is None:
             return
-        if limit < T or (position_BT.device.type == "cpu" and position_BT.numel() and int(position_BT.max()) >= limit):
-            end = int(position_BT.max()) + 1
-            raise InputError(f'the sequence has {end} tokens, learned positions end at {limit}: use positions="none" or a shorter text')
+        known = position_BT.device.type == "cpu" and position_BT.numel()  # elsewhere the look would wait for the device
+        self.config.check_length("the sequence's length", int(position_BT.max()) + 1 if known else T)
 
 
 class LanguageModel(Backbone):
-    """A causal language model with the mixer that ``config`` names.
+    """A causal language model with the mixers that ``config`` names.
 
     Raises InputError where the config names an unknown mixer. Built on the meta device, call :meth:`init_weights` after ``to_empty``.
     """
@@ -185,7 +184,6 @@ class LanguageModel(Backbone):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         if not self.embed_tokens.weight.is_meta:
-            self._log_unused_fields()
             self.init_weights()
 
     def forward(
@@ -228,22 +226,14 @@ class LanguageModel(Backbone):
         return self.lm_head(h_BTD), state
 
     def init_weights(self) -> None:
-        """Draw all start values from torch's global generator, as ``config.initialization`` says."""
+        """Draw all initial values from torch's global generator, as ``config.initialization`` says."""
         if self.config.tie_word_embeddings:  # to_empty, on the way from the meta device, makes two of the one weight
             self.lm_head.weight = self.embed_tokens.weight
-        self.draw_start_values(self.lm_head)
+        self.draw_initial_values(self.lm_head)
 
     def count_parameters(self) -> int:
         """Number of parameters, the shared weight counted once."""
         return sum(p.numel() for p in self.parameters())
-
-    def _log_unused_fields(self) -> None:
-        """A field that was set and changes nothing is a surprise: name it."""
-        fields = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
-        unused = fields.keys() - FIELDS_OF_EVERY_MODEL - self.layers[0].mixer.uses
-        named = sorted(name for name in unused if getattr(self.config, name) != fields[name])
-        if named:
-            logger.info("mixer %r does not use %s", self.config.mixer, ", ".join(f"{name}={getattr(self.config, name)}" for name in named))
 
 
 def count_parameters(config: ModelConfig) -> int:

@@ -126,7 +126,7 @@ class Eval:
         return nats
 
     def _keep(self, row: dict[str, Any], model: LanguageModel, corpus: TokenCorpus) -> None:
-        from gam_lm.mixers import mixer_class
+        from gam_lm.mixers.registry import mixer_class
         from gam_lm.report.plots import context_plots
         from gam_lm.report.tables import context_table
         from gam_lm.results import Results, read_results, results_file

@@ -13,7 +13,7 @@ from typing import Any
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.mixers import mixer_class
+from gam_lm.mixers.registry import mixer_class
 
 SIZES: Mapping[str, tuple[float, int]] = {"1 B": (1e9, 2048), "7 B": (7e9, 4096)}
 """Larger models: parameters to come near to, and the width."""

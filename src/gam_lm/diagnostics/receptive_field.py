@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.mixers import mixer_class
+from gam_lm.mixers.registry import mixer_class
 from gam_lm.model import LanguageModel
 
 PROBES = 4

@@ -11,7 +11,7 @@ import torch
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import MissingExtraError
-from gam_lm.mixers import mixer_class
+from gam_lm.mixers.registry import mixer_class
 from gam_lm.model import Block, LanguageModel, count_parameters
 from gam_lm.presets import model_name, named_model
 from gam_lm.training.loop import new_model

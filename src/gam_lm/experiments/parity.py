@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gam_lm.config import ModelConfig
 from gam_lm.inference.compiling import graphed_step, obstacle
-from gam_lm.mixers import mixer_class
+from gam_lm.mixers.registry import mixer_class
 from gam_lm.model import LanguageModel
 from gam_lm.presets import KERNELS, named_model
 from gam_lm.results import Results

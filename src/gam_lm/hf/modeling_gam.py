@@ -65,7 +65,7 @@ class GAMModel(GAMPreTrainedModel, Backbone):
     def init_weights(self) -> None:
         """Draw the start values from torch's global generator."""
         if not self.embed_tokens.weight.is_meta:
-            self.draw_start_values(None)
+            self.draw_initial_values(None)
 
     @capture_outputs
     def forward(
@@ -151,7 +151,7 @@ class GAMForCausalLM(GAMPreTrainedModel, GenerationMixin):
         """Draw the start values from torch's global generator."""
         self.tie_weights()
         if not self.lm_head.weight.is_meta:
-            self.model.draw_start_values(self.lm_head)
+            self.model.draw_initial_values(self.lm_head)
 
     @can_return_tuple
     def forward(

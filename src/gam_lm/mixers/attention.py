@@ -1,194 +1,158 @@
-"""Causal self-attention, the baseline: softmax(q kᵀ / √E) v over the tokens so far.
+"""Causal self-attention, the baseline: softmax(q kᵀ / √E) v over the tokens so far, or over a window of them.
 
-Shapes: B rows, T new tokens, L cached tokens, S = L + T, D = hidden_size, H heads, E = D / H.
+Shapes: B rows, T new tokens, S cached and new tokens, D = hidden_size, H heads, E = D / H.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear
-from gam_lm.ops.segments import Segments, positions_within, read_segments
+from gam_lm.mixers import key_value_cache
+from gam_lm.mixers.attention_options import AttentionOptions
+from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear, residual_branches
+from gam_lm.mixers.convolution import CausalConv
+from gam_lm.mixers.key_value_cache import attend, empty_cache
+from gam_lm.ops.segments import positions_within, read_segments
 
 ROTARY_BASE = 10_000.0
 
-IN_PLACE = 5
-"""Tensors of a state whose cache is written in place: keys, values, own, tokens counted, and the place of the next one (1,)."""
 
-
-def rotate(x_BHTE: Tensor, position_BT: Tensor) -> Tensor:
+def rotate(x_BTHE: Tensor, position_BT: Tensor) -> Tensor:
     """Rotary positions (RoFormer, arXiv 2104.09864): turn each pair of channels by an angle that grows with the position.
 
     Args:
-        x_BHTE: queries or keys; channel i is paired with channel i + E/2.
+        x_BTHE: queries or keys; channel i is paired with channel i + E/2.
         position_BT: place of each token in its sequence.
     """
-    half = x_BHTE.shape[-1] // 2
-    dtype = torch.promote_types(x_BHTE.dtype, torch.float32)  # angles of thousands of radians need it
-    frequency_E = ROTARY_BASE ** (-torch.arange(half, device=x_BHTE.device, dtype=dtype) / half)
-    angle_B1TE = position_BT[:, None, :, None].to(dtype) * frequency_E
-    cos, sin = angle_B1TE.cos(), angle_B1TE.sin()
-    first, second = x_BHTE[..., :half].to(dtype), x_BHTE[..., half:].to(dtype)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).to(x_BHTE.dtype)
+    half = x_BTHE.shape[-1] // 2
+    dtype = torch.promote_types(x_BTHE.dtype, torch.float32)  # angles of thousands of radians need it
+    frequency_E = ROTARY_BASE ** (-torch.arange(half, device=x_BTHE.device, dtype=dtype) / half)
+    angle_BT1E = position_BT[:, :, None, None].to(dtype) * frequency_E
+    cos, sin = angle_BT1E.cos(), angle_BT1E.sin()
+    first, second = x_BTHE[..., :half].to(dtype), x_BTHE[..., half:].to(dtype)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).to(x_BTHE.dtype)
 
 
 class Attention(Mixer):
     """Multi-head attention with a cache of keys and values.
 
-    ``backend`` is "sdpa" (PyTorch's fused kernels, "auto" as well) or "materialised", which holds the T × T scores
-    as the paper's baseline does. State: keys (B, S, H, E), values (B, S, H, E), and whether a cached token belongs to the
-    sequence that the row ends with (B, S): it grows with every token, by 8·D + 1 bytes a sequence in fp32. A mixer of rotary
-    positions also keeps the tokens counted so far (B,). The state of :meth:`filled_cache` does not grow: the next tokens go into its room, in place.
+    State: the cache (gam_lm.mixers.key_value_cache), which grows with every token by 8·D + 1 bytes a sequence in fp32, or with a window has a constant
+    size; the last K − 1 inputs of the convolution (B, K − 1, 3·D), if there is one; with rotary positions the tokens counted so far (B,).
     """
 
-    uses = frozenset({"num_attention_heads"})
+    options_type = AttentionOptions
+    options: AttentionOptions
     backends = ("sdpa", "materialised")
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        D = config.hidden_size
-        self.num_heads = config.num_attention_heads
-        self.rotary = config.positions == "rotary"
+        D, options = config.hidden_size, self.options
+        self.num_heads: int = options.num_heads or 1
         self.qkv_proj = nn.Linear(D, 3 * D)
         self.out_proj = nn.Linear(D, D)
+        self.conv = CausalConv(3 * D, options.conv_kernel_size) if options.conv_kernel_size else None
+        self.q_norm, self.k_norm = (nn.RMSNorm(D // self.num_heads, config.layer_norm_eps) if options.qk_norm else None for _ in range(2))
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """See :meth:`Mixer.forward`."""
         B, T, D = x_BTD.shape
         segments = None if segments_BT is None else read_segments(segments_BT)
-        q, k, v = self.qkv_proj(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads).unbind(2)
+        cache, conv_state, count_B = self._parts(state)
+        new: list[Tensor] = []
+        qkv_BTX = self.qkv_proj(x_BTD)
+        if self.conv is not None:
+            added_BTX, conv_state = self.conv(qkv_BTX, conv_state, segments)
+            qkv_BTX = qkv_BTX + added_BTX
+            new.append(conv_state)
+        q, k, v = qkv_BTX.view(B, T, 3, self.num_heads, D // self.num_heads).unbind(2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.options.rotary:
+            count_B = x_BTD.new_zeros(B, dtype=torch.long) if count_B is None else count_B
+            if segments is None:
+                position_BT, count_B = count_B[:, None] + torch.arange(T, device=x_BTD.device), count_B + T
+            else:
+                position_BT, count_B = positions_within(segments, count_B)
+            q, k = rotate(q, position_BT), rotate(k, position_BT)
+            new.append(count_B)
+        y_BTHE, cache = attend(q, k, v, cache, window=self.options.window, segments=segments, fused=self.backend == "sdpa")
+        return self.out_proj(y_BTHE.reshape(B, T, D)), (*cache, *new)
 
-        count_B: tuple[Tensor, ...] = ()
-        if self.rotary:
-            before_B = x_BTD.new_zeros(B, dtype=torch.long) if state is None else state[3]
-            q, k, count_B = self._rotate(q, k, before_B, segments)
-        if state is not None and len(state) == IN_PLACE and T == 1 and segments is None:
-            y_BHTE, state = self._one_in_place(q, k, v, state)
-            return self.out_proj(y_BHTE.transpose(1, 2).reshape(B, T, D)), state
+    def _parts(self, state: MixerState | None) -> tuple[MixerState | None, Tensor | None, Tensor | None]:
+        """Cache, inputs of the convolution, and tokens counted, as far as there are such."""
+        if state is None:
+            return None, None, None
+        parts = list(state)
+        count_B = parts.pop() if self.options.rotary else None
+        conv_state = parts.pop() if self.conv is not None else None
+        return tuple(parts), conv_state, count_B
 
-        if state is None and segments is None:
-            y_BHTE = self._attend(q, k, v, None)
-            own_BS = torch.ones(B, T, dtype=torch.bool, device=x_BTD.device)
-        else:
-            cached_k, cached_v, cached_own_BL = state[:3] if state is not None else self.initial_state(B, device=x_BTD.device, dtype=k.dtype)[:3]
-            mask_B1TS, own_BS = visible(cached_own_BL, T, segments)
-            k, v = torch.cat([cached_k.to(k.dtype), k], 1), torch.cat([cached_v.to(v.dtype), v], 1)
-            y_BHTE = self._attend(q, k, v, mask_B1TS)
-        return self.out_proj(y_BHTE.transpose(1, 2).reshape(B, T, D)), (k, v, own_BS, *count_B)
+    def matrices(self) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+        """See :meth:`Mixer.matrices`."""
+        D = self.config.hidden_size
+        yield self.qkv_proj.weight, (D, D, D)
+        yield self.out_proj.weight, (D,)
 
-    @staticmethod
-    def _rotate(q: Tensor, k: Tensor, before_B: Tensor, segments: Segments | None) -> tuple[Tensor, Tensor, tuple[Tensor]]:
-        T = q.shape[1]
-        if segments is None:
-            position_BT = before_B[:, None] + torch.arange(T, device=q.device)
-            count_B = before_B + T
-        else:
-            position_BT, count_B = positions_within(segments, before_B)
-        q, k = (rotate(x.transpose(1, 2), position_BT).transpose(1, 2) for x in (q, k))
-        return q, k, (count_B,)
-
-    def _attend(self, q_BTHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, mask_B1TS: Tensor | None) -> Tensor:
-        """Attention of the new tokens over all; without a mask, causal over the new tokens alone."""
-        q, k, v = (x.transpose(1, 2) for x in (q_BTHE, k_BSHE, v_BSHE))
-        if self.backend == "sdpa":
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TS, is_causal=mask_B1TS is None)
-        if mask_B1TS is None:
-            T = q.shape[2]
-            mask_B1TS = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
-        scores_BHTS = (q @ k.transpose(2, 3)) / math.sqrt(q.shape[-1])
-        return scores_BHTS.masked_fill(~mask_B1TS, -torch.inf).softmax(-1) @ v
-
-    def _one_in_place(self, q: Tensor, k: Tensor, v: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """One token with a cache that has room for it; the cache itself is changed."""
-        keys_BSHE, values_BSHE, own_BS, count_B, place_1 = state
-        keys_BSHE.index_copy_(1, place_1, k.to(keys_BSHE.dtype))
-        values_BSHE.index_copy_(1, place_1, v.to(values_BSHE.dtype))
-        own_BS.index_fill_(1, place_1, True)
-        state = (keys_BSHE, values_BSHE, own_BS, count_B + 1, place_1 + 1)
-        if self.backend == "sdpa" and q.device.type == "cpu" and torch.compiler.is_compiling():
-            return attend_one(q, keys_BSHE, values_BSHE, own_BS), state
-        return self._attend(q, keys_BSHE.to(q.dtype), values_BSHE.to(q.dtype), own_BS[:, None, None]), state
-
-    def filled_cache(self, batch_size: int, tokens: int, room: int, *, device: torch.device | str | None = None, dtype: torch.dtype) -> MixerState:
+    def filled_cache(
+        self, batch_size: int, tokens: int, room: int, *, device: torch.device | str | None = None, dtype: torch.dtype
+    ) -> MixerState | None:
         """See :meth:`Mixer.filled_cache`."""
-        S = tokens + room
-        keys, values = (torch.randn(batch_size, S, self.num_heads, self.config.head_size, device=device, dtype=dtype) for _ in range(2))
-        own_BS = (torch.arange(S, device=device) < tokens).repeat(batch_size, 1)
-        count_B = torch.full((batch_size,), tokens, device=device)
-        return keys, values, own_BS, count_B, count_B[:1].clone()
+        if self.options.window is not None:
+            return None
+        E = self.config.hidden_size // self.num_heads
+        cache = key_value_cache.filled_cache(batch_size, tokens, room, self.num_heads, E, E, device=device, dtype=dtype)
+        return (*cache, *self._besides(batch_size, tokens, device, dtype))
 
     def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
         """An empty cache."""
-        empty = torch.empty(batch_size, 0, self.num_heads, self.config.head_size, device=device, dtype=dtype)
-        own_BL = torch.empty(batch_size, 0, dtype=torch.bool, device=device)
-        count_B = (torch.zeros(batch_size, dtype=torch.long, device=device),) if self.rotary else ()
-        return (empty, empty.clone(), own_BL, *count_B)
+        E = self.config.hidden_size // self.num_heads
+        cache = empty_cache(batch_size, self.num_heads, E, E, self.options.window, device=device, dtype=dtype)
+        return (*cache, *self._besides(batch_size, 0, device, dtype))
+
+    def _besides(self, batch_size: int, tokens: int, device: torch.device | str | None, dtype: torch.dtype | None) -> MixerState:
+        J = self.options.conv_kernel_size - 1
+        conv = (torch.zeros(batch_size, J, 3 * self.config.hidden_size, device=device, dtype=dtype),) if self.conv is not None else ()
+        return (*conv, torch.full((batch_size,), tokens, device=device)) if self.options.rotary else conv
 
     def init_weights(self) -> None:
         """The projections by ``config.initialization``."""
         init_linear(self.qkv_proj, self.config)
-        init_linear(self.out_proj, self.config, residual=True)
+        init_linear(self.out_proj, self.config, residual=residual_branches(self.config, self.options))
+        if self.conv is not None:
+            self.conv.init_weights()
 
     @classmethod
     def cost(cls, config: ModelConfig, context: int) -> Cost:
         """Grows with the context: a token meets (context + 1) / 2 tokens on average, all of them at the end. What is materialised is computed whole."""
-        D, H = config.hidden_size, config.num_attention_heads
-        projections = 8 * D * D
-        materialised, rotary = cls.backend_name(config) == "materialised", config.positions == "rotary"
+        options = config.options_of(AttentionOptions)
+        D, H, W, K = config.hidden_size, options.num_heads or 1, options.window, options.conv_kernel_size
+        projections = 8 * D * D + 6 * D * K
+        materialised = cls.backend_name(config) == "materialised"
+        met = (context + 1) / 2 if W is None or W > context else W - W * (W - 1) / (2 * context)
+        last = context + 1 if W is None else min(W, context + 1)
+        scored = met if W is None else last + max(W, key_value_cache.BLOCK)  # a block of queries looks at a block and a window of keys
+        computed = context if materialised and W is None else (met if W is None else min(scored, context))
+        kept = 5 * D + options.rotary * (3 * D + 2 * D // H) + (K > 0) * 3 * D + options.qk_norm * (2 * D + 2 * H)
         return Cost(
-            parameters=4 * D * D + 4 * D,
-            forward_flops=projections + (4 * D * context if materialised else 2 * D * (context + 1)),
-            decode_flops=projections + 4 * D * (context + 1),
-            activations=5 * D + rotary * (3 * D + 2 * D // H) + (H * context if materialised else H),
-            state_bytes=context * (8 * D + 1) + 8 * rotary,
+            parameters=4 * D * D + 4 * D + (K > 0) * 3 * D * (K + 1) + options.qk_norm * 2 * D // H,
+            forward_flops=projections + 4 * D * computed,
+            decode_flops=projections + 4 * D * last,
+            activations=kept + (H * computed if materialised else H) + (0 if W is None else 2 * D),
+            state_bytes=(context if W is None else W - 1) * (8 * D + 1) + 8 * options.rotary + (12 * D * (K - 1) if K else 0),
         )
 
     @classmethod
     def reach(cls, config: ModelConfig) -> int | None:
-        """Everything before."""
-        return None
+        """Everything before, or the window."""
+        options = config.options_of(AttentionOptions)
+        return None if options.window is None else options.window + max(0, options.conv_kernel_size - 1)
 
-
-def attend_one(q_B1HE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, own_BS: Tensor) -> Tensor:
-    """Attention of one token over a cache, as products that a compiler fuses with their sums and reads the cache once.
-
-    PyTorch's attention kernel for CPUs is built for many queries: with one in bf16 it takes ten times as long as this does when compiled (``docs/log.md``).
-
-    Returns:
-        (B, H, 1, E), in the format of the query.
-    """
-    wide = torch.promote_types(q_B1HE.dtype, torch.float32)
-    scores_BSH = (q_B1HE * k_BSHE).sum(-1, dtype=wide) / math.sqrt(q_B1HE.shape[-1])
-    share_BSH1 = scores_BSH.masked_fill(~own_BS[:, :, None], -torch.inf).softmax(1)[..., None]
-    return (share_BSH1 * v_BSHE).sum(1, keepdim=True).to(q_B1HE.dtype).transpose(1, 2)
-
-
-def visible(own_BL: Tensor, T: int, segments: Segments | None) -> tuple[Tensor, Tensor]:
-    """Which token may look at which.
-
-    Args:
-        own_BL: whether a cached token belongs to the sequence that is being continued.
-        T: number of new tokens.
-        segments: of the new tokens.
-
-    Returns:
-        The mask (B, 1, T, L + T), and whether each of the L + T tokens belongs to the sequence that the row ends with (B, L + T).
-        Padding looks at itself alone, so that its softmax is finite.
-    """
-    B = own_BL.shape[0]
-    causal_TT = torch.ones(T, T, dtype=torch.bool, device=own_BL.device).tril()
-    if segments is None:
-        mask_BTS = torch.cat([own_BL[:, None].expand(B, T, -1), causal_TT.expand(B, T, T)], 2)
-        return mask_BTS[:, None], torch.cat([own_BL, own_BL.new_ones(B, T)], 1)
-    real_BT, index_BT = segments
-    same_BTT = index_BT[:, :, None] == index_BT[:, None, :]
-    new_BTT = causal_TT & same_BTT & real_BT[:, None, :] | torch.eye(T, dtype=torch.bool, device=own_BL.device)
-    old_BTL = own_BL[:, None] & (real_BT & (index_BT == 0))[..., None]
-    last_B1 = segments.last_index_B[:, None]
-    own_BS = torch.cat([own_BL & (last_B1 == 0), real_BT & (index_BT == last_B1)], 1)
-    return torch.cat([old_BTL, new_BTT], 2)[:, None], own_BS
+    @classmethod
+    def advice(cls, config: ModelConfig) -> str:
+        """See :meth:`Mixer.advice`."""
+        window = config.options_of(AttentionOptions).window
+        return "" if window is None else f"attention sees a window of {window} tokens; window=None sees all"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.errors import unknown_name
+from gam_lm.mixers.options import MixerOptions
 
 MixerState = tuple[Tensor, ...]
 """What one mixer carries from token to token: tensors with the batch first."""
@@ -83,23 +83,30 @@ class Slots:
 class Mixer(nn.Module, ABC):
     """y = mixer(x): the one part of a block in which tokens meet."""
 
-    uses: frozenset[str] = frozenset()
-    """The fields of ModelConfig that this mixer reads, besides those that every model reads."""
+    options_type: ClassVar[type[MixerOptions]] = MixerOptions
+    """Its options class."""
 
     backends: ClassVar[tuple[str, ...]] = ("torch",)
     """Names of its implementations; the first is what backend="auto" takes."""
 
-    exportable: ClassVar[bool] = False
-    """Whether a call of a fixed number of tokens is one graph (torch.export, ONNX) that starts from a state of zeros."""
+    prefill_tokens: ClassVar[int | None] = None
+    """Tokens that one exported graph takes at a time: a number, 0 for any, None where the mixer cannot be exported; an instance may set its own."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.options = config.options_of(self.options_type)
         self.backend = self.backend_name(config)
 
     def compiles(self, context: int) -> bool:
         """Whether torch.compile makes a block faster in training on sequences of ``context`` tokens; a long loop over chunks takes it minutes."""
         return True
+
+    def matrices(self) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+        """The weight matrices that an optimiser of matrices (Muon) takes, each with the rows of the logical blocks of which it consists."""
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                yield part.weight, (len(part.weight),)
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
@@ -134,10 +141,9 @@ class Mixer(nn.Module, ABC):
 
     @classmethod
     def backend_name(cls, config: ModelConfig) -> str:
-        """Which implementation runs for ``config``, as results name it. Raises InputError for one that this mixer does not have."""
-        if config.backend not in ("auto", *cls.backends):
-            raise unknown_name(f"backend of mixer {config.mixer}", config.backend, ("auto", *cls.backends))
-        return cls.backends[0] if config.backend == "auto" else config.backend
+        """Which implementation runs for ``config``, as results name it."""
+        name = config.options_of(cls.options_type).backend
+        return cls.backends[0] if name == "auto" else name
 
     @classmethod
     @abstractmethod
@@ -148,6 +154,11 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def reach(cls, config: ModelConfig) -> int | None:
         """Tokens that one layer's output can depend on, the current one included; None is without limit."""
+
+    @classmethod
+    def advice(cls, config: ModelConfig) -> str:
+        """What to change so that one layer reaches further; empty where it reaches everything."""
+        return ""
 
     def trace(self, x_BTD: Tensor, state: MixerState | None = None) -> MixerTrace:
         """What :meth:`forward` does at each token, for people to look at: it costs more than the forward pass. A mixer of one path says that one."""
@@ -170,14 +181,20 @@ def start_std(config: ModelConfig, inputs: int) -> float:
     return inputs**-0.5 if config.initialization == "fan_in" else INIT_STD
 
 
-def init_linear(linear: nn.Linear, config: ModelConfig, *, residual: bool = False) -> None:
+def init_linear(linear: nn.Linear, config: ModelConfig, *, residual: int = 0) -> None:
     """Weight and bias by ``config.initialization``: PyTorch's own under "paper", else N(0, :func:`start_std`) and 0.
 
-    A projection into the ``residual`` stream starts smaller with depth, so that the stream's variance does not grow with it.
+    A projection into the residual stream, to which every layer adds ``residual`` times, starts smaller by √(residual · layers), so that the stream's
+    variance does not grow with depth.
     """
     if config.initialization == "paper":
         linear.reset_parameters()
         return
-    nn.init.normal_(linear.weight, std=start_std(config, linear.in_features) / (math.sqrt(2 * config.num_hidden_layers) if residual else 1))
+    nn.init.normal_(linear.weight, std=start_std(config, linear.in_features) / math.sqrt(max(1, residual * config.num_hidden_layers)))
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
+
+
+def residual_branches(config: ModelConfig, options: MixerOptions) -> int:
+    """How often a layer whose mixer has ``options`` adds to the residual stream: once, and once more by its feed-forward network."""
+    return 1 + (config.feed_forward_size(options) > 0)

@@ -17,17 +17,18 @@ from gam_lm.ops.segments import Segments
 class CausalConv(nn.Module):
     """A causal depthwise convolution with its parameters."""
 
-    def __init__(self, channels: int, kernel_size: int) -> None:
+    def __init__(self, channels: int, kernel_size: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
-        self.bias = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
     def forward(self, x_BTC: Tensor, state_BJC: Tensor | None = None, segments: Segments | None = None) -> tuple[Tensor, Tensor]:
         """See :func:`causal_conv`."""
         return causal_conv(x_BTC, self.weight, self.bias, state_BJC, segments)
 
     def init_weights(self) -> None:
-        """PyTorch's start values of a depthwise Conv1d: U(±1/√K)."""
+        """PyTorch's initialisation of a depthwise Conv1d: U(±1/√K)."""
         bound = 1 / math.sqrt(self.weight.shape[1])
         nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)

@@ -5,24 +5,21 @@
     y_t      = σ(W_l h_t) ∘ local_t + σ(W_g h_t) ∘ global_t
 
 The paper's memory is static, so that the global path moves nothing between tokens: one layer sees K tokens. With ``write="mean"`` or ``"delta"`` the
-sequence edits what the slots hold. Per head, the learned rows K are the slots' addresses and V0 what they hold at first:
+sequence edits what the memory holds. Per head, with a learned projection K to keys and the bank V0 as the memory before a word was read:
 
-    s_t = τ K h_t                                                                  r_t = softmax(s_t)                  where to read
-    v_t = W_v h_t,  b_t = σ(·),  log λ_t = −exp(A) softplus(·)                      a_t = softmax(Σ_k u_k ∘ s_{t−k})    where to write
-    y_t = σ(W_l h_t) ∘ local_t + W_o (σ(W_g h_t) ∘ RMSNorm(g_t))                    g_t: gam_lm.ops.mean_rule, from r, a, v, b, λ and V0
+    k_t = SiLU(K h_t) / ‖·‖                            where to read; softmax(τ K h_t) where K are the addresses of learned slots
+    a_t = the same of a causal convolution of K h      where to write, at first "the token before" (gam_lm.mixers.addresses)
+    v_t = W_v h_t,  b_t = σ(·),  log λ_t = −exp(A) softplus(·)
+    y_t = φ(W_l h_t) ∘ local_t + W_o (φ(W_g h_t) ∘ RMSNorm(g_t))          g_t: gam_lm.ops.delta_rule or mean_rule, from k, a, v, b, λ and V0
 
-With ``write_address="keys"`` K is a projection to plain keys: τ is 1, and SiLU(s) / ‖SiLU(s)‖ stands in place of both softmaxes, the rule of Gated DeltaNet
-(arXiv 2412.06464). With ``gate_activation="silu"`` the gates are x·σ(x) in place of σ(x), as the output gates of Mamba and Gated DeltaNet are.
-
-The taps u, a second causal convolution, start as the previous token: a value is written under the address of what came before it, so that a token reads
-what followed its like.
+φ is σ in the paper, and SiLU, open at initialisation, by default. With ``memory="attention"`` softmax attention over the same keys gives g_t.
 
 Shapes: B rows, T tokens, D = hidden_size, K taps, H heads, M slots (of a head, where there are heads), E = D / H.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,42 +27,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.errors import InputError
+from gam_lm.mixers.attention_memory import AttentionMemory
 from gam_lm.mixers.base import Cost, Mixer, MixerState, MixerTrace, Slots, init_linear
 from gam_lm.mixers.convolution import CausalConv
-from gam_lm.mixers.memories import StaticMemory, WrittenMemory
+from gam_lm.mixers.gam_options import GAMOptions
+from gam_lm.mixers.static_memory import StaticMemory
+from gam_lm.mixers.written_memory import WrittenMemory
+from gam_lm.ops.causal_conv import last_inputs
 from gam_lm.ops.segments import Segments, read_segments
 
 MAX_UNROLLED = 16
 """Chunks of a written memory that a compiler unrolls in about a minute."""
 
 OPEN = 1.0
-"""Bias of a SiLU gate at the start: at 0 it is shut where a sigmoid is half open, and a path behind a shut gate of random sign learns late (docs/log.md)."""
+"""Bias of a SiLU gate at initialisation: at 0 it is shut where a sigmoid is half open, and a path behind a shut gate of random sign learns late (docs/log.md)."""
 
 
 class GAMMixer(Mixer):
     """The token mixer of GAM.
 
-    State: the last K − 1 inputs of the convolution, (B, K − 1, D), 4·(K − 1)·D bytes a sequence in fp32; then that of the written memory,
-    if there is one (:class:`gam_lm.mixers.memories.WrittenMemory`).
+    State: the last K − 1 inputs (B, K − 1, D), 4·(K − 1)·D bytes a sequence in fp32, then that of the written memory or of the attention in its place;
+    nothing for a static memory without its local path.
     """
 
-    uses = frozenset({"conv_kernel_size", "num_memory_slots", "fusion", "keep_gate", "write"})
+    options_type = GAMOptions
+    options: GAMOptions
     backends = ("torch", "fla")
-    exportable = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        D = config.hidden_size
-        written = config.write != "none"
-        if written:
-            self.uses = self.uses | {"num_attention_heads", "chunk_size", "write_gate", "write_address", "static_path"}
-        if config.gated_paths:
-            self.uses = self.uses | {"gate_activation"}
-        self.conv = CausalConv(D, config.conv_kernel_size) if config.fusion != "global" else None
-        self.memory = StaticMemory(config.num_memory_slots, D) if config.fusion != "local" and (not written or config.static_path) else None
-        self.written = WrittenMemory(config) if written else None
-        self.gate = nn.Linear(D, config.gated_paths * D) if config.gated_paths else None
+        D, options = config.hidden_size, self.options
+        slots: int = options.num_memory_slots or D
+        self.conv = CausalConv(D, options.conv_kernel_size) if options.fusion != "global" else None
+        has_bank = options.memory == "bank" and options.fusion != "local" and (not options.written or options.static_path)
+        self.memory = StaticMemory(slots, D) if has_bank else None
+        kind = AttentionMemory if options.memory == "attention" else WrittenMemory
+        self.written: WrittenMemory | AttentionMemory | None = kind(config) if options.has_heads else None
+        self.gate = nn.Linear(D, options.gated_paths * D) if options.gated_paths else None
+        if options.memory == "bank":
+            self.prefill_tokens = options.chunk_size if options.written else 0  # type: ignore[misc]
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """See :meth:`Mixer.forward`."""
@@ -75,31 +75,42 @@ class GAMMixer(Mixer):
 
     def compiles(self, context: int) -> bool:
         """See :meth:`Mixer.compiles`."""
-        return self.written is None or context <= MAX_UNROLLED * self.config.chunk_size
+        return not self.options.written or context <= MAX_UNROLLED * self.options.chunk_size
+
+    def matrices(self) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+        """See :meth:`Mixer.matrices`."""
+        if self.gate is not None:
+            yield self.gate.weight, (self.config.hidden_size,) * self.options.gated_paths
+        if self.written is not None:
+            yield from self.written.matrices()
 
     def _paths(
         self, x_BTD: Tensor, gates: tuple[Tensor | None, Tensor | None], state: MixerState | None, segments: Segments | None
     ) -> tuple[list[Tensor], MixerState]:
         """What each path adds, in the order of ``path_names``, and the new state."""
         local_gate_BTD, global_gate_BTD = gates
+        inputs_BJD = state[0] if state else None
         paths, new_state = [], []
         if self.conv is not None:
-            local_BTD, conv_state = self.conv(x_BTD, state[0] if state else None, segments)
+            local_BTD, new_inputs_BJD = self.conv(x_BTD, inputs_BJD, segments)
             paths.append(local_BTD if local_gate_BTD is None else local_gate_BTD * local_BTD)
-            new_state.append(conv_state)
+            new_state.append(new_inputs_BJD)
+        elif self.written is not None:
+            new_state.append(last_inputs(x_BTD, self.options.conv_kernel_size - 1, inputs_BJD, segments))
         if self.memory is not None:
             global_BTD = self.memory(x_BTD)
             paths.append(global_BTD if global_gate_BTD is None else global_gate_BTD * global_BTD)
         if self.written is not None:
-            written_BTD, memory_state = self.written(x_BTD, global_gate_BTD, state[0] if state else None, state[1:] if state else None, segments)
+            written_BTD, memory_state = self.written(x_BTD, global_gate_BTD, inputs_BJD, state[1:] if state else None, segments)
             paths.append(written_BTD)
             new_state += memory_state
         return paths, tuple(new_state)
 
     @property
     def path_names(self) -> list[str]:
-        """Names of the paths that there are: local, static, written."""
-        return [name for name, part in (("local", self.conv), ("static", self.memory), ("written", self.written)) if part is not None]
+        """Names of the paths that there are: local, static, written (or attention)."""
+        written = "attention" if self.options.memory == "attention" else "written"
+        return [name for name, part in (("local", self.conv), ("static", self.memory), (written, self.written)) if part is not None]
 
     def trace(self, x_BTD: Tensor, state: MixerState | None = None) -> MixerTrace:
         """See :meth:`Mixer.trace`."""
@@ -108,12 +119,12 @@ class GAMMixer(Mixer):
         names = self.path_names
         found: dict[str, Any] = {"reads": {}}
         if self.conv is not None:
-            earlier_BJD = state[0] if state else x_BTD.new_zeros(len(x_BTD), self.config.conv_kernel_size - 1, x_BTD.shape[-1])
-            window_BTDK = torch.cat([earlier_BJD, x_BTD], 1).unfold(1, self.config.conv_kernel_size, 1)
+            earlier_BJD = state[0] if state else x_BTD.new_zeros(len(x_BTD), self.options.conv_kernel_size - 1, x_BTD.shape[-1])
+            window_BTDK = torch.cat([earlier_BJD, x_BTD], 1).unfold(1, self.options.conv_kernel_size, 1)
             found["taps_BTK"] = (window_BTDK * self.conv.weight).norm(dim=2)
         if self.memory is not None:
             found["reads"]["static"] = self.memory.shares(x_BTD)
-        if self.written is not None:
+        if isinstance(self.written, WrittenMemory):
             inputs = self.written.inputs(x_BTD, state[0] if state else None)
             sources = self.written.sources(inputs, state[1:] if state else None)
             found["reads"]["written"] = self.written.shares(inputs.read_BTHM)
@@ -123,9 +134,9 @@ class GAMMixer(Mixer):
                 "sources_BTI": (sources.weight_BHTI.abs() * length_BH1I).sum(1),
                 "carried_BT": sources.carried_BTHE.norm(dim=-1).sum(-1), "bank_BT": sources.bank_BTHE.norm(dim=-1).sum(-1),
             }  # fmt: skip
-        gate_of = {"local": gates[0], "static": gates[1], "written": gates[1]}
+        gate_of = {name: gates[0] if name == "local" else gates[1] for name in names}
         return MixerTrace(
-            paths=dict(zip(names, paths, strict=True)), gates={name: gate for name in names if (gate := gate_of[name]) is not None}, **found
+            paths=dict(zip(names, paths, strict=True)), gates={name: gate for name, gate in gate_of.items() if gate is not None}, **found
         )
 
     def slots(self) -> Mapping[str, Slots]:
@@ -133,99 +144,93 @@ class GAMMixer(Mixer):
         found = {}
         if self.memory is not None:
             found["static"] = Slots(address_SD=self.memory.bank, value_SD=self.memory.bank)
-        if self.written is not None:
+        if isinstance(self.written, WrittenMemory):
             found["written"] = Slots(address_SD=self.written.address, value_SD=self.written.values())
         return found
 
     def silence(self, memory: str, slot: int | None) -> None:
         """See :meth:`Mixer.silence`."""
-        part = {"static": self.memory, "written": self.written}[memory]
-        if part is None:
-            raise KeyError(memory)
+        found = self.slots()[memory]
+        part: Any = self.memory if memory == "static" else self.written
         part.silent_M = None
         if slot is not None:
-            part.silent_M = torch.zeros(self.config.num_memory_slots, dtype=torch.bool, device=part.bank.device)
+            part.silent_M = torch.zeros(len(found.address_SD), dtype=torch.bool, device=found.address_SD.device)
             part.silent_M[slot] = True
 
     def _gates(self, x_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The gates of the local and the global path; a path that stands alone has the only one."""
         if self.gate is None:
             return None, None
-        activation = F.silu if self.config.gate_activation == "silu" else torch.sigmoid
+        activation = F.silu if self.options.gate_activation == "silu" else torch.sigmoid
         gate_BTX: Tensor = activation(self.gate(x_BTD))
-        local_gate_BTD, global_gate_BTD = gate_BTX.chunk(2, -1) if self.config.fusion == "gate" else (gate_BTX, gate_BTX)
+        local_gate_BTD, global_gate_BTD = gate_BTX.chunk(2, -1) if self.options.fusion == "gate" else (gate_BTX, gate_BTX)
         return local_gate_BTD, global_gate_BTD
 
     def initial_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
         """Zeros: nothing came before."""
-        if self.conv is None:
+        inputs = self._no_inputs(batch_size, device, dtype or torch.get_default_dtype())
+        return (*inputs, *(self.written.initial_state(batch_size, device, dtype or torch.get_default_dtype()) if self.written is not None else ()))
+
+    def _no_inputs(self, batch_size: int, device: torch.device | str | None, dtype: torch.dtype) -> MixerState:
+        if self.conv is None and self.written is None:
             return ()
-        dtype = dtype or torch.get_default_dtype()
-        conv_state = torch.zeros(batch_size, self.config.conv_kernel_size - 1, self.config.hidden_size, device=device, dtype=dtype)
-        return (conv_state, *(self.written.initial_state(batch_size, device, dtype) if self.written is not None else ()))
+        return (torch.zeros(batch_size, self.options.conv_kernel_size - 1, self.config.hidden_size, device=device, dtype=dtype),)
+
+    def filled_cache(
+        self, batch_size: int, tokens: int, room: int, *, device: torch.device | str | None = None, dtype: torch.dtype
+    ) -> MixerState | None:
+        """See :meth:`Mixer.filled_cache`."""
+        if not isinstance(self.written, AttentionMemory):
+            return None
+        return (*self._no_inputs(batch_size, device, dtype), *self.written.filled_cache(batch_size, tokens, room, device, dtype))
 
     def init_weights(self) -> None:
-        """Convolution and bank as published; the gate by ``config.initialization``, and open."""
+        """Convolution and static bank as published; the gate by ``config.initialization``, and open."""
         for part in (self.conv, self.memory, self.written):
             if part is not None:
                 part.init_weights()
         if self.gate is not None:
             init_linear(self.gate, self.config)
-            if self.config.gate_activation == "silu":
+            if self.options.gate_activation == "silu":
                 nn.init.constant_(self.gate.bias, OPEN)
 
     @classmethod
-    def backend_name(cls, config: ModelConfig) -> str:
-        """torch, or for the delta rule on a GPU flash-linear-attention. Raises InputError where that one does not serve."""
-        name = super().backend_name(config)
-        if name == "fla" and config.write != "delta":
-            raise InputError(
-                f"backend is 'fla' with write={config.write!r}: flash-linear-attention has the delta rule alone, use write='delta' or backend='auto'"
-            )
-        return name
-
-    @classmethod
     def cost(cls, config: ModelConfig, context: int) -> Cost:
-        """Constant per token at every context."""
-        D, K, slots = config.hidden_size, config.conv_kernel_size, config.num_memory_slots
-        has_conv, written = config.fusion != "global", config.write != "none"
-        gates = config.gated_paths
-        held_gates = gates * (1 if config.gate_activation == "sigmoid" else 2)  # the sigmoid's gradient needs only what it gave
-        has_bank = config.fusion != "local" and (not written or config.static_path)
+        """Constant per token at every context, but for attention in the memory's place."""
+        options = config.options_of(GAMOptions)
+        D, K, slots = config.hidden_size, options.conv_kernel_size, options.num_memory_slots or config.hidden_size
+        has_conv, with_heads = options.fusion != "global", options.has_heads
+        gates = options.gated_paths
+        held_gates = gates * (1 if options.gate_activation == "sigmoid" else 2)  # the sigmoid's gradient needs only what it gave
+        has_bank = options.memory == "bank" and options.fusion != "local" and (not options.written or options.static_path)
         flops = 2 * has_conv * D * K + 4 * has_bank * slots * D + 2 * gates * D * D
+        held_bank = has_bank * (slots + D * (gates > 0))
         common = Cost(
             parameters=has_conv * D * (K + 1) + has_bank * slots * D + gates * (D * D + D),
             forward_flops=flops,
             decode_flops=flops,
-            activations=(has_bank or gates or written) * D + has_conv * D * (1 + (gates > 0)) + has_bank * (slots + D * (gates > 0)) + held_gates * D,
-            state_bytes=4 * has_conv * (K - 1) * D,
+            activations=bool(has_bank or gates or with_heads) * D + has_conv * D * (1 + (gates > 0)) + held_bank + held_gates * D,
+            state_bytes=4 * (has_conv or with_heads) * (K - 1) * D,
         )
-        return common + _written_cost(config, context) if written else common
+        if not with_heads:
+            return common
+        return common + (AttentionMemory if options.memory == "attention" else WrittenMemory).cost(config, context)
 
     @classmethod
     def reach(cls, config: ModelConfig) -> int | None:
         """The taps of the convolution: the static memory is read by each token alone, and so is a written one into which nothing is written."""
-        if config.write != "none" and config.write_gate == "learned":
+        options = config.options_of(GAMOptions)
+        if options.memory == "attention" or (options.written and options.write_gate == "learned"):
             return None
-        return 1 if config.fusion == "global" else config.conv_kernel_size
+        return 1 if options.fusion == "global" and not options.written else options.conv_kernel_size
 
-
-def _written_cost(config: ModelConfig, context: int) -> Cost:
-    """What a written memory adds to the two paths."""
-    D, K, H, slots = config.hidden_size, config.conv_kernel_size, config.num_attention_heads, config.num_memory_slots
-    E, M, L = D // H, slots // H, min(config.chunk_size, context)
-    plain, mean, has_gate = config.write_address == "keys", config.write == "mean", config.fusion == "gate"
-    projections = 2 * (slots * D + 2 * D * D + 2 * D * H + K * slots)
-    # Per token and head in chunks of L, whose L × L products are triangular only in what counts, not in what is computed: delta scores a and r by a,
-    # inverts, solves for W and reads it; V0 and the state are read at a and at r, and what was written goes into the state. mean has no system to solve.
-    inside = 2 * L * (2 * M + 2 * E) + L * L if not mean else 2 * L * (2 * M + E)
-    between = (5 if not mean else 3) * 2 * M * E
-    step = (3 if not mean else 2) * 2 * M * E
-    kept = (9 + has_gate) * D + 10 * slots + 7 * H + 3 * H * L if mean else (7 + has_gate) * D + (7 if plain else 5) * slots + 9 * H + 3 * H * L
-    return Cost(
-        parameters=slots * D + H * (not plain) + slots * E + slots * mean + slots * (K + 1) + 2 * D * D + 2 * D * H + 2 * H + H + D,
-        forward_flops=projections + H * (inside + between),
-        decode_flops=projections + 2 * (K - 1) * slots * D + H * step,  # the scores of the tokens in the convolution are taken anew
-        activations=kept + (1 + mean) * slots * E / L,
-        state_bytes=4 * slots * (E + mean),
-    )
+    @classmethod
+    def advice(cls, config: ModelConfig) -> str:
+        """See :meth:`Mixer.advice`."""
+        if cls.reach(config) is None:
+            return ""
+        return (
+            "The memory is static: each token reads it alone, and only the convolution moves anything between tokens. "
+            'For more: write="delta" or "mean" (the sequence writes the memory, no limit), or each layer one tap more than '
+            f"{config.options_of(GAMOptions).conv_kernel_size} for {config.num_hidden_layers} tokens."
+        )

@@ -12,7 +12,7 @@ Shapes: B rows, T tokens, D = hidden_size.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,59 +20,42 @@ from torch import Tensor
 from gam_lm.config import ModelConfig
 from gam_lm.mixers.base import MixerState
 from gam_lm.mixers.gam import GAMMixer
+from gam_lm.mixers.gam_options import GAMOptions
 
 
 class GatedAssociativeMemory(GAMMixer):
     """A causal convolution and a memory of slots, side by side behind gates: the token mixer of GAM.
 
     The state is a tuple of tensors, batch first, whose size does not grow with the text: ``layer(x)`` starts a sequence, ``layer(x, state)`` goes on
-    with it, and any split of a sequence into calls gives what one call gives. The start values are drawn from torch's global generator; a layer
+    with it, and any split of a sequence into calls gives what one call gives. The initial values are drawn from torch's global generator; a layer
     that was built on the meta device draws them in :meth:`reset_parameters` after ``to_empty``.
 
     Args:
         hidden_size: D, width of input and output.
-        num_memory_slots: slots of the memory in total; a written memory divides them over its heads.
-        conv_kernel_size: tokens that the convolution sees, the current one included.
-        write: "none" is the paper's static memory, which moves nothing between tokens; "mean" and "delta" let the sequence write into it
-            (gam_lm.ops.mean_rule), so that a token can read what stood anywhere before.
-        num_attention_heads: heads of a written memory.
-        fusion: "gate" (the paper), "sum", or one path alone, "global" or "local".
-        gate_activation: "sigmoid" (the paper), or "silu", with which the mean memory models language better (docs/memory.md).
-        static_path: whether the paper's static memory stands beside a written one.
-        chunk_size: tokens that a written memory handles at once: speed and memory only, never the result.
-        num_hidden_layers: layers of the model around it; the output of a written memory starts smaller with depth.
-        layer_norm_eps: of the norms inside a written memory.
-        backend: "auto", "torch", or "fla" (flash-linear-attention, delta on a GPU).
+        num_hidden_layers: layers of the model around it; the output projection starts smaller with depth.
+        layer_norm_eps: of the norm inside a written memory.
         device: where the parameters are made; None is torch's default.
         dtype: of the parameters; None is torch's default.
+        options: fields of :class:`gam_lm.GAMOptions`: ``write``, ``num_heads``, ``num_memory_slots``, ``conv_kernel_size``, … The defaults are the
+            recommended memory; ``**GAMOptions.published().to_dict()`` is the paper's.
 
     Raises:
-        InputError: for sizes that do not fit together, such as a number of heads that does not divide ``hidden_size``.
+        InputError: for an unknown option, or sizes that do not fit together, such as a number of heads that does not divide ``hidden_size``.
     """
 
     def __init__(
         self,
         hidden_size: int,
         *,
-        num_memory_slots: int = 512,
-        conv_kernel_size: int = 3,
-        write: Literal["none", "mean", "delta"] = "none",
-        num_attention_heads: int = 8,
-        fusion: Literal["gate", "sum", "global", "local"] = "gate",
-        gate_activation: Literal["sigmoid", "silu"] = "sigmoid",
-        static_path: bool = False,
-        chunk_size: int = 64,
         num_hidden_layers: int = 1,
         layer_norm_eps: float = 1e-5,
-        backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         config = ModelConfig(
-            vocab_size=1, hidden_size=hidden_size, num_memory_slots=num_memory_slots, conv_kernel_size=conv_kernel_size, write=write,
-            num_attention_heads=num_attention_heads, fusion=fusion, gate_activation=gate_activation, static_path=static_path, chunk_size=chunk_size,
-            num_hidden_layers=num_hidden_layers, layer_norm_eps=layer_norm_eps, backend=backend,
-        )  # fmt: skip
+            vocab_size=1, hidden_size=hidden_size, num_hidden_layers=num_hidden_layers, layer_norm_eps=layer_norm_eps, options=(GAMOptions(**options),)
+        )
         with nullcontext() if device is None else torch.device(device):
             super().__init__(config)
         if dtype is not None:
@@ -95,10 +78,11 @@ class GatedAssociativeMemory(GAMMixer):
         return super().forward(x_BTD, state, segments_BT=segments_BT)
 
     def reset_parameters(self) -> None:
-        """Draw all start values anew."""
+        """Draw all initial values anew."""
         self.init_weights()
 
     def extra_repr(self) -> str:
         """The sizes."""
-        config = self.config
-        return f"hidden_size={config.hidden_size}, num_memory_slots={config.num_memory_slots}, write={config.write!r}, fusion={config.fusion!r}"
+        options = self.options
+        what = f"write={options.write!r}" if options.memory == "bank" else f"memory={options.memory!r}"
+        return f"hidden_size={self.config.hidden_size}, num_memory_slots={options.num_memory_slots}, {what}, fusion={options.fusion!r}"

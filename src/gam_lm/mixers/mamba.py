@@ -12,13 +12,15 @@ Shapes: B rows, T tokens, D = hidden_size, E inner channels, N = state_size, R r
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear
+from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear, residual_branches
+from gam_lm.mixers.mamba_options import MambaOptions
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.ops.segments import read_segments
 from gam_lm.ops.selective_scan import chunk_length, recomputed_places, selective_scan
@@ -34,7 +36,7 @@ def step_rank(config: ModelConfig) -> int:
 
 def inner_size(config: ModelConfig) -> int:
     """E: the channels of the state space."""
-    return round(config.expand * config.hidden_size)
+    return round(config.options_of(MambaOptions).expand * config.hidden_size)
 
 
 class Mamba(Mixer):
@@ -43,8 +45,8 @@ class Mamba(Mixer):
     State: the last K − 1 inputs of the convolution (B, K − 1, E) and the state space (B, N, E), together 4·E·(K − 1 + N) bytes a sequence in fp32.
     """
 
-    uses = frozenset({"conv_kernel_size", "state_size", "expand", "chunk_size"})
-    backends = ("chunked",)
+    options_type = MambaOptions
+    options: MambaOptions
 
     def compiles(self, context: int) -> bool:
         """Never: the scan's gradient is written out for the CPU's cache, and a compiler takes minutes over its loops."""
@@ -52,12 +54,13 @@ class Mamba(Mixer):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        D, E, N, R = config.hidden_size, inner_size(config), config.state_size, step_rank(config)
+        D, E, N, R = config.hidden_size, inner_size(config), self.options.state_size, step_rank(config)
         self.in_proj = nn.Linear(D, 2 * E, bias=False)
-        self.conv = CausalConv(E, config.conv_kernel_size)
+        self.conv = CausalConv(E, self.options.conv_kernel_size)
         self.x_proj = nn.Linear(E, R + 2 * N, bias=False)
         self.dt_proj = nn.Linear(R, E)
         self.A_log = nn.Parameter(torch.empty(N, E))
+        self.A_log.no_weight_decay = True  # type: ignore[attr-defined]  # as in the official code: its decay would move all rates towards 1
         self.skip = nn.Parameter(torch.empty(E))
         self.out_proj = nn.Linear(E, D, bias=False)
 
@@ -68,7 +71,7 @@ class Mamba(Mixer):
         x_BTE, z_BTE = self.in_proj(x_BTD).chunk(2, dim=-1)
         x_BTE, conv_state = self.conv(x_BTE, conv_state, segments)
         x_BTE = F.silu(x_BTE)
-        N = self.config.state_size
+        N = self.options.state_size
         dt_BTR, B_BTN, C_BTN = self.x_proj(x_BTE).split([step_rank(self.config), N, N], dim=-1)
         dt_BTE = F.softplus(self.dt_proj(dt_BTR))
         index_BT = None
@@ -76,7 +79,7 @@ class Mamba(Mixer):
             dt_BTE = dt_BTE * segments.real_BT[..., None]  # a step of size 0 changes nothing
             index_BT = segments.index_BT
         y_BTE, scan_state = selective_scan(
-            x_BTE, dt_BTE, -self.A_log.exp(), B_BTN, C_BTN, scan_state, chunk_size=self.config.chunk_size, index_BT=index_BT
+            x_BTE, dt_BTE, -self.A_log.exp(), B_BTN, C_BTN, scan_state, chunk_size=self.options.chunk_size, index_BT=index_BT
         )
         y_BTE = (y_BTE + self.skip * x_BTE).to(x_BTE.dtype) * F.silu(z_BTE)
         return self.out_proj(y_BTE), (conv_state, scan_state)
@@ -85,15 +88,15 @@ class Mamba(Mixer):
         """Zeros: nothing came before."""
         dtype = dtype or torch.get_default_dtype()
         E = inner_size(self.config)
-        conv_state = torch.zeros(batch_size, self.config.conv_kernel_size - 1, E, device=device, dtype=dtype)
+        conv_state = torch.zeros(batch_size, self.options.conv_kernel_size - 1, E, device=device, dtype=dtype)
         scan_dtype = torch.promote_types(dtype, torch.float32)
-        return conv_state, torch.zeros(batch_size, self.config.state_size, E, device=device, dtype=scan_dtype)
+        return conv_state, torch.zeros(batch_size, self.options.state_size, E, device=device, dtype=scan_dtype)
 
     def init_weights(self) -> None:
         """Rates 1 … N and log-uniform step sizes, as published; the projections by ``config.initialization``."""
         self.conv.init_weights()
         with torch.no_grad():
-            rates_N = torch.arange(1, self.config.state_size + 1, device=self.A_log.device, dtype=self.A_log.dtype)
+            rates_N = torch.arange(1, self.options.state_size + 1, device=self.A_log.device, dtype=self.A_log.dtype)
             self.A_log.copy_(rates_N.log()[:, None].expand_as(self.A_log))
             self.skip.fill_(1.0)
             bound = step_rank(self.config) ** -0.5
@@ -101,16 +104,24 @@ class Mamba(Mixer):
             low, high = (math.log(x) for x in STEP_RANGE)
             step_E = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
             self.dt_proj.bias.copy_(step_E + torch.log(-torch.expm1(-step_E)))  # the inverse of softplus
-        for linear in (self.in_proj, self.x_proj, self.out_proj):
-            init_linear(linear, self.config, residual=linear is self.out_proj)
+        for linear in (self.in_proj, self.x_proj):
+            init_linear(linear, self.config)
+        init_linear(self.out_proj, self.config, residual=residual_branches(self.config, self.options))
+
+    def matrices(self) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+        """See :meth:`Mixer.matrices`; the small maps to step sizes and states are left out."""
+        E = inner_size(self.config)
+        yield self.in_proj.weight, (E, E)
+        yield self.out_proj.weight, (self.config.hidden_size,)
 
     @classmethod
     def cost(cls, config: ModelConfig, context: int) -> Cost:
         """Constant per token at every context; the scan counts as its multiply-adds. Activations are those of one row on a CPU."""
-        D, E, N, R, K = config.hidden_size, inner_size(config), config.state_size, step_rank(config), config.conv_kernel_size
+        options = config.options_of(MambaOptions)
+        D, E, N, R, K = config.hidden_size, inner_size(config), options.state_size, step_rank(config), options.conv_kernel_size
         projections = 2 * D * E + E * (R + 2 * N) + R * E + E * D
         flops = 2 * (projections + K * E + 3 * N * E)
-        L = chunk_length(1, context, N * E, config.chunk_size, "cpu")
+        L = chunk_length(1, context, N * E, options.chunk_size, "cpu")
         kept = math.ceil(L / recomputed_places(L, math.ceil(context / L) * N * E)) * N * E / L  # states at every few places of a chunk
         return Cost(
             parameters=projections + E * (K + 1) + E + N * E + E,

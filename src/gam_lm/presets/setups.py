@@ -1,7 +1,4 @@
-"""Named models and named setups. Imports no torch.
-
-A model name says what differs from the base configuration; a setup gives the base configuration, the data and the recipe.
-"""
+"""Named setups: what each command compares, on which data, by which recipe, and what to expect. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,50 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gam_lm.config import ModelConfig
 from gam_lm.errors import unknown_name
+from gam_lm.presets.models import DEFAULT_MODEL
 from gam_lm.training.recipe import TrainConfig
-
-DEFAULT_GAM = "gam-delta-keys-silu"
-"""What the name ``gam`` means: the winner of docs/memory.md."""
-
-MODELS: Mapping[str, Mapping[str, Any]] = {
-    "gam-paper": {"mixer": "gam", "initialization": "paper", "positions": "learned"},
-    "gam-static": {"mixer": "gam", "positions": "none"},
-    "gam-static-silu": {"mixer": "gam", "gate_activation": "silu", "positions": "none"},
-    "gam-mean": {"mixer": "gam", "write": "mean", "positions": "none"},
-    "gam-mean-silu": {"mixer": "gam", "write": "mean", "gate_activation": "silu", "positions": "none"},
-    "gam-delta": {"mixer": "gam", "write": "delta", "positions": "none"},
-    "gam-delta-silu": {"mixer": "gam", "write": "delta", "gate_activation": "silu", "positions": "none"},
-    "gam-delta-closed": {"mixer": "gam", "write": "delta", "write_gate": "closed", "positions": "none"},
-    "gam-delta-keys": {"mixer": "gam", "write": "delta", "write_address": "keys", "positions": "none"},
-    "gam-delta-keys-silu": {"mixer": "gam", "write": "delta", "write_address": "keys", "gate_activation": "silu", "positions": "none"},
-    "gam-delta-beside": {"mixer": "gam", "write": "delta", "static_path": True, "positions": "none"},
-    "transformer": {"mixer": "attention", "positions": "learned"},
-    "transformer-paper": {"mixer": "attention", "positions": "learned", "initialization": "paper"},
-    "transformer-rotary": {"mixer": "attention", "positions": "rotary"},
-    "transformer-materialised": {"mixer": "attention", "positions": "learned", "backend": "materialised"},
-    "mamba": {"mixer": "mamba", "positions": "none", "conv_kernel_size": 4, "intermediate_size": 0},
-    "mamba-paper": {"mixer": "mamba", "positions": "learned", "initialization": "paper", "stack": "bare", "conv_kernel_size": 4, "expand": 3},
-}
-"""Row names of every table: what each changes in the base configuration."""
-
-KERNELS: Mapping[str, Mapping[str, Any]] = {f"{name}-fla": {**MODELS[name], "backend": "fla"} for name in ("gam-delta", "gam-delta-keys-silu")}
-"""Further names: models on kernels that only a GPU has, beside their own in plain PyTorch."""
-
-
-def model_name(name: str) -> str:
-    """The row name that ``name`` stands for. Raises InputError with the nearest name."""
-    if name == "gam":
-        return DEFAULT_GAM
-    if name not in MODELS and name not in KERNELS:
-        raise unknown_name("model", name, [*MODELS, *KERNELS, "gam"])
-    return name
-
-
-def named_model(name: str, base: ModelConfig) -> ModelConfig:
-    """``base`` as the model that ``name`` stands for."""
-    return base.replace(**{**MODELS, **KERNELS}[model_name(name)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +35,8 @@ class Preset:
     """Whether ``gam bench`` sizes every model to the parameters of the static GAM."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of ``gam bench``."""
+    full: str = DEFAULT_MODEL
+    """The model that ``gam ablate`` takes apart."""
 
 
 PAPER_TRAIN = TrainConfig(
@@ -92,32 +50,30 @@ PAPER_TRAIN = TrainConfig(
     precision="fp32",
     blocks="paper",
 )
+PAPER_SIZE: Mapping[str, Any] = {"hidden_size": 512, "num_hidden_layers": 6, "dropout": 0.1, "options": {"gam": {"num_memory_slots": 512}}}
 PAPER_MODELS = ("gam-paper", "transformer-paper", "mamba-paper")
 
 PRESETS: Mapping[str, Preset] = {
     "laptop": Preset(
         summary="gam bench --preset laptop --out runs/laptop · 2 CPU cores, 6 minutes · see README for the losses to expect (this is `make run`)",
         data="stdlib",
-        models=("gam", "gam-static", "transformer-rotary", "mamba"),
-        model={  # fan_in: N(0, 0.02) is small for 128 wide, and 300 steps do not make up for it (docs/log.md)
-            "hidden_size": 128, "num_hidden_layers": 4, "num_memory_slots": 128, "num_attention_heads": 4, "dropout": 0.0, "initialization": "fan_in",
-        },
+        models=("gam", "gam-static", "transformer", "mamba"),
+        model={"hidden_size": 128, "num_hidden_layers": 4},
         train=TrainConfig(steps=300, batch_size=8, context=256, learning_rate=8e-3, warmup_steps=30, validate_every=100),
         vocab_size=4096,
     ),
     "small-cpu": Preset(
-        summary="gam train --preset small-cpu --initialization fan_in --learning-rate 8e-3 --out runs/small · 2 CPU cores, about 20 minutes · "
-        "4.19 nats per token on novels, 5.4 M parameters; baselines have other best start values and rates (docs/memory.md)",
+        summary="gam train --preset small-cpu --out runs/small · 2 CPU cores, about 20 minutes · 4.19 nats per token on novels, 5.4 M parameters",
         data="gutenberg",
-        models=("gam", "gam-static", "transformer-rotary", "mamba"),
-        model={"hidden_size": 256, "num_hidden_layers": 4, "num_memory_slots": 256, "num_attention_heads": 4, "dropout": 0.0},
-        train=TrainConfig(steps=1200, batch_size=16, context=256, learning_rate=2e-3, validate_every=300),
+        models=("gam", "gam-static", "transformer", "mamba"),
+        model={"hidden_size": 256, "num_hidden_layers": 4},
+        train=TrainConfig(steps=1200, batch_size=16, context=256, learning_rate=8e-3, validate_every=300),
     ),
     "paper-wikitext2": Preset(
         summary="gam bench --preset paper-wikitext2 --out runs/paper-wikitext2 · one GPU · published PPL: 882.57 GAM, 918.99 Transformer, 1017.54 Mamba",
         data="wikitext-2",
         models=PAPER_MODELS,
-        model={},
+        model=PAPER_SIZE,
         train=PAPER_TRAIN,
         tokenizer="paper",
         match_parameters=False,
@@ -126,7 +82,7 @@ PRESETS: Mapping[str, Preset] = {
         summary="gam bench --preset paper-tinystories --out runs/paper-tinystories · one GPU · published PPL: 23.15 GAM, 23.55 Transformer",
         data="tinystories",
         models=PAPER_MODELS,
-        model={},
+        model=PAPER_SIZE,
         train=PAPER_TRAIN,
         tokenizer="paper",
         row_limits={"train": 50_000, "valid": 5_000},
@@ -149,7 +105,7 @@ class RecallPreset:
     length: tuple[int, ...]
     """Tokens per sequence, one for each number of pairs."""
     model: Mapping[str, Any]
-    """Fields of ModelConfig besides vocab_size. Start values by fan_in: with N(0, 0.02) a narrow Transformer does not learn recall (docs/memory.md)."""
+    """Fields of ModelConfig besides vocab_size."""
     train: TrainConfig
     """The recipe."""
     vocab_size: int
@@ -159,30 +115,26 @@ class RecallPreset:
 RECALL: Mapping[str, RecallPreset] = {
     "minutes": RecallPreset(
         summary="gam recall --preset minutes --out runs/recall · 2 CPU cores, a few minutes · see docs/memory.md for the accuracies to expect",
-        models=("gam-static", "gam", "gam-mean-silu", "transformer-rotary", "mamba"),
+        models=("gam-static", "gam", "gam-mean", "transformer", "mamba"),
         pairs=(8,),
         length=(64,),
-        model={
-            "hidden_size": 64, "num_hidden_layers": 2, "num_memory_slots": 64, "num_attention_heads": 4, "dropout": 0.0, "initialization": "fan_in",
-        },
+        model={"hidden_size": 64, "num_hidden_layers": 2},
         train=TrainConfig(steps=250, batch_size=64, context=64, learning_rate=5e-3, warmup_steps=25, precision="fp32"),
         vocab_size=512,
     ),
     "zoology": RecallPreset(
         summary="gam recall --preset zoology --out runs/zoology · one GPU · the sizes of arXiv 2312.04927",
-        models=("gam-static", "gam", "gam-mean-silu", "transformer-rotary", "mamba"),
+        models=("gam-static", "gam", "gam-mean", "transformer", "mamba"),
         pairs=(4, 8, 16, 32, 64),
         length=(64, 64, 128, 256, 512),
-        model={
-            "hidden_size": 128, "num_hidden_layers": 2, "num_memory_slots": 256, "num_attention_heads": 4, "dropout": 0.0, "initialization": "fan_in",
-        },
+        model={"hidden_size": 128, "num_hidden_layers": 2, "options": {"gam": {"num_memory_slots": 256}}},
         train=TrainConfig(steps=20_000, batch_size=256, context=64, learning_rate=1e-3, warmup_steps=2_000),
         vocab_size=8_192,
     ),
 }
 """Setups of `gam recall` by name."""
 
-SCALING_MODELS = ("gam-static", "gam", "gam-mean-silu", "gam-delta", "transformer-materialised", "transformer", "mamba")
+SCALING_MODELS = ("gam-static", "gam", "gam-mean", "gam-slots", "transformer-learned+backend=materialised", "transformer", "mamba")
 POWERS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 
@@ -274,7 +226,8 @@ ABLATION: Mapping[str, Preset] = {
         summary="gam ablate --preset minutes --out runs/ablation · 2 CPU cores, under 20 minutes · differences of about 0.1 nats show with 2 seeds",
         data="stdlib",
         models=("published", "gated"),
-        model={"hidden_size": 128, "num_hidden_layers": 4, "num_memory_slots": 128, "num_attention_heads": 4, "dropout": 0.0},
+        full="gam-static+gate_activation=sigmoid",
+        model={"hidden_size": 128, "num_hidden_layers": 4},
         train=TrainConfig(steps=200, batch_size=8, context=256, learning_rate=3e-3, warmup_steps=20, validate_every=100),
         vocab_size=4096,
         seeds=(0, 1),
@@ -283,7 +236,8 @@ ABLATION: Mapping[str, Preset] = {
         summary="gam ablate --preset small-cpu --out results/ablation · 2 CPU cores, about 2 hours · 5 M parameters on novels, 5 seeds",
         data="gutenberg",
         models=("published",),
-        model={"hidden_size": 256, "num_hidden_layers": 4, "num_memory_slots": 256, "num_attention_heads": 8, "dropout": 0.0},
+        full="gam-static+gate_activation=sigmoid",
+        model={"hidden_size": 256, "num_hidden_layers": 4},
         train=TrainConfig(steps=300, batch_size=16, context=256, learning_rate=1e-3, validate_every=150),
         seeds=(0, 1, 2, 3, 4),
     ),
@@ -291,7 +245,8 @@ ABLATION: Mapping[str, Preset] = {
         summary="gam ablate --preset paper --out runs/paper-ablation · one GPU · published PPL: 900.84 full, 905.45 global, 942.59 sum, 944.70 local",
         data="wikitext-2",
         models=("published",),
-        model={"initialization": "paper"},
+        full="gam-paper",
+        model=PAPER_SIZE,
         train=PAPER_TRAIN,
         tokenizer="paper",
         seeds=(0, 1, 2),

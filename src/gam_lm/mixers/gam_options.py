@@ -1,0 +1,106 @@
+"""The options of GAM's mixer (gam_lm.mixers.gam). Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gam_lm.errors import InputError, checked
+from gam_lm.mixers.options import MixerOptions, Positive, check_heads, default_heads
+
+
+@checked
+class GAMOptions(MixerOptions):
+    """The defaults are the recommended memory: delta rule, plain keys, SiLU gates. :meth:`published` gives the paper's."""
+
+    memory: Literal["bank", "attention"] = "bank"
+    """What the global path reads: a bank of slots, or softmax attention over all tokens in its place (a state that grows)."""
+    write: Literal["none", "mean", "delta"] = "delta"
+    """What the sequence writes into the bank: nothing (the paper's static bank), a decayed weighted mean of the values that came to a slot, or the
+    difference to what the slot held."""
+    write_address: Literal["slots", "keys"] | None = None
+    """Where a written bank is addressed: softmax over learned slots, or plain keys (SiLU, length 1); by default keys, and slots for the mean."""
+    write_gate: Literal["learned", "closed"] = "learned"
+    """How strongly a token writes: as it learns to, or not at all, with the same parameters (what is writing worth?)."""
+    max_write: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """The strongest write of the delta rule: 1, or up to 2, with which the memory can flip a sign and track states."""
+    num_memory_slots: Positive | None = None
+    """Slots of a block's bank in total, divided over the heads of a written one; with plain keys, the width of the keys. By default hidden_size."""
+    num_heads: Positive | None = None
+    """Heads of a written memory or of the attention in its place; by default 4, and more where each would be wider than 64."""
+    conv_kernel_size: Positive = 3
+    """Taps of the causal convolution of the local path, and of the one that addresses writes; the current token is included."""
+    fusion: Literal["gate", "sum", "global", "local"] = "gate"
+    """How the two paths meet: gated, summed, or one of them alone (the published ablation)."""
+    keep_gate: bool = False
+    """Whether a path that stands alone keeps its gate, which the published ablation drops with the other path."""
+    gate_activation: Literal["sigmoid", "silu"] = "silu"
+    """What the gates pass through: x·σ(x), open at initialisation, or σ(x) as in the paper."""
+    static_path: bool = False
+    """Whether the paper's static bank stands beside a written one."""
+    chunk_size: Positive = 64
+    """Tokens that the written memory handles at once: speed and memory only, never the result."""
+    backend: Literal["auto", "torch", "fla"] = "auto"
+    """torch, or flash-linear-attention's kernel of the delta rule on a GPU; auto is torch."""
+
+    def __post_init__(self) -> None:
+        if self.write_address is None and self.written and self.memory == "bank":
+            object.__setattr__(self, "write_address", "slots" if self.write == "mean" else "keys")
+        alone = self.fusion in ("global", "local")
+        if self.keep_gate and not alone:
+            raise InputError(f"keep_gate is True with fusion={self.fusion!r}: it is for 'global' and 'local'; both paths with their gates are fusion='gate'")
+        if self.memory == "attention":
+            if self.write != "delta":
+                raise InputError(f"write is {self.write!r} with memory='attention', which has no bank to write: leave write out")
+            if self.fusion == "local":
+                raise InputError("fusion is 'local' with memory='attention', which is the global path: use 'gate', 'sum' or 'global'")
+        if self.memory == "attention" or self.written:
+            if self.conv_kernel_size < 2:
+                raise InputError(
+                    f"conv_kernel_size is {self.conv_kernel_size}: a written memory addresses a write by what came before its value, use 2 or more"
+                )
+            if self.fusion == "local":
+                raise InputError(f"fusion is 'local' with write={self.write!r}: a written memory is the global path, use write='none' or another fusion")
+        if self.write == "mean" and self.write_address == "keys":
+            raise InputError("write_address is 'keys' with write='mean', whose weights are shares of slots: use 'slots', or write='delta'")
+        if self.max_write != 1 and self.write != "delta":
+            raise InputError(f"max_write is {self.max_write} with write={self.write!r}: it belongs to write='delta'")
+        if self.backend == "fla" and (self.write != "delta" or self.memory != "bank"):
+            raise InputError("backend is 'fla', which has the delta rule alone: use write='delta' with memory='bank', or backend='auto'")
+
+    @property
+    def written(self) -> bool:
+        """Whether the sequence writes into the bank."""
+        return self.memory == "bank" and self.write != "none"
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the memory divides its width over heads."""
+        return self.written or self.memory == "attention"
+
+    @property
+    def gated_paths(self) -> int:
+        """Paths that have a gate."""
+        return 2 if self.fusion == "gate" else int(self.keep_gate)
+
+    def resolved(self, hidden_size: int) -> GAMOptions:
+        """See :meth:`MixerOptions.resolved`."""
+        heads = self.num_heads or default_heads(hidden_size)
+        slots = self.num_memory_slots or hidden_size
+        if self.has_heads:
+            check_heads("num_heads", heads, hidden_size)
+            if slots % heads:
+                raise InputError(f"num_memory_slots is {slots}, which num_heads={heads} does not divide: every head has the same number of slots")
+        return self.replace(num_heads=heads, num_memory_slots=slots)  # type: ignore[no-any-return]
+
+    def enlarged(self, ratio: float) -> GAMOptions:
+        """See :meth:`MixerOptions.enlarged`."""
+        heads = max(1, round((self.num_heads or 1) * ratio))
+        slots = heads * max(1, round((self.num_memory_slots or 1) * ratio / heads))
+        return self.replace(num_heads=heads, num_memory_slots=slots)  # type: ignore[no-any-return]
+
+    @classmethod
+    def published(cls, **changes: Any) -> GAMOptions:
+        """The paper's memory: static, sigmoid gates, 512 slots, 3 taps."""
+        return cls(**{"write": "none", "gate_activation": "sigmoid", "num_memory_slots": 512} | changes)

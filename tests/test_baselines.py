@@ -1,4 +1,4 @@
-"""Any architecture of transformers as an baseline, at the size of the library's own models."""
+"""Any architecture of transformers as a baseline, at the size of the library's own models."""
 
 import json
 import subprocess

@@ -12,8 +12,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "GatedAssociativeMemory": "mixers.layer",
+    "AttentionOptions": "mixers.attention_options",
+    "GAMOptions": "mixers.gam_options",
+    "GatedDeltaNetOptions": "mixers.gated_deltanet_options",
     "InputError": "errors",
     "LanguageModel": "model",
+    "MambaOptions": "mixers.mamba_options",
     "ModelConfig": "config",
     "State": "model",
     "TrainConfig": "training.recipe",
@@ -21,6 +25,7 @@ _HOMES = {
     "generate_text": "inference.generation",
     "load_model": "checkpoint",
     "load_reference": "reference",
+    "register": "mixers.registry",
     "save_model": "checkpoint",
 }
 

@@ -19,18 +19,20 @@ MODEL_TYPE = "gam"
 """The ``model_type`` of a config.json that this library writes."""
 
 # Keys that Hugging Face keeps, or kept, in a config.json for itself; they describe no part of the model.
-BOOKKEEPING_KEYS = frozenset(
-    "_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures attn_implementation auto_map"
-    " bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size custom_pipelines decoder_start_token_id"
-    " diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task"
-    " forced_bos_token_id forced_eos_token_id id2label is_decoder is_encoder_decoder label2id length_penalty max_length min_length model_type"
-    " name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_scores"
-    " pad_token_id prefix problem_type pruned_heads quantization_config remove_invalid_values repetition_penalty return_dict return_dict_in_generate"
-    " sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype"
-    " torchscript transformers_version transformers_weights typical_p use_bfloat16 use_cache use_return_dict".split()
-)
+BOOKKEEPING_KEYS = frozenset({
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "add_cross_attention", "architectures",
+    "attn_implementation", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
+    "cross_attention_hidden_size", "custom_pipelines", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping",
+    "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
+    "forced_eos_token_id", "id2label", "is_decoder", "is_encoder_decoder", "label2id", "length_penalty", "max_length", "min_length",
+    "model_type", "name_or_path", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels", "num_return_sequences",
+    "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type", "pruned_heads",
+    "quantization_config", "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id",
+    "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p",
+    "torch_dtype", "torchscript", "transformers_version", "transformers_weights", "typical_p", "use_bfloat16", "use_cache", "use_return_dict",
+})  # fmt: skip
 
-OLD_KEYS = frozenset("mixer write fusion num_memory_slots num_attention_heads conv_kernel_size state_size backend".split())
+OLD_KEYS = frozenset({"backend", "conv_kernel_size", "fusion", "mixer", "num_attention_heads", "num_memory_slots", "state_size", "write"})
 """Keys of a config.json that version 0.1 wrote."""
 
 
@@ -123,7 +125,8 @@ class ModelConfig:
         if "mixers" in changes and "options" not in changes:
             kinds = tuple(options_class(name) for name in changes["mixers"])
             changes["options"] = tuple(each for each in self.options if isinstance(each, kinds))
-        return ModelConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | changes)
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return ModelConfig(**values | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, as they are in a config.json: ``options`` is an object by mixer's name."""
@@ -150,7 +153,7 @@ class ModelConfig:
     @classmethod
     def published(cls, vocab_size: int, **changes: Any) -> ModelConfig:
         """The paper's model with its official initialisation: 512 wide, 6 blocks, 512 slots, learned positions, dropout 0.1."""
-        published = {"options": (GAMOptions.published(),), "positions": "learned", "initialization": "paper", "dropout": 0.1}
+        published: dict[str, Any] = {"options": (GAMOptions.published(),), "positions": "learned", "initialization": "paper", "dropout": 0.1}
         return cls(vocab_size=vocab_size, **published | changes)
 
 

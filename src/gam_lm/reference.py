@@ -13,6 +13,7 @@ from torch import Tensor
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.model import LanguageModel
+from gam_lm.presets.models import named_model
 
 # Official name → ours. A block's names follow `blocks.{i}.`, ours `layers.{i}.`.
 MODEL_NAMES = {
@@ -99,8 +100,8 @@ def _config(own: Mapping[str, Tensor], num_heads: int | None) -> ModelConfig:
     if "layers.0.mixer.qkv_proj.weight" in own:
         if num_heads is None:
             raise InputError("num_heads is not given: the weights of a Transformer do not tell it (the published one has 8)")
-        return ModelConfig(mixer="attention", num_attention_heads=num_heads, dropout=0.0, initialization="paper", **sizes)
+        return named_model("transformer-paper", {**sizes, "options": {"attention": {"num_heads": num_heads}}})
     if "layers.0.mixer.memory.bank" not in own or "layers.0.mixer.conv.weight" not in own:
         raise InputError("weights have neither attn.c_attn nor memory_bank and causal_conv: pass an official state dict")
     taps, slots = own["layers.0.mixer.conv.weight"].shape[1], len(own["layers.0.mixer.memory.bank"])
-    return ModelConfig(conv_kernel_size=taps, num_memory_slots=slots, dropout=0.0, initialization="paper", **sizes)
+    return named_model("gam-paper", {**sizes, "options": {"gam": {"conv_kernel_size": taps, "num_memory_slots": slots}}})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
+from gam_lm.cli.architecture import Architecture, config_of_flags, model_on_flags
 from gam_lm.cli.data import Data
-from gam_lm.cli.flags import command_line, peek
-from gam_lm.config import ModelConfig
-from gam_lm.presets import ABLATION, ablation_preset
+from gam_lm.cli.flags import FLAT, command_line, peek
+from gam_lm.presets.setups import ABLATION, ablation_preset
 from gam_lm.training.recipe import TrainConfig
 
 DEFAULT = ABLATION["minutes"]
@@ -29,10 +30,11 @@ class Ablate:
     """full, sum, global, local, global-gated, local-gated; FIELD=VALUE, which changes that field of the full model; or the groups published, gated, library."""
     seeds: tuple[int, ...] = DEFAULT.seeds
     """One training for each seed and row."""
-    text: Data = Data.of(DEFAULT)
-    architecture: ModelConfig = ModelConfig(vocab_size=DEFAULT.vocab_size, **DEFAULT.model)
+    text: Annotated[Data, FLAT] = Data.of(DEFAULT)
+    model: str = DEFAULT.full
     """The full model."""
-    recipe: TrainConfig = DEFAULT.train
+    architecture: Architecture = model_on_flags(DEFAULT.full, {"vocab_size": DEFAULT.vocab_size, **DEFAULT.model})
+    recipe: Annotated[TrainConfig, FLAT] = DEFAULT.train
     device: str = "auto"
     """auto, cpu, cuda …"""
     dry_run: bool = False
@@ -42,8 +44,9 @@ class Ablate:
     def defaults(cls, arguments: list[str]) -> list[Ablate]:
         """A preset gives the defaults of the other flags."""
         setup = ablation_preset(peek(arguments, "--preset") or "minutes")
-        architecture = ModelConfig(vocab_size=setup.vocab_size, **setup.model)
-        return [cls(out=tyro.MISSING, rows=setup.models, seeds=setup.seeds, text=Data.of(setup), architecture=architecture, recipe=setup.train)]
+        full = peek(arguments, "--model") or setup.full
+        architecture = model_on_flags(full, {"vocab_size": setup.vocab_size, **setup.model})
+        return [cls(out=tyro.MISSING, rows=setup.models, seeds=setup.seeds, text=Data.of(setup), model=full, architecture=architecture, recipe=setup.train)]
 
     def run(self) -> None:
         """Train what is missing, then write table and plot."""
@@ -56,10 +59,10 @@ class Ablate:
         from gam_lm.training.loop import corpus_figures
         from gam_lm.training.precision import choose_device
 
-        plan_ablation(self.rows, self.seeds, self.architecture, self.recipe)  # a wrong name is told before the text is prepared
+        plan_ablation(self.rows, self.seeds, config_of_flags(self.architecture), self.recipe)  # a wrong name is told before the text is prepared
         device = choose_device(self.device)
         corpus = self.text.prepare(self.architecture.vocab_size)
-        contenders = plan_ablation(self.rows, self.seeds, self.architecture.replace(vocab_size=corpus.vocab_size), self.recipe)
+        contenders = plan_ablation(self.rows, self.seeds, config_of_flags(self.architecture, vocab_size=corpus.vocab_size), self.recipe)
         if self.dry_run:
             rows = describe_plan(contenders, corpus, device)
             for row in rows:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from tyro.conf import Suppress
 
+from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.data import Data
-from gam_lm.cli.flags import command_line, peek
-from gam_lm.config import ModelConfig
-from gam_lm.presets import preset
+from gam_lm.cli.flags import FLAT, command_line, peek
+from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
 
 PARTS = {"paper": ("paper-wikitext2", "paper-tinystories")}
@@ -27,13 +28,13 @@ class Bench:
     """Folder for results.json, table.md, loss_curves.svg and .png, and the runs."""
     preset: str | None = None
     """Setup that gives the defaults of all other flags; paper is both paper setups."""
-    models: tuple[str, ...] = ("gam", "transformer", "mamba")
+    models: tuple[str, ...] = ("gam", "llama", "mamba")
     """Names of the models; hf:llama, hf:mamba2 … are those of transformers, at the same size."""
     seeds: tuple[int, ...] = (0,)
     """One row for each seed and model."""
-    text: Data = Data()
-    architecture: ModelConfig = ModelConfig(vocab_size=10_000, dropout=0.0)
-    recipe: TrainConfig = TrainConfig()
+    text: Annotated[Data, FLAT] = Data()
+    architecture: Architecture = on_flags({})
+    recipe: Annotated[TrainConfig, FLAT] = TrainConfig()
     match_parameters: bool = True
     """Size every model to the parameters of the static GAM."""
     test: bool = False
@@ -54,7 +55,7 @@ class Bench:
         found = []
         for name in PARTS.get(chosen, (chosen,)):
             setup = preset(name)
-            architecture = ModelConfig(vocab_size=setup.vocab_size, **setup.model)
+            architecture = on_flags({"vocab_size": setup.vocab_size, **setup.model})
             part = name.removeprefix("paper-") if chosen in PARTS else ""
             found.append(cls(
                 out=tyro.MISSING, models=setup.models, seeds=setup.seeds, text=Data.of(setup), architecture=architecture, recipe=setup.train,
@@ -72,7 +73,8 @@ class Bench:
 
         device = choose_device(self.device)
         corpus = self.text.prepare(self.architecture.vocab_size)
-        contenders = plan(self.models, self.seeds, self.architecture.replace(vocab_size=corpus.vocab_size), self.recipe, match=self.match_parameters)
+        base = fields_of(self.architecture) | {"vocab_size": corpus.vocab_size}
+        contenders = plan(self.models, self.seeds, base, self.recipe, match=self.match_parameters)
         if self.dry_run:
             rows = describe_plan(contenders, corpus, device)
             for row in rows:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from gam_lm.cli.flags import FLAT
 from gam_lm.errors import InputError
 
 if TYPE_CHECKING:
     from gam_lm.data.tokens import TokenCorpus
-    from gam_lm.presets import Preset
+    from gam_lm.presets.setups import Preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Data:
 class Prepare:
     """Turn a corpus into token ids ahead of time, where every model will find them."""
 
-    text: Data = Data()
+    text: Annotated[Data, FLAT] = Data()
     vocab_size: int = 10_000
     """Entries of a tokenizer that is trained."""
 

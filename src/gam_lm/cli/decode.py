@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gam_lm.cli.architecture import Architecture, on_flags
 from gam_lm.cli.flags import check_bounds, command_line
-from gam_lm.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class BenchDecode:
 
     out: Path
     """Folder for results.json, table.md and decode*.svg and .png."""
-    models: tuple[str, ...] = ("gam-static", "gam", "gam-mean-silu", "gam-delta", "transformer", "transformer-rotary", "mamba", "hf:gpt2")
+    models: tuple[str, ...] = ("gam-static", "gam", "gam-mean", "gam-slots", "transformer", "transformer", "mamba", "hf:gpt2")
     """Names of the models, sized to the parameters of the static GAM; hf:gpt2 is Transformers' own with its cache."""
     contexts: tuple[int, ...] = (1_000, 10_000, 100_000)
     """Tokens before the one that is timed."""
@@ -34,7 +34,7 @@ class BenchDecode:
     """The most that the contexts of a model may take together before the longest is "over time"."""
     limit_mb: float | None = None
     """The most memory of a model in MB before its longest context is "out of memory"; by default 80 % of what is available."""
-    architecture: ModelConfig = ModelConfig(vocab_size=10_000, dropout=0.0)
+    architecture: Architecture = on_flags({})
     device: str = "auto"
     """auto, cpu, cuda …"""
 
@@ -51,6 +51,6 @@ class BenchDecode:
         settings = [(precision, variant) for precision in self.precisions for variant in self.variants]
         device = choose_device(self.device)
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
-        bench_decode(self.models, self.contexts, self.batch_sizes, settings, self.architecture, protocol, results, device)
+        bench_decode(self.models, self.contexts, self.batch_sizes, settings, (self.architecture), protocol, results, device)
         print(write_decode(self.out))
         print(f"table and plots: {self.out}")

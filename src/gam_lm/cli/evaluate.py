@@ -77,8 +77,7 @@ class Eval:
         recipe_file = self.run_directory / "recipe.json"
         recipe = read_json(recipe_file)["train_config"] if recipe_file.is_file() else {}
         context = self.context or recipe.get("context") or model.config.max_position_embeddings
-        if model.config.positions == "learned" and context > model.config.max_position_embeddings:
-            raise InputError(f"context is {context}, learned positions end at {model.config.max_position_embeddings}: use a shorter context")
+        model.config.check_length("context", context)
 
         measured = evaluate(model, corpus.splits[self.split], context=context, batch_size=self.batch_size)
         print_evaluation(self.split, measured)
@@ -116,8 +115,8 @@ class Eval:
     def _long(self, model: LanguageModel, corpus: TokenCorpus, length: int, name: str) -> float | None:
         from gam_lm.training.evaluate import evaluate
 
-        if model.config.positions == "learned" and length > model.config.max_position_embeddings:
-            print(f"{name}: not measurable, learned positions end at {model.config.max_position_embeddings}")
+        if model.config.longest is not None and length > model.config.longest:
+            print(f"{name}: not measurable, learned positions end at {model.config.longest}")
             return None
         split = corpus.splits[self.split]
         rows = max(1, min(self.batch_size, STREAMED_AT_ONCE // 256, 2**16 // length))
@@ -126,7 +125,7 @@ class Eval:
         return nats
 
     def _keep(self, row: dict[str, Any], model: LanguageModel, corpus: TokenCorpus) -> None:
-        from gam_lm.mixers.registry import mixer_class
+        from gam_lm.experiments.models import described
         from gam_lm.report.plots import context_plots
         from gam_lm.report.tables import context_table
         from gam_lm.results import Results, read_results, results_file
@@ -138,8 +137,7 @@ class Eval:
         path = results_file(self.out)
         command = command_line()
         results = Results.open(path, command=command, environment=environment(), corpus=corpus_figures(corpus))
-        identity = {"backend": mixer_class(model.config.mixer).backend_name(model.config), "model_config": model.config.to_dict()}
-        results.add(row | identity | {"command": command})
+        results.add(row | described(model.config) | {"command": command})
         write_text(self.out / "table.md", context_table(read_results(path)))
         for picture in context_plots(read_results(path), self.out):
             print(f"plot: {picture}")

@@ -7,7 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import tyro
+
 from gam_lm.errors import InputError
+
+FLAT = tyro.conf.arg(name="")
+"""Marks a group of flags that has no prefix of its own."""
 
 
 def peek(arguments: Sequence[str], flag: str) -> str | None:

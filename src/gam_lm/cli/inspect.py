@@ -65,12 +65,12 @@ class InspectCost:
 def config_of(target: str, name: str | None) -> ModelConfig:
     """The configuration of a run directory or of a preset's model. Raises InputError where ``target`` is neither."""
     from gam_lm.checkpoint import load_config
-    from gam_lm.config import ModelConfig
-    from gam_lm.presets import PRESETS, named_model
+    from gam_lm.presets.models import named_model
+    from gam_lm.presets.setups import PRESETS
 
     if target in PRESETS:
         chosen = PRESETS[target]
-        return named_model(name or chosen.models[0], ModelConfig(vocab_size=chosen.vocab_size, **chosen.model))
+        return named_model(name or chosen.models[0], {"vocab_size": chosen.vocab_size, **chosen.model})
     if not Path(target).exists():
         raise InputError(f"target is {target!r}, which is neither a run directory nor a preset ({', '.join(PRESETS)})")
     if name is not None:
@@ -81,7 +81,7 @@ def config_of(target: str, name: str | None) -> ModelConfig:
 def model_of(target: str, name: str | None) -> LanguageModel:
     """The model of a run directory, or an untrained one of a preset. Raises InputError where ``target`` is neither."""
     from gam_lm.checkpoint import load_model
-    from gam_lm.presets import PRESETS
+    from gam_lm.presets.setups import PRESETS
     from gam_lm.training.loop import new_model
 
     config = config_of(target, name)

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+from gam_lm.cli.flags import FLAT
 from gam_lm.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class InspectTrace:
 
     run_directory: Path
     """Run directory of the model."""
-    words: Text = Text()
+    words: Annotated[Text, FLAT] = Text()
     out: Path | None = None
     """A page to look through (.html), or all figures (.json); without it the means by layer are printed."""
     top: int = 5
@@ -99,7 +100,7 @@ class InspectSlots:
 
     run_directory: Path
     """Run directory of a GAM model."""
-    words: Text = Text()
+    words: Annotated[Text, FLAT] = Text()
     out: Path | None = None
     """A page (.html), or a row for each slot (.csv, .json); without it an overview is printed."""
     top: int = 5
@@ -143,9 +144,8 @@ def _counted(token: dict[str, Any], advance: Callable[[int], None]) -> dict[str,
 
 def _about(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a page says of the model."""
-    said = [f"{config['mixer']}, {config['num_hidden_layers']} layers of width {config['hidden_size']}"]
-    if config["mixer"] == "gam":
-        said.append(f"{config['num_memory_slots']} slots a layer, write={config['write']}, fusion={config['fusion']}")
+    said = [f"{'-'.join(config['mixers'])}, {config['num_hidden_layers']} layers of width {config['hidden_size']}"]
+    said += [f"{name}: " + ", ".join(f"{key}={value}" for key, value in options.items()) for name, options in config["options"].items()]
     return {"run": run.as_posix(), "model": "; ".join(said), "model_config": dict(config)}
 
 

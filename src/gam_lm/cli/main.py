@@ -50,6 +50,7 @@ VERBS = {
     "data prepare": Entry("data:Prepare", "turn a corpus into token ids ahead of time"),
     "compare": Entry("compare:Compare", "whether one result is better than another: DIR or DIR:MODEL, twice", True),
     "report": Entry("report:Report", "one page of everything measured: HTML or Markdown from results.json files"),
+    "models": Entry("report:Models", "every model by its name: what it changes, and where it comes from"),
     "env": Entry("report:Env", "what this machine is and which backends it has"),
 }
 """Every verb; of one or of two words."""
@@ -102,7 +103,7 @@ def parse(arguments: list[str]) -> list[Verb]:
     # `gam eval RUN`: what has no default is positional; elsewhere everything is a flag.
     positional = (tyro.conf.PositionalRequiredArgs,) if entry.positional else ()
     defaults = kind.defaults(rest) if hasattr(kind, "defaults") else [None]
-    return [tyro.cli(kind, args=rest, prog=f"gam {name}", default=each, config=(tyro.conf.OmitArgPrefixes, *positional)) for each in defaults]
+    return [tyro.cli(kind, args=rest, prog=f"gam {name}", default=each, config=positional) for each in defaults]
 
 
 def verb_class(name: str) -> type[Any]:
@@ -126,7 +127,7 @@ def _name(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _help() -> str:
-    from gam_lm.presets import PRESETS, RECALL, SCALING
+    from gam_lm.presets.setups import PRESETS, RECALL, SCALING
 
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:{width}}  {entry.summary}" for name, entry in VERBS.items())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from gam_lm.cli.flags import command_line, peek
-from gam_lm.config import ModelConfig
+from gam_lm.cli.architecture import Architecture, fields_of, on_flags
+from gam_lm.cli.flags import FLAT, command_line, peek
 from gam_lm.errors import InputError
-from gam_lm.presets import RECALL, recall_preset
+from gam_lm.presets.setups import RECALL, recall_preset
 from gam_lm.training.recipe import TrainConfig
 
 DEFAULT = RECALL["minutes"]
@@ -40,8 +41,8 @@ class Recall:
     """Further lengths at which to measure what was learned at `--length`, without training there."""
     seeds: tuple[int, ...] = (0,)
     """One row for each seed, model and size."""
-    architecture: ModelConfig = ModelConfig(vocab_size=DEFAULT.vocab_size, **DEFAULT.model)
-    recipe: TrainConfig = DEFAULT.train
+    architecture: Architecture = on_flags({"vocab_size": DEFAULT.vocab_size, **DEFAULT.model})
+    recipe: Annotated[TrainConfig, FLAT] = DEFAULT.train
     match_parameters: bool = True
     """Size every model to the parameters of the static GAM."""
     device: str = "auto"
@@ -51,7 +52,7 @@ class Recall:
     def defaults(cls, arguments: list[str]) -> list[Recall]:
         """A preset gives the defaults of the other flags."""
         setup = recall_preset(peek(arguments, "--preset") or "minutes")
-        architecture = ModelConfig(vocab_size=setup.vocab_size, **setup.model)
+        architecture = on_flags({"vocab_size": setup.vocab_size, **setup.model})
         return [cls(out=tyro.MISSING, models=setup.models, pairs=setup.pairs, length=setup.length, architecture=architecture, recipe=setup.train)]
 
     def run(self) -> None:
@@ -70,7 +71,7 @@ class Recall:
             RecallTask(task=self.task, pairs=pairs, length=length, vocab=self.architecture.vocab_size, gap_power=self.gap_power, filler=self.filler)
             for pairs, length in zip(self.pairs, lengths, strict=True)
         ]
-        models = [contender(name, self.architecture, match=self.match_parameters) for name in dict.fromkeys(self.models)]
+        models = [contender(name, fields_of(self.architecture), match=self.match_parameters) for name in dict.fromkeys(self.models)]
         path = results_file(self.out)
         results = Results.open(path, command=command_line(), environment=environment(), corpus=None)
         recall(models, tasks, self.seeds, self.recipe, results, choose_device(self.device), test_lengths=self.test_lengths)

@@ -1,4 +1,4 @@
-"""`gam report` and `gam env`."""
+"""`gam report`, `gam models` and `gam env`."""
 
 from __future__ import annotations
 
@@ -42,10 +42,21 @@ class Env:
 
     def run(self) -> None:
         """Print it, a line each."""
-        from gam_lm.mixers import REGISTRY, mixer_class
+        from gam_lm.mixers.registry import mixer_class, mixer_names
         from gam_lm.runtime.measure import environment
 
         for name, value in environment().items():
             print(f"{name}: {value}")
-        for name in REGISTRY:
+        for name in mixer_names():
             print(f"mixer {name}: {', '.join(mixer_class(name).backends)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Every model by its name: what it changes, and where it comes from."""
+
+    def run(self) -> None:
+        """Print the list."""
+        from gam_lm.presets.models import explain_models
+
+        print(explain_models())

@@ -8,9 +8,9 @@ from typing import Literal
 
 import tyro
 
+from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.flags import check_bounds, command_line, peek
-from gam_lm.config import ModelConfig
-from gam_lm.presets import SCALING, scale_preset
+from gam_lm.presets.setups import SCALING, scale_preset
 
 DEFAULT = SCALING["cpu"]
 
@@ -24,7 +24,7 @@ class Scale:
     preset: str | None = None
     """Setup that gives the defaults of all other flags: cpu, cpu-long, or table-2 (the paper's protocol)."""
     models: tuple[str, ...] = DEFAULT.models
-    """Names of the models; transformer-materialised is the paper's code path, transformer the fused one, hf:<type> one of transformers."""
+    """Names of the models; transformer-learned+backend=materialised is the paper's code path, transformer-learned the fused one, hf:<type> one of transformers."""
     lengths: tuple[int, ...] = DEFAULT.lengths
     """Tokens per sequence."""
     batch_size: int = DEFAULT.batch_size
@@ -43,7 +43,7 @@ class Scale:
     """The most that a cell may take before it is "over time"."""
     limit_mb: float | None = None
     """The most memory of a cell in MB before it is "out of memory"; by default 80 % of what is available."""
-    architecture: ModelConfig = ModelConfig(vocab_size=10_000, dropout=0.0)
+    architecture: Architecture = on_flags({})
     device: str = "auto"
     """auto, cpu, cuda …"""
 
@@ -74,6 +74,6 @@ class Scale:
             limit_seconds=self.limit_seconds, limit_mb=self.limit_mb,
         )  # fmt: skip
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
-        scale(self.models, self.lengths, self.architecture, protocol, results, device)
+        scale(self.models, self.lengths, fields_of(self.architecture), protocol, results, device)
         print(write_scaling(self.out))
         print(f"table and plots: {self.out}")

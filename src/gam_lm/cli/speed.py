@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gam_lm.cli.architecture import Architecture, on_flags
 from gam_lm.cli.flags import check_bounds, command_line
-from gam_lm.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class BenchTrain:
 
     out: Path
     """Folder for results.json, table.md, training_speed.svg and .png."""
-    models: tuple[str, ...] = ("gam-static", "gam", "gam-mean-silu", "gam-delta", "transformer", "mamba")
+    models: tuple[str, ...] = ("gam-static", "gam", "gam-mean", "gam-slots", "transformer", "mamba")
     """Names of the models, sized to the parameters of the static GAM."""
     batch_sizes: tuple[int, ...] = (8, 32)
     """Sequences per step."""
@@ -32,7 +32,7 @@ class BenchTrain:
     """The most that a model may take at a batch size before it is "over time"."""
     limit_mb: float | None = None
     """The most memory of a process in MB before it is "out of memory"; by default 80 % of what is available."""
-    architecture: ModelConfig = ModelConfig(vocab_size=10_000, dropout=0.0)
+    architecture: Architecture = on_flags({})
     device: str = "auto"
     """auto, cpu, cuda …"""
 

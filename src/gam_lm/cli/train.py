@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from gam_lm.cli.architecture import Architecture, config_of_flags, model_on_flags
 from gam_lm.cli.data import Data
-from gam_lm.cli.flags import peek
-from gam_lm.config import ModelConfig
-from gam_lm.presets import named_model, preset
+from gam_lm.cli.flags import FLAT, peek
+from gam_lm.presets.models import DEFAULT_MODEL
+from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
 
 
@@ -23,11 +24,11 @@ class Train:
     """Run directory to write."""
     preset: str | None = None
     """Setup that gives the defaults of all other flags."""
-    model: str = "gam"
+    model: str = DEFAULT_MODEL
     """Name of the model: gives the defaults of the architecture's flags."""
-    text: Data = Data()
-    architecture: ModelConfig = ModelConfig(vocab_size=10_000)
-    recipe: TrainConfig = TrainConfig()
+    text: Annotated[Data, FLAT] = Data()
+    architecture: Architecture
+    recipe: Annotated[TrainConfig, FLAT] = TrainConfig()
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 …"""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
@@ -38,11 +39,11 @@ class Train:
         """A preset gives the defaults of the other flags, and the model's name those of the architecture's."""
         chosen, name = peek(arguments, "--preset"), peek(arguments, "--model")
         if chosen is None:
-            name = name or cls.model
-            return [cls(out=tyro.MISSING, model=name, architecture=named_model(name, cls.architecture))]
+            name = name or DEFAULT_MODEL
+            return [cls(out=tyro.MISSING, model=name, architecture=model_on_flags(name, {"vocab_size": 10_000}))]
         setup = preset(chosen)
         name = name or setup.models[0]
-        architecture = named_model(name, ModelConfig(vocab_size=setup.vocab_size, **setup.model))
+        architecture = model_on_flags(name, {"vocab_size": setup.vocab_size, **setup.model})
         return [cls(out=tyro.MISSING, model=name, text=Data.of(setup), architecture=architecture, recipe=setup.train)]
 
     def run(self) -> None:
@@ -54,7 +55,7 @@ class Train:
 
         device = choose_device(self.device)
         corpus = self.text.prepare(self.architecture.vocab_size)
-        model = new_model(self.architecture.replace(vocab_size=corpus.vocab_size), self.recipe.seed, device)
+        model = new_model(config_of_flags(self.architecture, vocab_size=corpus.vocab_size), self.recipe.seed, device)
         tracker = make_tracker(self.tracker, self.out, model.config.to_dict() | self.recipe.to_dict())
         trained = fit(model, corpus, self.recipe, self.out, tracker=tracker, label=self.model)
         print_evaluation("validation", trained.validation)

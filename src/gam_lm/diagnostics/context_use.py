@@ -67,7 +67,7 @@ def context_use(
     """
     if min(distances, default=1) < 1:
         raise InputError(f"context_use holds {min(distances)}: use numbers of tokens from 1 up")
-    limit = model.config.max_position_embeddings if model.config.positions == "learned" else math.inf
+    limit = model.config.longest or math.inf
     wanted = sorted({*distances})
     allowed = [d for d in wanted if d <= limit]
     context = max(min(context, int(min(limit, 2**62))), *allowed) if allowed else context

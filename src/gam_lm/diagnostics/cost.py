@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
+from gam_lm.mixers.base import Cost
 from gam_lm.mixers.registry import mixer_class
 
 SIZES: Mapping[str, tuple[float, int]] = {"1 B": (1e9, 2048), "7 B": (7e9, 4096)}
 """Larger models: parameters to come near to, and the width."""
+
+POSITION_BYTES = 8
+"""Of a sequence's count of tokens."""
 
 CONTEXTS = (256, 1024, 8192, 131_072, 1_048_576)
 
@@ -56,30 +60,49 @@ class ModelCost:
 
 def model_cost(config: ModelConfig, context: int) -> ModelCost:
     """The cost of the model that ``config`` describes at ``context`` tokens. Raises InputError where its positions end before that."""
-    if config.positions == "learned" and context > config.max_position_embeddings:
-        raise InputError(
-            f'context is {context}, learned positions end at {config.max_position_embeddings}: use positions="none" or a shorter context'
-        )
-    D, V, layers, F = config.hidden_size, config.vocab_size, config.num_hidden_layers, config.ffn_size
-    mixer = mixer_class(config.mixer).cost(config, context)
+    config.check_length("context", context)
+    D, V = config.hidden_size, config.vocab_size
+    layers = [_layer_cost(config, name, context) for name in config.layer_mixers]
     head = 2 * V * D
-    block_norms = (config.stack == "residual") + bool(F)
-    # A norm keeps its input, mean and deviation; the network its input, and what goes into and comes out of the activation function.
-    block = mixer.activations + block_norms * (D + 2) + bool(F) * (D + 2 * F + D * (config.dropout > 0))
-    ends = (D + 2) + D + 2 + D * (config.dropout > 0)  # the last norm, the head's gradient, two ids, the noise of the dropout
+    dropout = config.dropout > 0
+    ends = (D + 2) + D + 2 + D * dropout  # the last norm, the head's gradient, two ids, the noise of the dropout
+    norm = D * (2 if config.norm == "layer" else 1)
     return ModelCost(
         parameters={
             "embedding": V * D,
-            "positions": config.max_position_embeddings * D * (config.positions == "learned"),
-            "mixers": layers * mixer.parameters,
-            "feed-forward networks": layers * (2 * D * F + F + D) * bool(F),
-            "norms": 2 * D * (layers * block_norms + 1),
+            "positions": (config.longest or 0) * D,
+            "mixers": sum(each.mixer.parameters for each in layers),
+            "feed-forward networks": sum(each.network_parameters for each in layers),
+            "norms": norm * (sum(each.norms for each in layers) + 1),
             "output head": V * D * (not config.tie_word_embeddings),
         },
-        forward_flops=layers * (mixer.forward_flops + 4 * D * F) + head,
-        decode_flops=layers * (mixer.decode_flops + 4 * D * F) + head,
-        activation_bytes=4 * (layers * block + ends),
-        state_bytes=layers * mixer.state_bytes + 8,
+        forward_flops=sum(each.mixer.forward_flops + each.network_flops for each in layers) + head,
+        decode_flops=sum(each.mixer.decode_flops + each.network_flops for each in layers) + head,
+        activation_bytes=4 * (sum(each.activations for each in layers) + ends),
+        state_bytes=sum(each.mixer.state_bytes for each in layers) + POSITION_BYTES,
+    )
+
+
+class _LayerCost(NamedTuple):
+    """One block."""
+
+    mixer: Cost
+    norms: int
+    network_parameters: int
+    network_flops: int
+    activations: float
+
+
+def _layer_cost(config: ModelConfig, name: str, context: int) -> _LayerCost:
+    kind = mixer_class(name)
+    mixer = kind.cost(config, context)
+    D, F = config.hidden_size, config.feed_forward_size(config.options_of(kind.options_type))
+    norms = (config.stack == "residual") + bool(F)
+    gated = config.mlp == "swiglu"
+    # A norm keeps its input, mean and deviation; the network its input, and what goes into and comes out of the activation function.
+    network = bool(F) * (D + (4 if gated else 2) * F + D * (config.dropout > 0))
+    return _LayerCost(
+        mixer, norms, bool(F) * (3 * D * F if gated else 2 * D * F + F + D), (6 if gated else 4) * D * F, mixer.activations + norms * (D + 2) + network
     )
 
 
@@ -89,13 +112,11 @@ def enlarged(config: ModelConfig, parameters: float, width: int) -> ModelConfig:
     Learned positions are left out, so that any context is allowed.
     """
     ratio = width / config.hidden_size
-    heads = max(1, round(config.num_attention_heads * ratio))
     config = config.replace(
         hidden_size=width,
         intermediate_size=None if config.intermediate_size is None else round(config.intermediate_size * ratio),
-        num_attention_heads=heads,
-        num_memory_slots=heads * max(1, round(config.num_memory_slots * ratio / heads)),
-        positions="none" if config.positions == "learned" else config.positions,
+        options=tuple(each.enlarged(ratio) for each in config.options),
+        positions="none",
     )
     one, two = (model_cost(config.replace(num_hidden_layers=n), 1).total_parameters for n in (1, 2))
     return config.replace(num_hidden_layers=max(1, round(1 + (parameters - one) / (two - one))))
@@ -113,7 +134,7 @@ def cost_report(config: ModelConfig, contexts: Sequence[int] = CONTEXTS) -> dict
 
 
 def _report(config: ModelConfig, contexts: Sequence[int]) -> dict[str, Any]:
-    limit = config.max_position_embeddings if config.positions == "learned" else math.inf
+    limit = config.longest or math.inf
     rows = []
     for context in sorted({*contexts}):
         if context > limit:

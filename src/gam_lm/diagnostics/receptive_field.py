@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 from gam_lm.config import ModelConfig
-from gam_lm.errors import InputError
 from gam_lm.mixers.registry import mixer_class
 from gam_lm.model import LanguageModel
 
@@ -39,9 +38,9 @@ class ReceptiveField:
 
 
 def analytic_reach(config: ModelConfig) -> int | None:
-    """1 + layers·(reach − 1): a layer hands on what the layer below saw. None is without limit."""
-    reach = mixer_class(config.mixer).reach(config)
-    return None if reach is None else 1 + config.num_hidden_layers * (reach - 1)
+    """1 + Σ (reach − 1) over the layers: a layer hands on what the layer below saw. None is without limit."""
+    reaches = [mixer_class(name).reach(config) for name in config.layer_mixers]
+    return None if None in reaches else 1 + sum((reach or 1) - 1 for reach in reaches)
 
 
 @torch.no_grad()
@@ -58,10 +57,8 @@ def receptive_field(model: LanguageModel, *, length: int | None = None, distance
         InputError: for a length beyond the model's positions.
     """
     config = model.config
-    limit = config.max_position_embeddings if config.positions == "learned" else None
-    length = length or min(256, limit or 256)
-    if limit is not None and length > limit:
-        raise InputError(f"length is {length}, learned positions end at {limit}: use a shorter text")
+    length = length or min(256, config.longest or 256)
+    config.check_length("length", length)
     if distances is None:
         distances = [d for d in (*range(32), *(round(32 * 2 ** (i / 4)) for i in range(60)), length - 1) if d < length]
     distances = sorted({*distances} & {*range(length)})
@@ -97,16 +94,11 @@ def _last_prediction(model: LanguageModel, tokens_BT: torch.Tensor) -> torch.Ten
 def explain(field: ReceptiveField, config: ModelConfig) -> str:
     """The finding in words, and what to change to see more."""
     found = f"changing a token changes the prediction up to {field.measured} tokens back (the current one counts), in texts of {field.length} tokens"
+    names = " and ".join(dict.fromkeys(config.mixers))
     if field.analytic is None:
-        words = [f"By its construction {config.mixer} can use everything before a token; {found}."]
-        if config.positions == "learned":
-            words.append(f"Learned positions end at {config.max_position_embeddings}: positions='none' or 'rotary' have no end.")
+        words = [f"By its construction {names} can use everything before a token; {found}."]
+        if config.longest is not None:
+            words.append(f"Learned positions end at {config.longest}: positions='none' has no end.")
         return " ".join(words)
     words = [f"By its construction a prediction depends on the last {field.analytic} tokens and nothing older; {found}."]
-    if config.mixer == "gam":
-        words.append(
-            "The memory is static: each token reads it alone, and only the convolution moves anything between tokens. "
-            'For more: write="delta" or "mean" (the sequence writes the memory, no limit), or each of '
-            f"{config.num_hidden_layers} layers one tap more than {config.conv_kernel_size} for {config.num_hidden_layers} tokens."
-        )
-    return " ".join(words)
+    return " ".join(words + [advice for name in dict.fromkeys(config.mixers) if (advice := mixer_class(name).advice(config))])

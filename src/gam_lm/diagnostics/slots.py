@@ -92,7 +92,7 @@ def slot_uses(
     """
     memories = [(number, name) for number, block in enumerate(model.layers) for name in block.mixer.slots()]
     if not memories:
-        raise InputError(f"mixer {model.config.mixer!r} with fusion={model.config.fusion!r} has no memory slots: inspect a GAM model with a global path")
+        raise InputError(f"mixers is {list(model.config.mixers)}, which with these options have no memory slots: inspect a model with a memory")
     if len(ids) < 2:
         raise InputError(f"text has {len(ids)} tokens: give at least two")
     was_training = model.training

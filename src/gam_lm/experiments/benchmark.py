@@ -20,6 +20,7 @@ from gam_lm.data.tokens import TokenCorpus
 from gam_lm.experiments.floors import FLOORS, floors
 from gam_lm.experiments.models import build, contender, described, parameters, state_bytes
 from gam_lm.model import LanguageModel
+from gam_lm.presets.models import Fields
 from gam_lm.results import Results, write_blocks
 from gam_lm.runtime.measure import interleaved_times, step_times
 from gam_lm.training.compiled import compile_for_training
@@ -52,7 +53,7 @@ class Contender:
         return "-".join(part for part in (self.name.replace(":", "-"), self.variant, f"seed{self.recipe.seed}") if part)
 
 
-def plan(names: Sequence[str], seeds: Sequence[int], base: ModelConfig, recipe: TrainConfig, *, match: bool) -> list[Contender]:
+def plan(names: Sequence[str], seeds: Sequence[int], base: Fields, recipe: TrainConfig, *, match: bool) -> list[Contender]:
     """All rows, seed by seed, so that an interrupted comparison has whole seeds."""
     models = [contender(name, base, match=match) for name in dict.fromkeys(names)]
     return [Contender(name, config, recipe.replace(seed=seed)) for seed in dict.fromkeys(seeds) for name, config in models]

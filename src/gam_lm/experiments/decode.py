@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, unknown_name
-from gam_lm.experiments.models import BASELINE, build, contender, described
+from gam_lm.experiments.models import build, contender, described
 from gam_lm.inference.compiling import decoder, obstacle
 from gam_lm.inference.int8 import Int8Embedding, quantize_int8
 from gam_lm.model import LanguageModel, State
+from gam_lm.presets.models import BASELINE, Fields
 from gam_lm.results import Results
 from gam_lm.runtime.isolation import OK, Isolated, Peak, measured
 from gam_lm.runtime.measure import MEMORY_READ, interleaved_times, memory_bandwidth
@@ -57,7 +58,7 @@ def bench_decode(
     contexts: Sequence[int],
     batch_sizes: Sequence[int],
     settings: Sequence[tuple[str, str]],
-    base: ModelConfig,
+    base: Fields,
     protocol: Protocol,
     results: Results,
     device: torch.device,
@@ -70,7 +71,7 @@ def bench_decode(
     Where a process runs out of memory or time, its longest context gets that as its outcome and the others are tried again.
 
     Args:
-        models: names of gam_lm.presets.MODELS, or hf:gpt2; all are sized to the parameters of the static GAM at ``base``.
+        models: names of gam_lm.presets.models, or hf:gpt2; all are sized to the parameters of the static GAM at ``base``.
         contexts: n.
         batch_sizes: B.
         settings: pairs of a precision, fp32, bf16 or int8 (weights), and a variant: eager, compiled, or graph (a GPU's, of the eager step).
@@ -127,12 +128,12 @@ def _serves(name: str, dtype: str, variant: str) -> bool:
     return True
 
 
-def _row(name: str, n: int, dtype: str, variant: str, B: int, base: ModelConfig, longest: int, protocol: Protocol) -> dict[str, Any]:
+def _row(name: str, n: int, dtype: str, variant: str, B: int, base: Fields, longest: int, protocol: Protocol) -> dict[str, Any]:
     """What tells a row from the others. Learned positions are as many as the longest context needs: they are looked up, not read."""
     if name.startswith(BASELINE) and name != GPT2:
         raise unknown_name("model", name, [GPT2])
     row_name, config = contender(name, base, match=True)
-    if config.positions == "learned":
+    if config.longest is not None:
         config = config.replace(max_position_embeddings=max(config.max_position_embeddings, longest + _room(protocol)))
     return {"model": row_name, **described(config), "context": n, "batch_size": B, "dtype": dtype, "variant": variant}
 

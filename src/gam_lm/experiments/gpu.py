@@ -20,11 +20,14 @@ import torch
 from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import enlarged
 from gam_lm.experiments import decode, scaling, training_speed
-from gam_lm.experiments.parity import MATERIALISED, PARITY_TOKENS, compiles_at, measure_parity
-from gam_lm.presets import KERNELS, named_model
+from gam_lm.experiments.parity import FLA, PARITY_TOKENS, compiles_at, measure_parity
+from gam_lm.presets.models import Fields, named_model
 from gam_lm.results import Results
 
 logger = logging.getLogger("gam_lm")
+
+MATERIALISED = "transformer-learned+backend=materialised"
+"""The paper's attention, whose scores are held whole."""
 
 Open = Callable[[str], Results]
 """Opens the results.json of a part: parity, table-2, training or decode."""
@@ -34,7 +37,7 @@ Open = Callable[[str], Results]
 class Plan:
     """What is measured, and at which sizes."""
 
-    base: ModelConfig
+    base: Fields
     """The published sizes."""
     models: tuple[str, ...]
     """Of every part."""
@@ -63,8 +66,8 @@ class Plan:
 
 
 FULL = Plan(
-    base=ModelConfig(vocab_size=10_000, dropout=0.0),
-    models=("gam-static", "gam-delta-keys-silu", "gam-delta-keys-silu-fla", "gam-mean-silu", "transformer", "mamba"),
+    base={"vocab_size": 10_000},
+    models=("gam-static", "gam", "gam+backend=fla", "gam-mean", "llama", "gated-deltanet", "mamba"),
     lengths=(256, 512, 1024, 2048, 4096, 8192),
     rows=16,
     iterations=20,
@@ -79,8 +82,10 @@ FULL = Plan(
 )
 
 DRY = Plan(
-    base=ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_memory_slots=8, dropout=0.0, max_position_embeddings=32),
-    models=("gam-static", "gam-delta", "transformer", "mamba"),
+    base={
+        "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "max_position_embeddings": 32, "options": {"gam": {"num_heads": 2, "num_memory_slots": 8}},
+    },
+    models=("gam-static", "gam", "transformer", "mamba"),
     lengths=(16, 32),
     rows=2,
     iterations=1,
@@ -169,7 +174,7 @@ def bench_gpu(plan: Plan, opened: Open, device: torch.device, *, seconds: float)
     Returns:
         The steps that failed; their errors are logged.
     """
-    missing = [name for name in plan.models if name in KERNELS and find_spec("fla") is None]
+    missing = [name for name in plan.models if name.endswith(FLA) and find_spec("fla") is None]
     if missing:
         logger.warning("%s left out: flash-linear-attention is not installed", ", ".join(missing))
     models = [name for name in plan.models if name not in missing]
@@ -180,14 +185,14 @@ def bench_gpu(plan: Plan, opened: Open, device: torch.device, *, seconds: float)
 
     run.parity(models, longest)
     published = training_speed.matched(models, plan.base)
-    T = min(256, plan.base.max_position_embeddings)
+    T = min(256, plan.base.get("max_position_embeddings", 256))
     run.train({name: published[name] for name in quick}, plan.tokens, T, ("plain", "eager", "compiled"))
     run.train({name: published[name] for name in rest}, plan.tokens, T, ("plain", "eager"))
     for T_large in plan.contexts:
         for some, ways in ((quick, ("eager", "compiled")), (rest, ("eager",))):
             run.train({name: enlarged(named_model(name, plan.base), *plan.large) for name in some}, plan.large_tokens, T_large, ways)
     run.scale([*models, MATERIALISED], plan.lengths, "fp16" if device.type == "cuda" else "fp32")
-    run.decode([name for name in models if name not in KERNELS])
+    run.decode([name for name in models if not name.endswith(FLA)])
     run.scale([*rest, MATERIALISED], plan.lengths, "bf16")
     for name in quick:
         run.scale([name], plan.compiled_lengths, "bf16", compiled=True)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from gam_lm.config import ModelConfig
+from gam_lm.experiments.models import backend_name
 from gam_lm.inference.compiling import graphed_step, obstacle
 from gam_lm.mixers.registry import mixer_class
 from gam_lm.model import LanguageModel
-from gam_lm.presets import KERNELS, named_model
+from gam_lm.presets.models import Fields, named_model
 from gam_lm.results import Results
 from gam_lm.training.compiled import compile_for_training
 from gam_lm.training.precision import autocast
@@ -29,10 +30,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALLOWED = 2.0
 """How many times the error of the plain path a fast one may have (the rule of state-spaces/mamba's tests)."""
 
-MATERIALISED = "transformer-materialised"
+FLA = "+backend=fla"
+"""How the name of a model on kernels of others ends: flash-linear-attention's."""
 
-PLAIN = {**{name: name.removesuffix("-fla") for name in KERNELS}, "transformer": MATERIALISED}
-"""The model without a kernel of its own that a model is held to, where it has one."""
+PLAIN = {"sdpa": "+backend=materialised"}
+"""By the backend of a model that has a kernel of its own: the change that makes the plain model that it is held to."""
 
 PARITY_TOKENS = 300
 """Tokens of a row that is compared: a number that no chunk divides."""
@@ -41,30 +43,30 @@ PARITY_TOKENS = 300
 def compiles_at(config: ModelConfig, tokens: int) -> bool:
     """Whether a block of ``config`` gains by being compiled for ``tokens`` tokens."""
     with torch.device("meta"):
-        return mixer_class(config.mixer)(config).compiles(tokens)
+        return all(mixer_class(name)(config).compiles(tokens) for name in config.mixers)
 
 
 def measure_parity(
-    models: Sequence[str], base: ModelConfig, results: Results, device: torch.device, go_on: Callable[[], bool], *, compiled_at: int | None = None
+    models: Sequence[str], base: Fields, results: Results, device: torch.device, go_on: Callable[[], bool], *, compiled_at: int | None = None
 ) -> None:
     """The error of every fast path beside that of the plain path in the same format, both against the fp64 reference; a row for each.
 
     ``logits_error`` and ``gradient_error`` are ‖x − x₆₄‖ / ‖x₆₄‖, ``plain_…`` those of plain PyTorch; ``within``: whether none is over twice the plain one.
 
     Args:
-        models: names of gam_lm.presets.MODELS or KERNELS.
+        models: names of gam_lm.presets.models.
         base: what the models share; two layers of it are taken.
         results: an open results.json.
         device: where.
         go_on: asked before each model; False ends the comparison.
         compiled_at: the blocks that compile at so many tokens are compared compiled as well; None compiles nothing.
     """
-    base = base.replace(num_hidden_layers=min(2, base.num_hidden_layers), max_position_embeddings=320)
+    base = {**base, "num_hidden_layers": 2, "max_position_embeddings": 320}
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
     for name in models:
         config = named_model(name, base)
-        plain = named_model(PLAIN.get(name, name), base)
+        plain = named_model(name.removesuffix(FLA) + PLAIN.get(backend_name(config), ""), base)
         rows = {(dtype, way): _parity_row(name, config, dtype, way) for dtype in _formats(name) for way in _ways(config, device, dtype, name, compiled_at)}
         if all(results.find(row) is not None for row in rows.values()) or not go_on():
             continue
@@ -88,7 +90,7 @@ def measure_parity(
 
 def _formats(name: str) -> tuple[str, ...]:
     """Kernels of others compute in bf16 whatever is asked for."""
-    return ("bf16",) if name in KERNELS else ("fp32", "bf16")
+    return ("bf16",) if name.endswith(FLA) else ("fp32", "bf16")
 
 
 def _ways(config: ModelConfig, device: torch.device, dtype: str, name: str, compiled_at: int | None) -> list[str]:
@@ -96,14 +98,20 @@ def _ways(config: ModelConfig, device: torch.device, dtype: str, name: str, comp
     ways = ["eager"]
     if compiled_at is not None and obstacle(device) is None and compiles_at(config, compiled_at):
         ways.append("compiled")
-    if device.type == "cuda" and dtype == "fp32" and config.mixer != "attention" and name not in KERNELS:
+    if device.type == "cuda" and dtype == "fp32" and not name.endswith(FLA) and not _grows(config):
         ways.append("graph")
     return ways
 
 
+def _grows(config: ModelConfig) -> bool:
+    """Whether the state grows with every token, so that no graph of fixed shapes holds a step."""
+    with torch.device("meta"):
+        return any(mixer_class(name)(config).filled_cache(1, 1, 1, dtype=torch.float32) is not None for name in config.mixers)
+
+
 def _parity_row(name: str, config: ModelConfig, dtype: str, way: str) -> dict[str, Any]:
     return {
-        "model": name, "backend": mixer_class(config.mixer).backend_name(config), "model_config": config.to_dict(), "dtype": dtype, "variant": way,
+        "model": name, "backend": backend_name(config), "model_config": config.to_dict(), "dtype": dtype, "variant": way,
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ import torch
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, unknown_name
-from gam_lm.experiments.models import build, described, state_bytes
+from gam_lm.experiments.models import activations_per_token, build, described, state_bytes
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE
 from gam_lm.results import Results
@@ -46,8 +46,8 @@ TEST_TOKENS = 2**20
 """The most tokens that are drawn at once for a test."""
 MODEL_TOKENS = 2**17
 """The most tokens that go through the model at once in a test, so that long sequences fit."""
-MODEL_SCORES = 2**27
-"""The most scores of memory slots, one for each token and slot, that they may have."""
+MODEL_NUMBERS = 2**29
+"""The most numbers that a layer may hold for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ def recall(
     Args:
         models: row names and configurations; ``vocab_size`` is that of the task.
         tasks: sizes to try.
-        seeds: of start values and samples; test samples are the same for all models.
+        seeds: of initialisation and samples; test samples are the same for all models.
         recipe: steps, batch size and learning rate; ``context`` is the task's.
         results: an open results.json.
         device: where to train.
@@ -259,11 +259,12 @@ def accuracy(model: LanguageModel, task: RecallTask, *, sequences: int = 1024, s
     model.eval()
     generator = np.random.default_rng([seed, 2])
     right, gaps = [], []
+    held = max(1.0, activations_per_token(model.config, task.length))
     batch = min(TEST_BATCH, max(1, TEST_TOKENS // task.length))
     for start in range(0, sequences, batch):
         tokens, targets, gap = task.sample(min(batch, sequences - start), generator)
         asked = targets != IGNORE
-        few = max(1, min(MODEL_TOKENS, MODEL_SCORES // model.config.num_memory_slots) // task.length)
+        few = max(1, int(min(MODEL_TOKENS, MODEL_NUMBERS / held)) // task.length)
         for i in range(0, len(tokens), few):
             hidden_BTD, _ = model.hidden(torch.from_numpy(tokens[i : i + few]).to(device))
             answers_N = model.lm_head(hidden_BTD[torch.from_numpy(asked[i : i + few]).to(device)]).argmax(-1).cpu().numpy()

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from gam_lm.config import ModelConfig
-from gam_lm.experiments.models import block_contender, block_parameters, build_block, described
+from gam_lm.experiments.models import block_contender, block_parameters, build_blocks, described
+from gam_lm.presets.models import Fields
 from gam_lm.results import Results
 from gam_lm.runtime.isolation import OK, Isolated, Peak, measured
 from gam_lm.runtime.measure import BYTES_PER_MB, cuda_peak_bytes, step_times
@@ -54,7 +55,7 @@ class Protocol:
 def scale(
     models: Sequence[str],
     lengths: Sequence[int],
-    base: ModelConfig,
+    base: Fields,
     protocol: Protocol,
     results: Results,
     device: torch.device,
@@ -65,7 +66,7 @@ def scale(
     """Measure what is missing in ``results``, length by length; each finished cell is written at once.
 
     Args:
-        models: names of gam_lm.presets.MODELS, or hf:<model_type>.
+        models: names of gam_lm.presets.models, or hf:<model_type>.
         lengths: T, in any order.
         base: what the models share; a block of it is measured.
         protocol: how.
@@ -112,7 +113,7 @@ def measure_block(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
     T, B = parameters["sequence_length"], parameters["batch_size"]
     torch.manual_seed(0)
     config = ModelConfig.from_dict(parameters["model_config"])
-    block, blocks = build_block(config, T)
+    block, blocks = build_blocks(config, T)
     block.to(device)
     run: Any = block
     if parameters["variant"] == "compiled":

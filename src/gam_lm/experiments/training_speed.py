@@ -23,9 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import model_cost
-from gam_lm.experiments.models import BASELINE, build, contender, described
+from gam_lm.experiments.models import build, contender, described, is_baseline
 from gam_lm.inference.compiling import obstacle
 from gam_lm.mixers.convolution import CausalConv
+from gam_lm.presets.models import Fields
 from gam_lm.results import Results
 from gam_lm.runtime.isolation import OK, Peak, measured
 from gam_lm.runtime.measure import BYTES_PER_MB, cuda_peak_bytes, interleaved_times, matmul_peak, nominal_flops
@@ -99,7 +100,7 @@ def bench_train(
                 bar.advance(1, f"{name}, batch {B}")
 
 
-def matched(names: Sequence[str], base: ModelConfig) -> dict[str, ModelConfig]:
+def matched(names: Sequence[str], base: Fields) -> dict[str, ModelConfig]:
     """The named models, sized to the parameters of the static GAM."""
     return dict(contender(name, base, match=True) for name in names)
 
@@ -168,8 +169,8 @@ def measure_times(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
 
 
 def _training_flops(config: ModelConfig, T: int) -> float:
-    """Per token: counted from the mixer's own cost; of an baseline three times the products that torch counts in a forward pass."""
-    if not config.mixer.startswith(BASELINE):
+    """Per token: counted from the mixer's own cost; of a baseline three times the products that torch counts in a forward pass."""
+    if not is_baseline(config):
         return model_cost(config, T).training_flops
     model = build(config, 0, torch.device("cpu")).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -3,7 +3,7 @@
     prefill   (tokens (B, P), state…) → (logits (B, V) after the last token, state…)
     step      (tokens (B, 1), state…) → (logits (B, V), state…)
 
-A sequence starts from zeros. P is free for the static GAM. A written memory takes exactly ``chunk_size`` tokens a call, its chunk: a prompt runs
+A sequence starts from zeros. P is free for a static memory. A written memory takes exactly ``chunk_size`` tokens a call, its chunk: a prompt runs
 through prefill as often as it holds P tokens, and through step for what is left. Any split gives what one pass gives.
 
 Shapes: B rows, T tokens, V = vocab_size.
@@ -56,18 +56,21 @@ def trace(model: LanguageModel) -> Graphs:
     Raises:
         InputError: for a mixer whose forward pass no graph of fixed size holds.
     """
-    mixer = model.layers[0].mixer
-    if not mixer.exportable:
-        raise InputError(f"mixer is {model.config.mixer!r}, whose graph depends on the length of the text: only models with mixer='gam' are exported")
-    limit = model.config.max_position_embeddings if model.embed_positions is not None else None
-    block = min(model.config.chunk_size, limit or model.config.chunk_size) if "chunk_size" in mixer.uses else None
+    sizes = {layer.mixer.prefill_tokens for layer in model.layers}
+    if None in sizes:
+        names = sorted({type(layer.mixer).__name__ for layer in model.layers if layer.mixer.prefill_tokens is None})
+        raise InputError(f"mixers is {list(model.config.mixers)}: the graph of {' and '.join(names)} depends on the length of the text and is not exported")
+    if len(blocks := sizes - {0}) > 1:
+        raise InputError(f"chunk_size differs between the mixers ({sorted(map(str, blocks))}): use one number for all to export them as one graph")
+    limit = model.config.longest
+    block = min(next(iter(blocks)) or 0, limit or 2**62) if blocks else None
     tokens = block or min(TRACED_TOKENS, limit or TRACED_TOKENS)
-    names = tuple(f"layer{i}.{j}" for i, layer in enumerate(model.initial_state(1).layers) for j in range(len(layer)))
+    state_names = tuple(f"layer{i}.{j}" for i, layer in enumerate(model.initial_state(1).layers) for j in range(len(layer)))
     return Graphs(
         prefill=_trace(model, tokens, Dim("tokens", min=2, max=limit) if block is None else None),
         step=_trace(model, 1, None),
         prefill_tokens=block,
-        state_names=("position", *names),
+        state_names=("position", *state_names),
     )
 
 

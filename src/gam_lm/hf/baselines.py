@@ -1,6 +1,6 @@
-"""Any causal language model of transformers as an baseline: `hf:llama`, `hf:mamba2`, `hf:lfm2`, `hf:qwen3` …
+"""Any causal language model of transformers as a baseline: `hf:llama`, `hf:mamba2`, `hf:lfm2`, `hf:qwen3` …
 
-An baseline is described by the library's own ModelConfig with ``mixer="hf:<model_type>"``: sizes, vocabulary, tied head and dropout are taken from it, all
+A baseline is described by the library's own ModelConfig with ``mixers=("hf:<model_type>",)``: sizes, vocabulary, tied head and dropout are taken from it, all
 else is what the type's own configuration class says. It starts from that type's own random start values, under ``initialization="fan_in"`` with a standard
 deviation of 1/√hidden_size; no weights are downloaded.
 
@@ -27,11 +27,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from gam_lm.config import MODEL_TYPE, ModelConfig
 from gam_lm.errors import InputError, unknown_name
+from gam_lm.hf.baseline_options import BaselineOptions
 from gam_lm.model import Block, LanguageModel, State
+from gam_lm.presets.models import BASELINE as PREFIX
+from gam_lm.presets.models import Fields, changed, on_base
 
-PREFIX = "hf:"
 CLOSE_ENOUGH = 0.01
-"""An baseline has the wanted number of parameters to within this share."""
+"""A baseline has the wanted number of parameters to within this share."""
 KERNELS = ("mamba_ssm", "causal_conv1d", "fla")
 """Packages whose kernels transformers takes where they are installed."""
 
@@ -66,7 +68,7 @@ class Baseline(LanguageModel):
         Raises InputError for a state to go on from, or segments.
         """
         if segments_BT is not None or state is not None:
-            raise InputError(f"model is {self.config.mixer!r}: an baseline takes whole sequences, without segments or a state to go on from")
+            raise InputError(f"model is {self.config.mixers[0]!r}: a baseline takes whole sequences, without segments or a state to go on from")
         self._check_ids(tokens_BT)
         h_BTD = self.network.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
         B, T = tokens_BT.shape
@@ -90,11 +92,11 @@ class Baseline(LanguageModel):
         same = torch.allclose(logits, self.hidden(tokens)[0] @ self.lm_head.weight.T, rtol=1e-3, atol=1e-4)
         self.train(training)
         if not same or getattr(self.lm_head, "bias", None) is not None:
-            raise InputError(f"model {self.config.mixer!r} has more to its logits than one matrix (a bias, scale or cap): use another type")
+            raise InputError(f"model {self.config.mixers[0]!r} has more to its logits than one matrix (a bias, scale or cap): use another type")
 
 
 class BaselineBlock(nn.Module):
-    """The layers of an baseline between embedding and head, called as a Block is: ``(x_BTD, state, segments_BT) -> (y_BTD, state)``."""
+    """The layers of a baseline between embedding and head, called as a Block is: ``(x_BTD, state, segments_BT) -> (y_BTD, state)``."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -106,7 +108,7 @@ class BaselineBlock(nn.Module):
         return self.body(inputs_embeds=x_BTD, use_cache=False).last_hidden_state, None
 
 
-def describe(name: str, base: ModelConfig) -> ModelConfig:
+def describe(name: str, base: Fields) -> ModelConfig:
     """The baseline ``hf:<model_type>`` at the width, depth and vocabulary of ``base``.
 
     Raises:
@@ -117,12 +119,11 @@ def describe(name: str, base: ModelConfig) -> ModelConfig:
     if kind not in known:
         raise unknown_name("model type of transformers", kind, known)
     fields = _fields(kind)
-    config = base.replace(mixer=name, positions="none", write="none", fusion="gate", keep_gate=False)
-    if base.intermediate_size is None and (inner := _name_of_inner_width(kind)) is not None:
+    sizes = {"state_size": fields["state_size"]} if isinstance(fields.get("state_size"), int) else {}
+    config = on_base({"mixers": [name], "positions": "none", "options": {name: sizes}}, base)
+    if config.intermediate_size is None and (inner := _name_of_inner_width(kind)) is not None:
         width = fields[getattr(CONFIG_MAPPING[kind], "attribute_map", {}).get("hidden_size", "hidden_size")]
-        config = config.replace(intermediate_size=8 * max(1, round((fields[inner] or 4 * width) / width * base.hidden_size / 8)))
-    if isinstance(fields.get("state_size"), int):
-        config = config.replace(state_size=fields["state_size"])
+        config = config.replace(intermediate_size=8 * max(1, round((fields[inner] or 4 * width) / width * config.hidden_size / 8)))
     longer = config.replace(max_position_embeddings=2 * config.max_position_embeddings)
     return config.replace(positions="learned") if count(longer) != count(config) else config
 
@@ -141,12 +142,12 @@ def match(config: ModelConfig, target: int, *, only_inner: bool = False) -> Mode
     for each in _sizes(config, target):
         if abs(count(each) - target) <= CLOSE_ENOUGH * target:
             return each
-    raise InputError(f"model {config.mixer!r} finds no size near {target:,} parameters: change the architecture's hidden_size or num_hidden_layers")
+    raise InputError(f"model {config.mixers[0]!r} finds no size near {target:,} parameters: change the architecture's hidden_size or num_hidden_layers")
 
 
 def count(config: ModelConfig) -> int:
     """Parameters, the shared weight counted once, without allocating them."""
-    return _counted(dataclasses.replace(config, dropout=0.0))
+    return _counted(config.replace(dropout=0.0))
 
 
 def backend_name(config: ModelConfig) -> str:
@@ -174,8 +175,8 @@ def period(config: ModelConfig) -> int:
 
 
 def columns(config: ModelConfig) -> dict[str, Any]:
-    """What a row says of an baseline besides ``model_config``: the version of transformers and the type's own configuration, as far as it is not the default."""
-    built, kind = transformers_config(config), config.mixer.removeprefix(PREFIX)
+    """What a row says of a baseline besides ``model_config``: the version of transformers and the type's own configuration, as far as it is not the default."""
+    built, kind = transformers_config(config), config.mixers[0].removeprefix(PREFIX)
     changed = {name: getattr(built, name) for name, default in _fields(kind).items() if getattr(built, name, default) != default}
     return {"transformers": transformers.__version__, "transformers_config": {"model_type": kind, **changed}}
 
@@ -195,13 +196,14 @@ def transformers_config(config: ModelConfig) -> Any:
     Raises:
         InputError: where the type does not allow it.
     """
-    kind = config.mixer.removeprefix(PREFIX)
+    kind = config.mixers[0].removeprefix(PREFIX)
     fields, names = _fields(kind), getattr(CONFIG_MAPPING[kind], "attribute_map", {})
-    heads = config.num_attention_heads
+    options = config.options_of(BaselineOptions)
+    heads = options.num_heads or 1
     wanted: dict[str, Any] = {
         "vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "num_hidden_layers": config.num_hidden_layers,
         str(_name_of_inner_width(kind)): config.intermediate_size, "num_attention_heads": heads, "head_dim": config.hidden_size // heads,
-        "max_position_embeddings": config.max_position_embeddings, "state_size": config.state_size, "chunk_size": config.chunk_size,
+        "max_position_embeddings": config.max_position_embeddings, "state_size": options.state_size, "chunk_size": options.chunk_size,
         "tie_word_embeddings": config.tie_word_embeddings, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
         "final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0,
     }  # fmt: skip
@@ -236,7 +238,8 @@ def _lfm2(config: ModelConfig) -> dict[str, Any]:
 
 def _qwen3_next(config: ModelConfig) -> dict[str, Any]:
     """Gated delta rule and attention three to one, dense instead of 512 experts, heads as narrow as those of attention."""
-    heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    heads = config.options_of(BaselineOptions).num_heads or 1
+    width = config.hidden_size // heads
     return {
         "num_experts": 0, "linear_num_key_heads": heads, "linear_num_value_heads": heads, "linear_key_head_dim": width, "linear_value_head_dim": width,
     }  # fmt: skip
@@ -254,23 +257,24 @@ def _sizes(config: ModelConfig, target: int) -> Iterator[ModelConfig]:
     for step in (8, 1):  # multiples of 8 suit every matrix unit
         yield from (each for one in deep for each in _solved(one, "intermediate_size", step, target))
     spaces = [each for one in deep for each in _solved(one, "state_size", 1, target)]
-    yield from sorted(spaces, key=lambda each: abs(math.log(each.state_size / config.state_size)))
+    states, heads = config.options_of(BaselineOptions).state_size, config.options_of(BaselineOptions).num_heads or 1
+    yield from sorted(spaces, key=lambda each: abs(math.log(each.options_of(BaselineOptions).state_size / states)))
     for one in deep:
-        for wide in _solved(one, "hidden_size", 8 * config.num_attention_heads, target):
+        for wide in _solved(one, "hidden_size", 8 * heads, target):
             yield wide
             yield from _solved(wide, "intermediate_size", 8, target)
 
 
 def _solved(config: ModelConfig, field: str, step: int, target: int) -> Iterator[ModelConfig]:
     """``field`` changed so that the count, taken as linear, meets the target; nothing where it would be out of proportion or changes nothing."""
-    size, width = getattr(config, field), config.hidden_size
+    size, width = config.to_dict().get(field) or getattr(config.options_of(BaselineOptions), field, None), config.hidden_size
     if size is None:
         return
-    slope = count(config.replace(**{field: size + step})) - count(config)
+    slope = count(changed(config, {field: size + step})) - count(config)
     solved = size + step * round((target - count(config)) / slope) if slope else 0
     least, most = {"intermediate_size": (width // 2, 16 * width), "state_size": (4, 3 * size), "hidden_size": (step, 8 * size)}[field]
     if least <= solved <= most:
-        yield config.replace(**{field: solved})
+        yield changed(config, {field: solved})
 
 
 @lru_cache(maxsize=4096)
@@ -312,5 +316,5 @@ def _name_of_inner_width(kind: str) -> str | None:
 def _does_not_build(config: ModelConfig, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:200]
     return InputError(
-        f"model {config.mixer!r} does not build at hidden_size={config.hidden_size}, num_attention_heads={config.num_attention_heads}: {reason}"
+        f"model {config.mixers[0]!r} does not build at hidden_size={config.hidden_size}, num_heads={config.options_of(BaselineOptions).num_heads}: {reason}"
     )

@@ -16,10 +16,11 @@ class GAMConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012 (Trainer adds it to a list)
 
     # The fields stand in one place: transformers makes a dataclass of this class from these annotations and defaults.
-    __annotations__ = {field.name: field.type for field in dataclasses.fields(ModelConfig)} | {
+    __annotations__ = {field.name: "Any" for field in dataclasses.fields(ModelConfig)} | {
         "use_cache": "bool", "bos_token_id": "int | None", "eos_token_id": "int | list[int] | None", "pad_token_id": "int | None",
     }  # fmt: skip
     vars().update({field.name: field.default for field in dataclasses.fields(ModelConfig) if field.default is not dataclasses.MISSING})
+    options = None
     vocab_size = 10_000
     use_cache = True
     bos_token_id = None
@@ -28,4 +29,4 @@ class GAMConfig(PreTrainedConfig):
 
     def to_model_config(self) -> ModelConfig:
         """What the library itself calls this model. Raises InputError for a value that cannot be built."""
-        return ModelConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)})
+        return ModelConfig.from_dict({field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)})

@@ -33,7 +33,7 @@ def harness(
     """Measure a model on tasks of the harness.
 
     Args:
-        directory: run directory, also one of an baseline.
+        directory: run directory, also one of a baseline.
         tasks: names, or names of groups.
         context: most tokens of a request; longer ones lose their beginning, rolling ones go by windows of this size.
         own_tasks: folder of task descriptions in YAML, searched before the harness's own.

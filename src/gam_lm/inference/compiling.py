@@ -58,8 +58,9 @@ def decoder(model: LanguageModel, state: State, variant: str = "eager") -> Calla
 
 def why_not_decoding(model: LanguageModel) -> str | None:
     """Why decoding cannot be compiled for ``model`` here, or None."""
-    if any(layer.mixer.filled_cache(1, 1, 1, dtype=torch.float32) is not None for layer in model.layers):
-        return f"the state of mixer {model.config.mixer!r} grows with every token"
+    for layer in model.layers:
+        if layer.mixer.filled_cache(1, 1, 1, dtype=torch.float32) is not None:
+            return f"the state of {type(layer.mixer).__name__} grows with every token"
     return obstacle(model.embed_tokens.weight.device)
 
 

@@ -61,7 +61,7 @@ def generate(
         generator.seed()
     else:
         generator.manual_seed(seed)
-    limit = model.config.max_position_embeddings if model.embed_positions is not None else None
+    limit = model.config.longest
     logits, state = _prefill(model, torch.tensor([list(prompt)], device=device))
     reason = why_not_decoding(model) if compiled else None
     if reason is not None:
@@ -121,10 +121,7 @@ def _check(model: LanguageModel, prompt: Sequence[int], max_new_tokens: int | No
     config = model.config
     if not prompt:
         raise InputError("prompt is empty and the tokenizer has no <|endoftext|> to start from: give a prompt of at least one token")
-    if config.positions == "learned" and len(prompt) > config.max_position_embeddings:
-        raise InputError(
-            f'prompt has {len(prompt)} tokens, positions end at {config.max_position_embeddings}: use positions="none" or a shorter prompt'
-        )
+    config.check_length("the prompt's length", len(prompt))
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: use a whole number of at least 1")
     if temperature < 0:

@@ -80,7 +80,7 @@ class Addresses(nn.Module):
         weight_BTHM = weight_BTHM**2 if self.plain or self.options.write == "delta" else weight_BTHM
         return (weight_BTHM / weight_BTHM.sum(-1, keepdim=True).clamp(min=1e-30) / self.num_heads).flatten(-2)
 
-    def matrices(self) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+    def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See :meth:`Mixer.matrices`; the addresses of learned slots are embeddings, plain keys a projection."""
         if self.plain:
             yield self.address, (self.num_slots,)
@@ -94,4 +94,5 @@ class Addresses(nn.Module):
                 self.sharpness.fill_(SHARPNESS)
             self.before.weight.zero_()
             self.before.weight[:, -2] = 1.0
-            self.before.bias.zero_()
+            if self.before.bias is not None:
+                self.before.bias.zero_()

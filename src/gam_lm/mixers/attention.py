@@ -91,7 +91,7 @@ class Attention(Mixer):
         conv_state = parts.pop() if self.conv is not None else None
         return tuple(parts), conv_state, count_B
 
-    def matrices(self) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+    def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See :meth:`Mixer.matrices`."""
         D = self.config.hidden_size
         yield self.qkv_proj.weight, (D, D, D)
@@ -132,7 +132,7 @@ class Attention(Mixer):
         D, H, W, K = config.hidden_size, options.num_heads or 1, options.window, options.conv_kernel_size
         projections = 8 * D * D + 6 * D * K
         materialised = cls.backend_name(config) == "materialised"
-        met = (context + 1) / 2 if W is None or W > context else W - W * (W - 1) / (2 * context)
+        met = (context + 1) / 2 if W is None or context < W else W - W * (W - 1) / (2 * context)
         last = context + 1 if W is None else min(W, context + 1)
         scored = met if W is None else last + max(W, key_value_cache.BLOCK)  # a block of queries looks at a block and a window of keys
         computed = context if materialised and W is None else (met if W is None else min(scored, context))

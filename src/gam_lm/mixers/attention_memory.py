@@ -50,7 +50,7 @@ class AttentionMemory(Addresses):
         g_BTD = F.rms_norm(g_BTHE, g_BTHE.shape[-1:], eps=self.config.layer_norm_eps).flatten(-2) * self.norm
         return self.out_proj(g_BTD if gate_BTD is None else gate_BTD * g_BTD), cache
 
-    def matrices(self) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+    def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See :meth:`Mixer.matrices`."""
         yield from super().matrices()
         yield self.value_proj.weight, (self.config.hidden_size,)

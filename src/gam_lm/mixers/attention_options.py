@@ -33,8 +33,8 @@ class AttentionOptions(MixerOptions):
         check_heads("num_heads", heads, hidden_size)
         if self.rotary and hidden_size // heads % 2:
             raise InputError(f"num_heads is {heads} with rotary=True, which needs an even width per head and finds {hidden_size // heads}: use other heads")
-        return self.replace(num_heads=heads)  # type: ignore[no-any-return]
+        return self.replace(num_heads=heads)
 
     def enlarged(self, ratio: float) -> AttentionOptions:
         """See :meth:`MixerOptions.enlarged`."""
-        return self.replace(num_heads=max(1, round((self.num_heads or 1) * ratio)))  # type: ignore[no-any-return]
+        return self.replace(num_heads=max(1, round((self.num_heads or 1) * ratio)))

@@ -102,7 +102,7 @@ class Mixer(nn.Module, ABC):
         """Whether torch.compile makes a block faster in training on sequences of ``context`` tokens; a long loop over chunks takes it minutes."""
         return True
 
-    def matrices(self) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+    def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """The weight matrices that an optimiser of matrices (Muon) takes, each with the rows of the logical blocks of which it consists."""
         for part in self.modules():
             if isinstance(part, nn.Linear):

@@ -77,7 +77,7 @@ class GAMMixer(Mixer):
         """See :meth:`Mixer.compiles`."""
         return not self.options.written or context <= MAX_UNROLLED * self.options.chunk_size
 
-    def matrices(self) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+    def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See :meth:`Mixer.matrices`."""
         if self.gate is not None:
             yield self.gate.weight, (self.config.hidden_size,) * self.options.gated_paths

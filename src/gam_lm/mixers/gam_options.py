@@ -45,8 +45,6 @@ class GAMOptions(MixerOptions):
     """torch, or flash-linear-attention's kernel of the delta rule on a GPU; auto is torch."""
 
     def __post_init__(self) -> None:
-        if self.write_address is None and self.written and self.memory == "bank":
-            object.__setattr__(self, "write_address", "slots" if self.write == "mean" else "keys")
         alone = self.fusion in ("global", "local")
         if self.keep_gate and not alone:
             raise InputError(f"keep_gate is True with fusion={self.fusion!r}: it is for 'global' and 'local'; both paths with their gates are fusion='gate'")
@@ -92,15 +90,17 @@ class GAMOptions(MixerOptions):
             check_heads("num_heads", heads, hidden_size)
             if slots % heads:
                 raise InputError(f"num_memory_slots is {slots}, which num_heads={heads} does not divide: every head has the same number of slots")
-        return self.replace(num_heads=heads, num_memory_slots=slots)  # type: ignore[no-any-return]
+        address = self.write_address or ("slots" if self.write == "mean" else "keys")
+        return self.replace(num_heads=heads, num_memory_slots=slots, write_address=address if self.written else None)
 
     def enlarged(self, ratio: float) -> GAMOptions:
         """See :meth:`MixerOptions.enlarged`."""
         heads = max(1, round((self.num_heads or 1) * ratio))
         slots = heads * max(1, round((self.num_memory_slots or 1) * ratio / heads))
-        return self.replace(num_heads=heads, num_memory_slots=slots)  # type: ignore[no-any-return]
+        return self.replace(num_heads=heads, num_memory_slots=slots)
 
     @classmethod
     def published(cls, **changes: Any) -> GAMOptions:
         """The paper's memory: static, sigmoid gates, 512 slots, 3 taps."""
-        return cls(**{"write": "none", "gate_activation": "sigmoid", "num_memory_slots": 512} | changes)
+        published: dict[str, Any] = {"write": "none", "gate_activation": "sigmoid", "num_memory_slots": 512}
+        return cls(**published | changes)

@@ -91,7 +91,7 @@ class GatedDeltaNet(Mixer):
         """See :meth:`Mixer.compiles`."""
         return context <= MAX_UNROLLED * self.options.chunk_size
 
-    def matrices(self) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+    def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See :meth:`Mixer.matrices`."""
         yield self.qkv_proj.weight, self.split_sizes
         yield self.gate_proj.weight, (len(self.gate_proj.weight),)

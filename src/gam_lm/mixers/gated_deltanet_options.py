@@ -36,8 +36,8 @@ class GatedDeltaNetOptions(MixerOptions):
             channels = round(getattr(self, field) * hidden_size)
             if channels < heads or channels % heads:
                 raise InputError(f"{field} is {getattr(self, field)}, which gives {channels} channels for num_heads={heads}: use a multiple of the heads")
-        return self.replace(num_heads=heads)  # type: ignore[no-any-return]
+        return self.replace(num_heads=heads)
 
     def enlarged(self, ratio: float) -> GatedDeltaNetOptions:
         """See :meth:`MixerOptions.enlarged`."""
-        return self.replace(num_heads=max(1, round((self.num_heads or 1) * ratio)))  # type: ignore[no-any-return]
+        return self.replace(num_heads=max(1, round((self.num_heads or 1) * ratio)))

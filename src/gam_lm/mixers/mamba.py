@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear, residual_branches
-from gam_lm.mixers.mamba_options import MambaOptions
 from gam_lm.mixers.convolution import CausalConv
+from gam_lm.mixers.mamba_options import MambaOptions
 from gam_lm.ops.segments import read_segments
 from gam_lm.ops.selective_scan import chunk_length, recomputed_places, selective_scan
 
@@ -108,7 +108,7 @@ class Mamba(Mixer):
             init_linear(linear, self.config)
         init_linear(self.out_proj, self.config, residual=residual_branches(self.config, self.options))
 
-    def matrices(self) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+    def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See :meth:`Mixer.matrices`; the small maps to step sizes and states are left out."""
         E = inner_size(self.config)
         yield self.in_proj.weight, (E, E)

@@ -97,7 +97,7 @@ class WrittenMemory(Addresses):
         out_DHE = self.out_proj.weight.unflatten(1, (len(self.bank), -1))
         return torch.einsum("hme,dhe->hmd", g_HME, out_DHE).flatten(0, 1)
 
-    def matrices(self) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+    def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See :meth:`Mixer.matrices`."""
         yield from super().matrices()
         yield self.value_proj.weight, (self.config.hidden_size,)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gam_lm.config import ModelConfig, read_options
+from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, unknown_name
 from gam_lm.mixers.registry import mixer_names, options_class
 
@@ -92,6 +92,11 @@ def named_model(name: str, base: Fields) -> ModelConfig:
     Raises:
         InputError: with the nearest name, or for a change that does not fit.
     """
+    return ModelConfig.from_dict(named_fields(name, base))
+
+
+def named_fields(name: str, base: Fields) -> dict[str, Any]:
+    """The fields of :func:`named_model`; what follows from the width is still open."""
     first, *changes = name.split("+")
     if first in MODELS:
         fields = MODELS[first].fields
@@ -99,35 +104,45 @@ def named_model(name: str, base: Fields) -> ModelConfig:
         fields = {"mixers": [first]}
     else:
         raise unknown_name("model", first, [*MODELS, *mixer_names()])
-    return changed(on_base(fields, base), dict(_change(name, each) for each in changes))
+    return _with_changes(_together(fields, base), dict(_change(name, each) for each in changes))
 
 
 def on_base(fields: Fields, base: Fields) -> ModelConfig:
     """``base`` with ``fields`` changed, and without the options of mixers that it does not have."""
-    together = {**base, **fields}
-    options = {name: {**base.get("options", {}).get(name, {}), **fields.get("options", {}).get(name, {})} for name in dict.fromkeys(together["mixers"])}
-    return ModelConfig.from_dict(together | {"options": {name: each for name, each in options.items() if each}})
+    return ModelConfig.from_dict(_together(fields, base))
 
 
 def changed(config: ModelConfig, changes: Fields) -> ModelConfig:
     """``config`` with ``changes``: fields of ModelConfig, options of its mixers, or ``mixer.option``. Raises InputError for an unknown one."""
-    own = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in ("options", "vocab_size")]
     values = config.to_dict()
+    if "write" in changes and "write_address" not in changes:  # where to write follows from how
+        values["options"] = {name: {key: each for key, each in options.items() if key != "write_address"} for name, options in values["options"].items()}
+    return ModelConfig.from_dict(_with_changes(values, changes))
+
+
+def _together(fields: Fields, base: Fields) -> dict[str, Any]:
+    together = {**base, **fields}
+    options = {name: {**base.get("options", {}).get(name, {}), **fields.get("options", {}).get(name, {})} for name in dict.fromkeys(together["mixers"])}
+    return together | {"options": {name: each for name, each in options.items() if each}}
+
+
+def _with_changes(values: dict[str, Any], changes: Fields) -> dict[str, Any]:
+    own = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in ("options", "vocab_size")]
+    options = {name: dict(each) for name, each in values.get("options", {}).items()}
+    known = {name: [field.name for field in dataclasses.fields(options_class(name))] for name in dict.fromkeys(values["mixers"])}
+    values = {**values, "options": options}
     for field, value in changes.items():
         mixer, _, option = field.rpartition(".")
-        holders = [name for name in values["options"] if (not mixer or name == mixer) and option in values["options"][name]]
+        holders = [name for name in known if (not mixer or name == mixer) and option in known[name]]
         if not mixer and option in own:
             values[option] = value
         elif len(holders) == 1:
-            values["options"][holders[0]][option] = value
-            if option == "write" and "write_address" not in changes:  # where to write follows from how
-                values["options"][holders[0]]["write_address"] = None
+            options.setdefault(holders[0], {})[option] = value
         elif holders:
             raise InputError(f"change {field!r} fits several mixers: write " + " or ".join(f"{name}.{option}" for name in holders))
         else:
-            raise unknown_name(f"field of {'-'.join(config.mixers)}", field, [*own, *(key for each in values["options"].values() for key in each)])
-    kinds = {name: each for name, each in values["options"].items() if name in values["mixers"]}
-    return config.replace(**{**values, "mixers": tuple(values["mixers"]), "options": read_options(kinds)})
+            raise unknown_name(f"field of {'-'.join(known)}", field, [*own, *(key for each in known.values() for key in each)])
+    return values
 
 
 def changes_of(text: str) -> dict[str, Any]:

@@ -43,14 +43,15 @@ def compile_for_training(model: LanguageModel, recipe: TrainConfig, total_steps:
     if reason := obstacle(device):
         logger.info("not compiled: %s", reason)
         return []
-    if not model.layers[0].mixer.compiles(recipe.context):
-        logger.info("not compiled: mixer %r with these fields gains nothing by it", model.config.mixer)
+    blocks = [layer for layer in model.layers if layer.mixer.compiles(recipe.context)]
+    if not blocks:
+        logger.info("not compiled: %s with these options gains nothing by it", "-".join(model.config.mixers))
         return []
     torch.compiler.reset()  # what this process compiled before counts towards a limit, beyond which a block would stay eager
-    for layer in model.layers:
+    for layer in blocks:
         layer.compile(dynamic=False, backend=_backend)
     logger.info("compiled: the blocks; the first step takes longer")
-    return list(model.layers)
+    return blocks
 
 
 def _backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:

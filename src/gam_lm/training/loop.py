@@ -55,7 +55,7 @@ class Trained:
 
 
 def new_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> LanguageModel:
-    """A model whose start values are a function of ``seed`` alone."""
+    """A model whose initial values are a function of ``seed`` alone."""
     torch.manual_seed(seed)
     return LanguageModel(config).to(device)
 
@@ -200,8 +200,9 @@ def train_step(
 def make_optimizer(model: LanguageModel, recipe: TrainConfig) -> torch.optim.AdamW:
     """Fused AdamW; with ``decay="matrices"`` biases, norms and other vectors do not decay."""
     parameters = list(model.parameters())
-    decayed = [p for p in parameters if recipe.decay == "everything" or p.dim() >= 2]
-    kept = [p for p in parameters if not (recipe.decay == "everything" or p.dim() >= 2)]
+    decays = {p: recipe.decay == "everything" or (p.dim() >= 2 and not getattr(p, "no_weight_decay", False)) for p in parameters}
+    decayed = [p for p in parameters if decays[p]]
+    kept = [p for p in parameters if not decays[p]]
     groups = [{"params": group, "weight_decay": decay} for group, decay in ((decayed, recipe.weight_decay), (kept, 0.0)) if group]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
 
@@ -239,11 +240,7 @@ def corpus_figures(corpus: TokenCorpus) -> dict[str, Any]:
 
 def _check(model: LanguageModel, corpus: TokenCorpus, recipe: TrainConfig) -> None:
     config = model.config
-    if config.positions == "learned" and recipe.context > config.max_position_embeddings:
-        raise InputError(
-            f"context is {recipe.context}, learned positions end at {config.max_position_embeddings}: "
-            'use a larger max_position_embeddings, positions="none", or a shorter context'
-        )
+    config.check_length("context", recipe.context)
     if corpus.vocab_size > config.vocab_size:
         raise InputError(f"vocab_size is {config.vocab_size}, the tokenizer has {corpus.vocab_size} entries: use a model of at least as many")
     for split in ("train", "valid"):

@@ -1,0 +1,80 @@
+"""The flags of an architecture: the fields of ModelConfig, and for every registered mixer its options under its name (``--gam.write mean``)."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import typing
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from gam_lm.config import ModelConfig
+from gam_lm.errors import InputError
+from gam_lm.mixers.registry import mixer_names, options_class
+from gam_lm.presets.models import Fields, named_fields
+
+SCAFFOLD = tuple(field for field in dataclasses.fields(ModelConfig) if field.name != "options")
+
+
+@cache
+def architecture_class() -> type[Any]:
+    """A dataclass of the fields of ModelConfig and an options object for every mixer that is registered now."""
+    hints, helps = typing.get_type_hints(ModelConfig, include_extras=True), _explained(ModelConfig)
+    fields: list[Any] = []
+    for field in SCAFFOLD:
+        default = 10_000 if field.default is dataclasses.MISSING else field.default
+        fields.append((field.name, Annotated[hints[field.name], tyro.conf.arg(help=helps[field.name])], dataclasses.field(default=default)))
+    for name in mixer_names():
+        fields.append((name, options_class(name), dataclasses.field(default=options_class(name)())))
+    return dataclasses.make_dataclass("Architecture", fields, frozen=True, kw_only=True)
+
+
+def on_flags(fields: Fields) -> Any:
+    """The flags' defaults where the models of a command share ``fields``."""
+    options = {name: options_class(name)(**fields.get("options", {}).get(name, {})) for name in mixer_names()}
+    scaffold = {field.name: fields[field.name] for field in SCAFFOLD if field.name in fields}
+    if "mixers" in scaffold:
+        scaffold["mixers"] = tuple(scaffold["mixers"])
+    return architecture_class()(**scaffold, **options)
+
+
+def model_on_flags(name: str, fields: Fields) -> Any:
+    """The flags' defaults where one model is trained, the one called ``name`` on ``fields``."""
+    return on_flags(named_fields(name, fields))
+
+
+def fields_of(architecture: Any) -> dict[str, Any]:
+    """What the flags say, as the fields that the models of a comparison share."""
+    scaffold = {field.name: getattr(architecture, field.name) for field in SCAFFOLD}
+    return scaffold | {"mixers": list(scaffold["mixers"]), "options": {name: getattr(architecture, name).to_dict() for name in mixer_names()}}
+
+
+def config_of_flags(architecture: Any, **changes: Any) -> ModelConfig:
+    """The one model that the flags describe. Raises InputError for options of a mixer that it does not have."""
+    values = fields_of(architecture) | changes
+    for name in values["options"].keys() - set(values["mixers"]):
+        changed = [key for key, value in values["options"][name].items() if value != options_class(name)().to_dict()[key]]
+        if changed:
+            raise InputError(f"--{name}.{changed[0].replace('_', '-')} is given, and mixers is {values['mixers']}: leave it out, or add {name} to --mixers")
+    return ModelConfig.from_dict(values | {"options": {name: values["options"][name] for name in dict.fromkeys(values["mixers"]) if name in values["options"]}})
+
+
+def _explained(kind: type[Any]) -> dict[str, str]:
+    """The docstring under each field of a class."""
+    (body,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for before, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            found[ast.unparse(before.target)] = " ".join(str(after.value.value).split())
+    return found
+
+
+if TYPE_CHECKING:
+    Architecture = Any
+else:
+    Architecture = Annotated[architecture_class(), tyro.conf.arg(name="")]
+    """The flags of an architecture, without a prefix of their own."""

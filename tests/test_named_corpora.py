@@ -70,7 +70,7 @@ def test_a_corpus_that_is_not_at_hand_says_where_its_files_belong(name, monkeypa
 # WikiText at word level
 
 
-V1 = " \n = One = \n \n The <unk> article .\x0b\u2028 Same line . \n = = Part = = \n More . \n = Two = \n The second . \n"
+V1 = " \n = One = \n \n The <unk> article .\x0b\u2028 Same line . \n = = Part = = \n = and = \n \n = Two = \n \n The second . \n"
 
 
 def test_wikitext_at_word_level_has_the_rows_and_articles_of_the_hub(monkeypatch, tmp_path):
@@ -79,10 +79,10 @@ def test_wikitext_at_word_level_has_the_rows_and_articles_of_the_hub(monkeypatch
     for split in ("train", "valid", "test"):
         (tmp_path / "wikitext-2-v1" / f"{split}.txt").write_text(V1, encoding="utf-8")
     rows = documents("wikitext-2-v1", "test", rows=True)
-    assert rows == ["", " = One = \n", "", " The <unk> article .\x0b\u2028 Same line . \n", " = = Part = = \n", " More . \n", " = Two = \n", " The second . \n"]
-    assert documents("wikitext-2-v1", "test") == ["".join(rows[:6]), "".join(rows[6:])]
+    assert rows == ["", " = One = \n", "", " The <unk> article .\x0b\u2028 Same line . \n", " = = Part = = \n", " = and = \n", "", " = Two = \n", "", " The second . \n"]
+    assert documents("wikitext-2-v1", "test") == ["".join(rows[:7]), "".join(rows[7:])]
     corpus = prepare("wikitext-2-v1", tokenizer="paper", vocab_size=60)
-    assert corpus.splits["valid"].documents == 8
+    assert corpus.splits["valid"].documents == 10
     assert corpus.tokenizer.get_vocab()["[UNK]"] == 0 and "[UNK]" not in corpus.tokenizer.decode(corpus.splits["train"].ids.tolist(), skip_special_tokens=False)
 
 

@@ -23,7 +23,7 @@ from gam_lm.errors import InputError, MissingExtraError
 Documents = Callable[[], Iterator[str]]
 
 HEADING = re.compile(r"^ = [^=].*[^=] = ?$")
-"""A line that opens an article of WikiText; sections have more equals signs."""
+"""A line that may open an article of WikiText; sections have more equals signs."""
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,23 @@ def _articles_of(rows: Documents) -> Documents:
 
 
 def articles(rows: Iterator[str]) -> Iterator[str]:
-    """Join the rows of WikiText into articles, which start at a heading of the first level."""
+    """Join the rows of WikiText into articles, which start at a heading of the first level between two blank rows.
+
+    Lines between other lines may look like such a heading: the keys of tables do.
+    """
     held: list[str] = []
-    for row in rows:
-        if HEADING.match(row.rstrip("\n")) and any(line.strip() for line in held):
+    for before, row, after in _with_neighbours(rows):
+        if not before.strip() and not after.strip() and HEADING.match(row.rstrip("\n")) and any(line.strip() for line in held):
             yield "".join(held)
             held = []
         held.append(row)
     if any(line.strip() for line in held):
         yield "".join(held)
+
+
+def _with_neighbours(rows: Iterator[str]) -> Iterator[tuple[str, str, str]]:
+    before, row = "", next(rows, None)
+    while row is not None:
+        after = next(rows, None)
+        yield before, row, after or ""
+        before, row = row, after

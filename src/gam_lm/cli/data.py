@@ -18,7 +18,8 @@ class Data:
     """Which text and which tokenizer."""
 
     data: str | None = None
-    """Corpus name (stdlib, gutenberg, wikitext-2, wikitext-103, tinystories) or path (.txt .md .py .jsonl .parquet, or a folder)."""
+    """Corpus name (stdlib, gutenberg, books, wikitext-2, wikitext-2-v1, wikitext-103, tinystories, tinystories-sample, tinyshakespeare) or path (.txt .md
+    .py .jsonl .parquet, or a folder)."""
     tokenizer: str = "bpe"
     """bpe (byte-level, trained on the training split), paper (the paper's protocol), or the path of a tokenizer.json."""
     train_rows: int | None = None
@@ -39,7 +40,10 @@ class Data:
         if self.data is None:
             raise InputError("data is not given: use --data with a corpus name or a path, or --preset")
         limits = {split: rows for split, rows in (("train", self.train_rows), ("valid", self.valid_rows)) if rows is not None}
-        return prepare(self.data, tokenizer=self.tokenizer, vocab_size=vocab_size, row_limits=limits or None)
+        corpus = prepare(self.data, tokenizer=self.tokenizer, vocab_size=vocab_size, row_limits=limits or None)
+        if missing := [split for split in ("train", "valid") if split not in corpus.splits]:
+            raise InputError(f"data {self.data!r} has no {missing[0]} split: it is for evaluation, use it with gam eval RUN --data {self.data}")
+        return corpus
 
 
 @dataclass(frozen=True, kw_only=True)

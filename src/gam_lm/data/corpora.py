@@ -16,12 +16,14 @@ Documents = Callable[[], Iterator[str]]
 
 SPLITS = ("train", "valid", "test")
 
-CORPUS_NAMES = ("stdlib", "gutenberg", "wikitext-2", "wikitext-103", "tinystories")
+CORPUS_NAMES = (
+    "stdlib", "gutenberg", "books", "wikitext-2", "wikitext-2-v1", "wikitext-103", "tinystories", "tinystories-sample", "tinyshakespeare", "lambada",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Named text, split into train, valid and, where there is one, test."""
+    """Named text, split into train, valid and test; not all corpora have all three."""
 
     name: str
     splits: Mapping[str, Documents]
@@ -52,6 +54,14 @@ def load_corpus(data: str, *, rows: bool = False) -> Corpus:
         from gam_lm.data import gutenberg
 
         return Corpus(data, gutenberg.splits(), gutenberg.stamp())
+    if data == "books":
+        from gam_lm.data import books
+
+        return Corpus(data, books.splits(), books.stamp())
+    if data in ("tinystories-sample", "tinyshakespeare", "lambada"):
+        from gam_lm.data import named_texts
+
+        return Corpus(data, named_texts.splits(data), named_texts.stamp(data))
     if data in CORPUS_NAMES:
         from gam_lm.data import hub
 

@@ -8,22 +8,14 @@ cut; white space at both ends is stripped.
 from __future__ import annotations
 
 import csv
-import hashlib
-import logging
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from gam_lm.errors import InputError
-from gam_lm.runtime.files import replacing
-
-logger = logging.getLogger("gam_lm")
+from gam_lm.data.download import check, fetch
 
 SOURCE = "https://www.gutenberg.org/cache/epub/{number}/pg{number}.txt"
-SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -33,18 +25,24 @@ class Book:
     name: str
     split: str
     number: int
+    bytes: int
     sha256: str
 
 
 def index() -> list[Book]:
     """All books, in the order of the index."""
     text = files("gam_lm.data").joinpath("gutenberg.csv").read_text(encoding="utf-8")
-    return [Book(row["name"], row["split"], int(row["ebook_number"]), row["sha256"]) for row in csv.DictReader(text.splitlines())]
+    return [Book(row["name"], row["split"], int(row["ebook_number"]), int(row["bytes"]), row["sha256"]) for row in csv.DictReader(text.splitlines())]
 
 
 def stamp() -> str:
     """The checksums of all books."""
     return repr([(book.split, book.sha256) for book in index()])
+
+
+def sizes() -> Mapping[str, int]:
+    """Bytes of each split."""
+    return {split: sum(book.bytes for book in index() if book.split == split) for split in ("train", "valid", "test")}
 
 
 def splits() -> Mapping[str, Callable[[], Iterator[str]]]:
@@ -62,16 +60,14 @@ def read(book: Book, source: str = SOURCE) -> str:
     from gam_lm.data.corpora import cache_root, data_root
 
     place = Path("gutenberg", book.split, f"{book.name}.txt")
+    what = f"gutenberg: {book.name}"
     for root in (data_root(), cache_root()):
         if root is not None and (root / place).is_file():
             raw = (root / place).read_bytes()
-            _check(raw, book, str(root / place))
+            check(raw, book.sha256, what, str(root / place))
             return raw.decode("utf-8")
-    raw = clean(_download(book, source)).encode()
-    _check(raw, book, source.format(number=book.number))
-    with replacing(cache_root() / place) as temporary:
-        temporary.write_bytes(raw)
-    return raw.decode()
+    url = source.format(number=book.number)
+    return fetch(url, cache_root() / place, book.sha256, what, lambda raw: clean(raw.decode("utf-8-sig")).encode()).decode()
 
 
 def clean(text: str) -> str:
@@ -80,24 +76,3 @@ def clean(text: str) -> str:
     starts = [i for i, line in enumerate(lines) if line.startswith("*** START OF")]
     ends = [i for i, line in enumerate(lines) if line.startswith("*** END OF")]
     return "\n".join(lines[starts[0] + 1 if starts else 0 : ends[-1] if ends else len(lines)]).strip()
-
-
-def _download(book: Book, source: str) -> str:
-    url = source.format(number=book.number)
-    logger.info("downloading %s from %s", book.name, url)
-    try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as answer:
-            return answer.read().decode("utf-8-sig")
-    except (urllib.error.URLError, OSError) as error:
-        raise InputError(
-            f"gutenberg: {book.name} cannot be downloaded from {url} ({error}): run `gam data prepare gutenberg` on a machine that is online and copy "
-            "its cache folder gam-lm/gutenberg here, or set GAM_DATA to the folder that holds gutenberg/"
-        ) from error
-
-
-def _check(raw: bytes, book: Book, where: str) -> None:
-    found = hashlib.sha256(raw).hexdigest()
-    if found != book.sha256:
-        raise InputError(
-            f"gutenberg: {where} has the checksum {found[:12]}…, the index says {book.sha256[:12]}…: remove the file, or fetch that edition"
-        )

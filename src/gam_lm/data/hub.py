@@ -1,7 +1,10 @@
-"""Corpora from the Hugging Face Hub: WikiText-2, WikiText-103, TinyStories.
+"""Corpora from the Hugging Face Hub: WikiText-2 and WikiText-103 as published, WikiText-2 with rare words as <unk>, TinyStories.
 
-A local copy under $GAM_DATA is used where there is one: a folder with the corpus's name (or wikitext-2-raw, as the original archive calls it) that
-holds train, valid and test as .parquet, .txt or .raw files. Else the ``datasets`` library fetches it once into its own cache.
+``wikitext-2`` is the raw text. ``wikitext-2-v1`` is the word-level version: words that are rare in its training split read ``<unk>``, so that
+its perplexities cannot be compared with those of the raw text.
+
+A local copy under $GAM_DATA is used where there is one: a folder with the corpus's name (or wikitext-2-raw, as the original archive calls it)
+that holds train, valid and test as .parquet, .txt or .raw files. Else the ``datasets`` library fetches it once into its own cache.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from gam_lm.errors import InputError, MissingExtraError
 Documents = Callable[[], Iterator[str]]
 
 HEADING = re.compile(r"^ = [^=].*[^=] = ?$")
-"""A line that opens an article of WikiText; sections have more equals signs."""
+"""A line that may open an article of WikiText; sections have more equals signs."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Source:
 
 SOURCES = {
     "wikitext-2": Source("Salesforce/wikitext", "wikitext-2-raw-v1", True),
+    "wikitext-2-v1": Source("Salesforce/wikitext", "wikitext-2-v1", True),
     "wikitext-103": Source("Salesforce/wikitext", "wikitext-103-raw-v1", True),
     "tinystories": Source("roneneldan/TinyStories", None, False),
 }
@@ -98,7 +102,7 @@ def load_rows(name: str, repository: str, configuration: str | None = None) -> M
 
 
 def _local_rows(name: str, folder: Path) -> Mapping[str, Documents]:
-    """Rows of a local copy: those of a parquet file, or the lines of a text file with their ends, as the Hub has them."""
+    """Rows of a local copy: those of a parquet file, or the lines of a text file as the Hub has them: with their ends, blank lines empty."""
     found = {}
     for split, names in text_files.SPLIT_NAMES.items():
         paths = [
@@ -118,9 +122,18 @@ def _lines(paths: list[Path]) -> Documents:
     def rows() -> Iterator[str]:
         for path in paths:
             for document in text_files.read(path):
-                yield from [document] if path.suffix in (".parquet", ".jsonl") else document.splitlines(keepends=True)
+                yield from [document] if path.suffix in (".parquet", ".jsonl") else _rows_of(document)
 
     return rows
+
+
+def _rows_of(text: str) -> Iterator[str]:
+    """The lines of a text, which end at line feeds alone: WikiText holds other characters that ``str.splitlines`` takes for ends."""
+    lines = text.split("\n")
+    ended = len(lines) - 1
+    for i, line in enumerate(lines):
+        if i < ended or line:
+            yield (line + "\n" if i < ended else line) if line.strip() else ""
 
 
 def _column(split: Any) -> Documents:
@@ -132,12 +145,23 @@ def _articles_of(rows: Documents) -> Documents:
 
 
 def articles(rows: Iterator[str]) -> Iterator[str]:
-    """Join the rows of WikiText into articles, which start at a heading of the first level."""
+    """Join the rows of WikiText into articles, which start at a heading of the first level between two blank rows.
+
+    Lines between other lines may look like such a heading: the keys of tables do.
+    """
     held: list[str] = []
-    for row in rows:
-        if HEADING.match(row.rstrip("\n")) and any(line.strip() for line in held):
+    for before, row, after in _with_neighbours(rows):
+        if not before.strip() and not after.strip() and HEADING.match(row.rstrip("\n")) and any(line.strip() for line in held):
             yield "".join(held)
             held = []
         held.append(row)
     if any(line.strip() for line in held):
         yield "".join(held)
+
+
+def _with_neighbours(rows: Iterator[str]) -> Iterator[tuple[str, str, str]]:
+    before, row = "", next(rows, None)
+    while row is not None:
+        after = next(rows, None)
+        yield before, row, after or ""
+        before, row = row, after

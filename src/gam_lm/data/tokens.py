@@ -113,8 +113,10 @@ def describe(corpus: TokenCorpus) -> str:
 def _make(corpus: Corpus, given: Tokenizer | None, kind: str, vocab_size: int, directory: Path) -> None:
     """Write tokenizer.json, the ids of each split and meta.json."""
     paper = kind == "paper"
+    if given is None and "train" not in corpus.splits:
+        raise InputError(f"data {corpus.name!r} is for evaluation alone: train on another corpus and use gam eval RUN --data {corpus.name}")
     for split in ("train", "valid"):
-        if next(corpus.splits[split](), None) is None:
+        if split in corpus.splits and next(corpus.splits[split](), None) is None:
             raise InputError(f"data {corpus.name!r} has no text in its {split} split: use a file with text in it")
     if given is not None:
         made = given

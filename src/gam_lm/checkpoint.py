@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,8 +123,18 @@ def load_tokenizer_of(directory: Path | str) -> Tokenizer:
         raise InputError(f"{path} is no tokenizer ({error}): copy it again from where the model was trained") from error
 
 
-def save_state(directory: Path, step: int, model: LanguageModel, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Write what the run needs to go on after ``step`` as if it had never stopped; older states are removed afterwards."""
+def save_state(
+    directory: Path,
+    step: int,
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    average: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write what the run needs to go on after ``step`` as if it had never stopped; older states are removed afterwards.
+
+    ``average`` holds the averaged weights by name, where the run keeps such.
+    """
     path = directory / "state" / f"step-{step:08d}"
     with replacing(path) as temporary:
         temporary.mkdir()
@@ -134,6 +144,8 @@ def save_state(directory: Path, step: int, model: LanguageModel, optimizer: torc
         )
         moments = {f"{i}.{name}": value for i, values in optimizer.state_dict()["state"].items() for name, value in values.items()}
         _save_tensors(temporary / "optimizer.safetensors", moments)
+        if average is not None:
+            _save_tensors(temporary / "average.safetensors", dict(average))
         generators = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             generators["cuda"] = torch.cuda.get_rng_state()
@@ -144,8 +156,10 @@ def save_state(directory: Path, step: int, model: LanguageModel, optimizer: torc
             shutil.rmtree(other)
 
 
-def load_state(directory: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Put model, optimiser and generators back to the latest state and return its progress; None where there is none."""
+def load_state(
+    directory: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, average: Mapping[str, Tensor] | None = None
+) -> dict[str, Any] | None:
+    """Put model, optimiser, generators and, in place, the ``average`` back to the latest state and return its progress; None where there is none."""
     found = sorted((directory / "state").glob("step-*"))
     if not found:
         return None
@@ -158,6 +172,10 @@ def load_state(directory: Path, model: LanguageModel, optimizer: torch.optim.Opt
         index, name = key.split(".", 1)
         moments.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    if average is not None:
+        saved = _load_tensors(_needed(path, "average.safetensors"))
+        for name, tensor in average.items():
+            tensor.copy_(saved[name])
     generators = _load_tensors(_needed(path, "generators.safetensors"))
     torch.set_rng_state(generators["cpu"])
     if "cuda" in generators and torch.cuda.is_available():

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,19 @@ from torch import Tensor
 
 from gam_lm.checkpoint import load_state, read_json, save_model, save_state
 from gam_lm.config import ModelConfig
-from gam_lm.data.blocks import TrainingBlocks, check_length
+from gam_lm.data.blocks import check_length
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import InputError
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE
 from gam_lm.runtime.files import explained, write_text
 from gam_lm.runtime.progress import progress
+from gam_lm.training.averaging import Average
+from gam_lm.training.batches import Batches
 from gam_lm.training.compiled import compile_for_training, make_eager
 from gam_lm.training.evaluate import Evaluation, evaluate
+from gam_lm.training.optimizers import make_optimizer as make_optimizer
+from gam_lm.training.optimizers import set_rate
 from gam_lm.training.precision import autocast, choose_dtype
 from gam_lm.training.recipe import TrainConfig
 from gam_lm.training.trackers import NoTracker, Tracker
@@ -86,33 +90,36 @@ def fit(
     _check(model, corpus, recipe)
     device = model.embed_tokens.weight.device
     dtype = choose_dtype(recipe.precision, device)
-    blocks = TrainingBlocks(
-        corpus.splits["train"].ids, context=recipe.context, batch_size=recipe.batch_size, seed=recipe.seed, overlap=recipe.blocks == "overlapping"
-    )
+    blocks = Batches(corpus, recipe)
     claim_directory(directory, model.config, recipe, corpus)
     total = recipe.total_steps(blocks.steps_per_epoch)
     optimizer = make_optimizer(model, recipe)
+    average = Average(model, recipe.ema) if recipe.ema else None
     compiled = compile_for_training(model, recipe, total)
     tracker = tracker or NoTracker()
     tokenizer = corpus.tokenizer
 
-    reached = load_state(directory, model, optimizer) or {"step": 0, "tokens": 0, "seconds": 0.0, "curve": [], "pending": []}
+    reached = load_state(directory, model, optimizer, average and average.tensors) or {"step": 0, "tokens": 0, "seconds": 0.0, "curve": [], "pending": []}
     step, tokens, seconds, curve = reached["step"], reached["tokens"], reached["seconds"], reached["curve"]
     _forget_after(directory / "metrics.jsonl", step)
     validation: Evaluation | None = None
     pending: list[Tensor] = [torch.tensor(loss, device=device) for loss in reached["pending"]]  # losses since the last line of metrics
     note = ""
 
+    def averaged() -> AbstractContextManager[None]:
+        return average.in_place() if average is not None else nullcontext()
+
     def save() -> None:
-        save_model(directory, model, tokenizer)
+        with averaged():
+            save_model(directory, model, tokenizer)
         reached = {"tokens": tokens, "seconds": seconds, "curve": curve, "pending": [float(x) for x in pending]}
-        save_state(directory, step, model, optimizer, reached)
+        save_state(directory, step, model, optimizer, reached, average and average.tensors)
 
     def validate(last: bool) -> Evaluation:
         """Within the run in the format of the products, at its end in that of the weights."""
         # Batches of other shapes would be compiled anew.
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-        with eager, progress(f"{label}: validation", None, "blocks") as bar:
+        with averaged(), eager, progress(f"{label}: validation", None, "blocks") as bar:
             return evaluate(
                 model, corpus.splits["valid"], context=recipe.context, overlap=recipe.blocks == "overlapping",
                 dtype=torch.float32 if last else dtype, advance=bar.advance,
@@ -129,7 +136,10 @@ def fit(
                 pending.append(loss)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-                step, tokens, seconds = step + 1, tokens + counted, seconds + time.perf_counter() - started
+                step += 1
+                if average is not None:
+                    average.update(step)
+                tokens, seconds = tokens + counted, seconds + time.perf_counter() - started
                 last = step == total
                 measures = last or (recipe.validate_every is not None and step % recipe.validate_every == 0)
                 if measures or step % LOG_EVERY == 0:
@@ -165,6 +175,8 @@ def fit(
     if validation is None:  # killed between the last step and its end
         validation = validate(last=True)
     save()
+    if average is not None:
+        average.hand_over()
     return Trained(
         steps=step, tokens=tokens, seconds=seconds, curve=curve, validation=validation, precision=str(dtype).removeprefix("torch."),
         compiled=bool(compiled),
@@ -190,21 +202,10 @@ def train_step(
         (loss * share).backward()
         total += loss.detach() * share
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or float("inf"))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(optimizer, rate)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total, norm, counted
-
-
-def make_optimizer(model: LanguageModel, recipe: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW; with ``decay="matrices"`` biases, norms and other vectors do not decay."""
-    parameters = list(model.parameters())
-    decays = {p: recipe.decay == "everything" or (p.dim() >= 2 and not getattr(p, "no_weight_decay", False)) for p in parameters}
-    decayed = [p for p in parameters if decays[p]]
-    kept = [p for p in parameters if not decays[p]]
-    groups = [{"params": group, "weight_decay": decay} for group, decay in ((decayed, recipe.weight_decay), (kept, 0.0)) if group]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
 
 
 def claim_directory(directory: Path, config: ModelConfig, recipe: TrainConfig, corpus: TokenCorpus) -> None:
@@ -226,7 +227,7 @@ def _same_run(found: dict[str, Any], config: ModelConfig, recipe: TrainConfig, c
     """Whether a recipe.json describes this run; a field that is younger than the file has its default."""
     if found.get("corpus") != corpus_figures(corpus):
         return False
-    return ModelConfig.from_dict(found["model_config"]) == config and TrainConfig.from_dict(found["train_config"]) == recipe
+    return ModelConfig.from_dict(found["model_config"]) == config and TrainConfig.from_dict(found["train_config"]).same_run(recipe)
 
 
 def corpus_figures(corpus: TokenCorpus) -> dict[str, Any]:

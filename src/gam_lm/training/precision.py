@@ -31,9 +31,16 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The format of the matrix products: torch.float32 or torch.bfloat16. Logs why."""
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
-    native = _cpu_has_bf16() if device.type == "cpu" else device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    native = has_bf16(device)
     logger.info("precision %s: %s %s bf16 products", "bf16" if native else "fp32", device.type, "has native" if native else "has no native")
     return torch.bfloat16 if native else torch.float32
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 natively."""
+    if device.type == "cpu":
+        return _cpu_has_bf16()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

@@ -1,0 +1,92 @@
+"""The batches of a run, with the documents in the order of the text or in a new one every epoch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from gam_lm.data.blocks import Batch, TrainingBlocks
+from gam_lm.data.tokenizer import END_OF_TEXT
+from gam_lm.data.tokens import TokenCorpus
+from gam_lm.errors import InputError
+from gam_lm.training.recipe import TrainConfig
+
+logger = logging.getLogger("gam_lm")
+
+AT_ONCE = 2**24
+"""Token ids that are searched at once for ends of documents, which bounds the memory."""
+
+
+class PermutedDocuments:
+    """Token ids with their documents in another order, read in place: nothing is copied but what is asked for.
+
+    Args:
+        ids: (tokens,).
+        end: the id that ends a document.
+        seed: of the orders.
+    """
+
+    def __init__(self, ids: np.ndarray[Any, Any], end: int, seed: int) -> None:
+        self._ids, self._seed = ids, seed
+        ends = np.concatenate([np.flatnonzero(ids[i : i + AT_ONCE] == end) + i + 1 for i in range(0, len(ids), AT_ONCE)])
+        if not len(ends) or ends[-1] != len(ids):
+            ends = np.append(ends, len(ids))
+        self._start = np.concatenate([[0], ends[:-1]])
+        self._length = ends - self._start
+        self.arrange(0)
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self._length)
+
+    def arrange(self, epoch: int) -> None:
+        """Take the order of an epoch, a function of seed and epoch."""
+        self.order = np.random.default_rng((self._seed, epoch, 1)).permutation(self.documents)
+        self._reaches = np.cumsum(self._length[self.order])
+        self._shift = self._start[self.order] - (self._reaches - self._length[self.order])
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, places: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The ids at ``places`` of the rearranged text."""
+        found: np.ndarray[Any, Any] = self._ids[places + self._shift[np.searchsorted(self._reaches, places, side="right")]]
+        return found
+
+
+class Batches:
+    """The batches of a run: a pure function of recipe and step, so that a resumed run needs nothing but the step.
+
+    Raises:
+        InputError: where the text is shorter than one batch, or its documents are to be shuffled and nothing tells where they end.
+    """
+
+    def __init__(self, corpus: TokenCorpus, recipe: TrainConfig) -> None:
+        ids: Any = corpus.splits["train"].ids
+        self._documents: PermutedDocuments | None = None
+        if recipe.shuffle_documents:
+            end = corpus.tokenizer.token_to_id(END_OF_TEXT)
+            if end is None:
+                raise InputError(
+                    f"shuffle_documents is True, tokenizer {corpus.tokenizer_name!r} has no {END_OF_TEXT} to end a document: "
+                    "use False or a tokenizer that has it"
+                )
+            ids = self._documents = PermutedDocuments(ids, end, recipe.seed)
+            if self._documents.documents == 1:
+                logger.info("shuffle_documents changes nothing: the training text is one document")
+        self._blocks = TrainingBlocks(
+            ids, context=recipe.context, batch_size=recipe.batch_size, seed=recipe.seed, overlap=recipe.blocks == "overlapping"
+        )
+        self.steps_per_epoch = self._blocks.steps_per_epoch
+        self._epoch = 0
+
+    def batch(self, step: int) -> Batch:
+        """The batch of optimiser step 0, 1, …"""
+        epoch = step // self.steps_per_epoch
+        if self._documents is not None and epoch != self._epoch:
+            self._documents.arrange(epoch)
+            self._epoch = epoch
+        return self._blocks.batch(step)

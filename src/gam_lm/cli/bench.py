@@ -84,17 +84,18 @@ class Bench:
         corpus = self.text.prepare(self.architecture.vocab_size)
         contenders = plan(self.models, self.seeds, self.architecture.replace(vocab_size=corpus.vocab_size), self.recipe, match=self.match_parameters)
         if self.dry_run:
-            rows = describe_plan(contenders, corpus, device)
-            for row in rows:
+            planned = describe_plan(contenders, corpus, device)
+            for row in planned:
                 print(
                     f"{row['model']}, seed {row['seed']}: {row['parameters']:,} parameters, {row['steps']} steps, about {row['expected_seconds']:.0f} s"
                 )
-            print(json.dumps(rows))
+            print(json.dumps(planned))
             return
         out = self.out / self.part
         path = results_file(out)
         results = Results.open(path, command=command_line(), environment=environment(), corpus=corpus_figures(corpus))
-        results.name_primary(primary, self.margin)
+        rows = dict(zip(dict.fromkeys(self.models), (each.name for each in contenders), strict=False))  # what the rows of the first seed are called
+        results.name_primary([(rows[a], rows[b]) for a, b in primary], self.margin)
         benchmark(contenders, corpus, results, out, device, test=self.test)
         _show(out)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from gam_lm.errors import InputError
-from gam_lm.report.statistics import paired, summarise, t_distribution, t_quantile, verdict
+from gam_lm.report.statistics import paired, paired_seeds, shown, summarise, t_distribution, t_quantile
 from gam_lm.report.tables import quality_table
-from gam_lm.results import Results, read_blocks, read_results, write_blocks
+from gam_lm.results import Results, read_blocks, read_documents, read_results, write_blocks
 
 CORPUS = {"name": "novels", "sha256": "ab" * 32, "tokens": 1000, "bytes": 4000, "tokenizer": "bpe"}
 MACHINE = {"device": "cpu", "processor": "x", "cores": 2, "memory_gb": 8, "python": "3.11", "torch": "2.9", "commit": None, "dirty": None}
@@ -105,6 +105,9 @@ def test_losses_by_block_come_back(tmp_path):
     name = write_blocks(tmp_path, "gam-seed0", nats, tokens)
     for ours, theirs in zip(read_blocks(tmp_path, {"val_blocks": name}), (nats, tokens), strict=True):
         np.testing.assert_allclose(ours, theirs)
+    assert read_documents(tmp_path, {"val_blocks": name}) is None
+    told = {"test_blocks": write_blocks(tmp_path, "gam-seed0-test", nats, tokens, np.array([7, 9]))}
+    assert read_documents(tmp_path, told, "test").tolist() == [7, 9] and read_blocks(tmp_path, told, "test")[1].tolist() == [4, 3]
     with pytest.raises(InputError, match="blocks/"):
         read_blocks(tmp_path, {"model": "x", "val_blocks": "blocks/none.npy"})
 
@@ -125,10 +128,9 @@ def test_an_interval_needs_two_values():
     assert (summary.mean, summary.deviation) == (2.0, 1.0) and summary.half_width == pytest.approx(4.30265 / math.sqrt(3), abs=1e-4)
 
 
-def test_a_difference_within_the_noise_is_said_to_show_nothing():
-    assert "no difference shown" in verdict(paired([1.0, 2.0], [1.1, 1.9]), "a", "b", "nats")
-    assert verdict(paired([1.0, 2.0, 3.0], [1.5, 2.5, 3.5001]), "a", "b", "nats").startswith("a is lower than b by 0.5")
-    assert "no difference shown" in verdict(paired([1.0], [2.0]), "a", "b", "nats")
+def test_a_difference_within_the_noise_is_not_shown():
+    assert not shown(paired([1.0, 2.0], [1.1, 1.9])) and not shown(paired([1.0], [2.0])) and not shown(paired_seeds([1.0], [2.0]))
+    assert shown(paired([1.0, 2.0, 3.0], [1.5, 2.5, 3.5001])) and shown(paired_seeds([1.0, 2.0, 3.0], [1.5, 2.5, 3.5001]))
 
 
 def test_the_quality_table_has_a_line_per_model_and_the_floors_below():

@@ -1,7 +1,10 @@
 """results.json: what every measuring command writes as it goes, and every table and plot is made from. Imports no torch.
 
     {"command", "environment": {device, processor, cores, memory_gb, python, torch, commit, dirty},
-     "corpus": {name, sha256, tokens, bytes, tokenizer, …}, "rows": [{…}, …]}
+     "corpus": {name, sha256, tokens, bytes, tokenizer, …}, "primary": [["gam", "llama"], …], "margin": 0.02, "rows": [{…}, …]}
+
+``primary`` and ``margin`` are there where they were named before the runs. The losses by block of a row's ``val_blocks`` and ``test_blocks`` lie in files beside it.
+A row of a training that diverged says ``"diverged": true``.
 
 A row is known by IDENTITY together with the corpus: a repeated command skips the rows that are there. Figures carry their unit in the name.
 """
@@ -11,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,29 @@ class Results:
             content = {"command": command, "environment": _plain(environment), "corpus": _plain(corpus), "rows": []}
             write_text(path, json.dumps(content, indent=1) + "\n")
         return cls(path, content, _plain(environment), command)
+
+    def name_primary(self, pairs: Sequence[tuple[str, str]], margin: float | None) -> None:
+        """Write down the primary comparisons and the margin of "no loss" before the first model is trained.
+
+        Where trainings are there already, the same may be named again, and nothing else. Nothing named leaves what was named before.
+
+        Raises:
+            InputError: where other ones are named after the first training.
+        """
+        new: dict[str, Any] = _plain(({"primary": pairs} if pairs else {}) | ({} if margin is None else {"margin": margin}))
+        with _locked(self.path):
+            self._content = read_results(self.path)
+            changed = [key for key, value in new.items() if self._content.get(key) != value]
+            if changed and any(not row.get("floor") for row in self._content["rows"]):
+                key = changed[0]
+                raise InputError(
+                    f"{key} is {new[key]}, {self.path} has trainings and {f'names {self._content[key]}' if key in self._content else 'names none'}: "
+                    "it is named before the runs, choose a new folder or leave the flag out"
+                )
+            if changed:
+                rows = self._content.pop("rows")
+                self._content |= new | {"rows": rows}
+                write_text(self.path, json.dumps(self._content, indent=1) + "\n")
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -145,31 +171,46 @@ def read_results(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def write_blocks(directory: Path, label: str, nats: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any]) -> str:
-    """Keep the loss of every validation block beside results.json, for paired comparisons.
+def write_blocks(
+    directory: Path, label: str, nats: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any], documents: np.ndarray[Any, Any] | None = None
+) -> str:
+    """Keep the loss of every block of a split beside results.json, for paired comparisons.
 
     Args:
         directory: of results.json.
-        label: of the row.
+        label: of the row and its split.
         nats: sum of the loss over each block (blocks,).
         tokens: predicted tokens of each block (blocks,).
+        documents: the document of each block, as gam_lm.data.blocks.document_of_blocks numbers them, below 2²⁴; None where it is not known.
 
     Returns:
-        The file's name within ``directory``, for the row's ``val_blocks``.
+        The file's name within ``directory``, for the row's ``val_blocks`` or ``test_blocks``.
     """
     name = f"blocks/{label}.npy"
+    lines = [nats, tokens] if documents is None else [nats, tokens, documents]
     with replacing(directory / name) as temporary, temporary.open("wb") as file:
-        np.save(file, np.stack([nats, tokens]).astype(np.float32), allow_pickle=False)
+        np.save(file, np.stack(lines).astype(np.float32), allow_pickle=False)
     return name
 
 
-def read_blocks(directory: Path, row: Row) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The loss and the predicted tokens of every validation block of a row. Raises InputError where they are missing."""
-    path = directory / str(row.get("val_blocks"))
+def read_blocks(directory: Path, row: Row, split: str = "val") -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The loss and the predicted tokens of every block of a row's split (val, test). Raises InputError where they are missing."""
+    nats, tokens = _blocks(directory, row, split)[:2]
+    return nats, tokens
+
+
+def read_documents(directory: Path, row: Row, split: str = "val") -> np.ndarray[Any, Any] | None:
+    """The document of every block, int64 (blocks,); None in files that do not tell. Raises InputError where the file is missing."""
+    lines = _blocks(directory, row, split)
+    return lines[2].astype(np.int64) if len(lines) > 2 else None
+
+
+def _blocks(directory: Path, row: Row, split: str) -> np.ndarray[Any, Any]:
+    path = directory / str(row.get(f"{split}_blocks"))
     if not path.is_file():
         raise InputError(f"{path}: the losses by block of {row.get('model')} are not there, copy the folder blocks/ with its results.json")
-    nats, tokens = np.load(path, allow_pickle=False)
-    return nats, tokens
+    lines: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+    return lines
 
 
 def _plain(value: Any) -> Any:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tyro.conf import Suppress
+from tyro.conf import Suppress, UseAppendAction
 
 from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.data import Data
 from gam_lm.cli.flags import FLAT, command_line, peek
+from gam_lm.errors import InputError
 from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
 
@@ -39,6 +41,10 @@ class Bench:
     """Size every model to the parameters of the static GAM."""
     test: bool = False
     """Measure the test split of every finished model as well."""
+    primary: UseAppendAction[tuple[str, ...]] = ()
+    """MODEL:MODEL of a primary comparison, given once for each, at most three: saved before the runs, compared without Holm's correction."""
+    margin: float | None = None
+    """Nats per token that count as no loss of the first of a primary comparison (0.02): saved before the runs."""
     device: str = "auto"
     """auto, cpu, cuda …"""
     dry_run: bool = False
@@ -66,26 +72,32 @@ class Bench:
     def run(self) -> None:
         """Train what is missing, then write table and plot."""
         from gam_lm.experiments.benchmark import benchmark, describe_plan, plan
+        from gam_lm.report.compare import primary_pairs
         from gam_lm.results import Results, results_file
         from gam_lm.runtime.measure import environment
         from gam_lm.training.loop import corpus_figures
         from gam_lm.training.precision import choose_device
 
+        if self.margin is not None and not 0 < self.margin < math.inf:
+            raise InputError(f"margin is {self.margin}: use a number of nats per token above 0")
+        primary = primary_pairs(self.primary, self.models)
         device = choose_device(self.device)
         corpus = self.text.prepare(self.architecture.vocab_size)
         base = fields_of(self.architecture) | {"vocab_size": corpus.vocab_size}
         contenders = plan(self.models, self.seeds, base, self.recipe, match=self.match_parameters)
         if self.dry_run:
-            rows = describe_plan(contenders, corpus, device)
-            for row in rows:
+            planned = describe_plan(contenders, corpus, device)
+            for row in planned:
                 print(
                     f"{row['model']}, seed {row['seed']}: {row['parameters']:,} parameters, {row['steps']} steps, about {row['expected_seconds']:.0f} s"
                 )
-            print(json.dumps(rows))
+            print(json.dumps(planned))
             return
         out = self.out / self.part
         path = results_file(out)
         results = Results.open(path, command=command_line(), environment=environment(), corpus=corpus_figures(corpus))
+        rows = dict(zip(dict.fromkeys(self.models), (each.name for each in contenders), strict=False))  # what the rows of the first seed are called
+        results.name_primary([(rows[a], rows[b]) for a, b in primary], self.margin)
         benchmark(contenders, corpus, results, out, device, test=self.test)
         _show(out)
 

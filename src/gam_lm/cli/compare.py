@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import UseAppendAction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Say whether one result is better than another: the difference in validation loss with its 95 % interval, paired by seed and validation block."""
+    """Say in one paragraph whether one result is better than another, and how sure that is over seeds, blocks and documents."""
 
-    first: str
-    """Folder of a results.json, or FOLDER:MODEL with a model's name as the table has it."""
-    second: str
-    """The same of the other."""
+    results: tuple[str, ...]
+    """Folders of a results.json, or FOLDER:MODEL with a model's name as the table has it. One folder alone compares all its models."""
+    primary: UseAppendAction[tuple[str, ...]] = ()
+    """MODEL:MODEL of a primary comparison, given once for each, at most three; the others carry Holm's correction. `gam bench` names them before the runs."""
+    margin: float | None = None
+    """Nats per token that count as no loss; by default those that `gam bench --margin` named before the runs."""
+    split: Literal["val", "test"] = "val"
+    """Text to compare on."""
+    json: bool = False
+    """Print the figures as JSON."""
 
     def run(self) -> None:
-        """Print a sentence for each pair of models."""
-        from gam_lm.report.compare import compare
+        """Print the paragraph, or the JSON."""
+        from gam_lm.report.verdict import compare
 
-        for sentence in compare(self.first, self.second):
-            print(sentence)
+        said = compare(self.results, primary=self.primary, margin=self.margin, split=self.split)
+        print(json.dumps(said.to_json(), indent=1) if self.json else said.paragraph())

@@ -48,7 +48,7 @@ VERBS = {
     "inspect trace": Entry("inspect_text:InspectTrace", "what a model did at each token of a text, as a page or JSON", True),
     "inspect slots": Entry("inspect_text:InspectSlots", "what each slot of a memory is for, as a page or a table", True),
     "data prepare": Entry("data:Prepare", "turn a corpus into token ids ahead of time"),
-    "compare": Entry("compare:Compare", "whether one result is better than another: DIR or DIR:MODEL, twice", True),
+    "compare": Entry("compare:Compare", "whether one result is better than another: DIR or DIR:MODEL, two or more", True),
     "report": Entry("report:Report", "one page of everything measured: HTML or Markdown from results.json files"),
     "models": Entry("report:Models", "every model by its name: what it changes, and where it comes from"),
     "env": Entry("report:Env", "what this machine is and which backends it has"),

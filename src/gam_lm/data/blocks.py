@@ -77,6 +77,23 @@ def evaluation_blocks(ids: np.ndarray[Any, Any], *, context: int, batch_size: in
         yield np.where(beyond[:, :-1], 0, window[:, :-1]), np.where(beyond[:, 1:], IGNORE, window[:, 1:])
 
 
+def document_of_blocks(ids: np.ndarray[Any, Any], end: int, context: int) -> np.ndarray[Any, Any]:
+    """The document of each block of :func:`evaluation_blocks`, counted from 0, int64 (blocks,): the one in which most of the block's targets lie.
+
+    Args:
+        ids: token ids (N,), each document followed by ``end``, which belongs to the document that it ends.
+        end: the id of the end of text.
+        context: T.
+    """
+    ended = np.cumsum(np.asarray(ids) == end)[:-1]  # documents that ended before each target: its document
+    block, document = np.arange(len(ended)) // context, ended.astype(np.int64)
+    kinds, targets = np.unique(np.stack([block, document]), axis=1, return_counts=True)
+    order = np.lexsort((-targets, kinds[0]))
+    _, first = np.unique(kinds[0][order], return_index=True)
+    found: np.ndarray[Any, Any] = kinds[1][order][first]
+    return found
+
+
 def check_length(ids: np.ndarray[Any, Any], context: int) -> None:
     """Raise InputError where ``ids`` do not fill one block."""
     if len(ids) < context + 1:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from gam_lm.config import ModelConfig
-from gam_lm.data.blocks import TrainingBlocks
+from gam_lm.data.blocks import TrainingBlocks, document_of_blocks
+from gam_lm.data.tokenizer import END_OF_TEXT
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.experiments.floors import FLOORS, floors
 from gam_lm.experiments.models import build, contender, described, parameters, state_bytes
@@ -24,7 +25,7 @@ from gam_lm.presets.models import Fields
 from gam_lm.results import Results, write_blocks
 from gam_lm.runtime.measure import interleaved_times, step_times
 from gam_lm.training.compiled import compile_for_training
-from gam_lm.training.evaluate import evaluate
+from gam_lm.training.evaluate import Evaluation, evaluate
 from gam_lm.training.loop import Trained, fit, make_optimizer, train_step
 from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig
@@ -97,8 +98,9 @@ def benchmark(
         logger.info("%s: %d parameters", each.label, parameters(each.config))
         model = build(each.config, each.recipe.seed, device)
         trained = fit(model, corpus, each.recipe, run, label=each.label)
-        blocks = write_blocks(directory, each.label, trained.validation.block_nats, trained.validation.block_tokens)
-        results.add({**row, **each.columns, **figures(model, trained, corpus, each.recipe, test=test), "val_blocks": blocks})
+        measured = evaluations(model, trained, corpus, each.recipe, test=test)
+        blocks = {f"{split}_blocks": _keep_blocks(directory, each, split, evaluation, corpus) for split, evaluation in measured.items()}
+        results.add({**row, **each.columns, **figures(model, trained, measured, each.recipe), **blocks})
         shutil.rmtree(run / "state", ignore_errors=True)
     _time_steps(contenders, corpus, results, device)
 
@@ -126,26 +128,41 @@ def identity_of(each: Contender) -> dict[str, Any]:
     return {"model": each.name, "seed": each.recipe.seed, **described(each.config), "train_config": each.recipe.to_dict()}
 
 
-def figures(model: LanguageModel, trained: Trained, corpus: TokenCorpus, recipe: TrainConfig, *, test: bool) -> dict[str, Any]:
+def evaluations(model: LanguageModel, trained: Trained, corpus: TokenCorpus, recipe: TrainConfig, *, test: bool) -> dict[str, Evaluation]:
+    """A finished model on each split, every token but the first predicted once: ``val`` (after the paper's protocol, measured anew) and ``test``."""
+    found = {"val": evaluate(model, corpus.splits["valid"], context=recipe.context) if recipe.blocks == "paper" else trained.validation}
+    if test and "test" in corpus.splits:
+        found["test"] = evaluate(model, corpus.splits["test"], context=recipe.context)
+    return found
+
+
+def figures(model: LanguageModel, trained: Trained, measured: Mapping[str, Evaluation], recipe: TrainConfig) -> dict[str, Any]:
     """The measured columns of a finished row."""
     own: dict[str, Any] = {
         "parameters": model.count_parameters(),
         "train_tokens": trained.tokens,
         "precision": trained.precision,
         "compiled": trained.compiled,
-        **trained.validation.figures("val"),
     }
     if recipe.blocks == "paper":  # the paper's figure, and ours beside it
         own["paper_val_nats"] = float(trained.validation.batch_means.mean())
         own["paper_val_ppl"] = math.exp(own["paper_val_nats"])
-        own |= evaluate(model, corpus.splits["valid"], context=recipe.context).figures("val")
-    if test and "test" in corpus.splits:
-        own |= evaluate(model, corpus.splits["test"], context=recipe.context).figures("test")
+    for split, evaluation in measured.items():
+        own |= evaluation.figures(split)
     return own | {
         "train_seconds": trained.seconds,
         "state_bytes": state_bytes(model.config, recipe.context),
         "curve": trained.curve,
     }
+
+
+def _keep_blocks(directory: Path, each: Contender, split: str, evaluation: Evaluation, corpus: TokenCorpus) -> str:
+    """Keep the losses by block with the document of each block, where the tokenizer marks a document's end."""
+    end = corpus.tokenizer.token_to_id(END_OF_TEXT)
+    ids = corpus.splits["valid" if split == "val" else split].ids
+    documents = None if end is None else document_of_blocks(ids, end, each.recipe.context)
+    label = each.label if split == "val" else f"{each.label}-{split}"
+    return write_blocks(directory, label, evaluation.block_nats, evaluation.block_tokens, documents)
 
 
 def _add_floors(corpus: TokenCorpus, results: Results) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gam_lm.report.compare import Measured, difference, difference_words
+from gam_lm.report.compare import Measured, corrected, difference, difference_words
 from gam_lm.report.published import TABLE_3
 from gam_lm.report.rows import Row, by_variant, differing, floors, same_but, settings_of, trained
-from gam_lm.report.statistics import Summary, shown
+from gam_lm.report.statistics import Difference, shown
 from gam_lm.report.tables import INTERVALS, Table, floor_cells, interval, mean, provenance
 
 
@@ -52,8 +52,11 @@ def variants(results: Mapping[str, Any]) -> dict[str, list[Row]]:
     return by_variant(rows, differing(settings_of(row for row in rows if row["model"] == "full")))
 
 
-def above_full(results: Mapping[str, Any], directory: Path | None = None) -> dict[str, Summary]:
-    """The difference in nats per token of each row to the full model that it was made from, by the row's name; those without one are left out."""
+def above_full(results: Mapping[str, Any], directory: Path | None = None) -> dict[str, Difference]:
+    """The difference in nats per token of each row to the full model that it was made from, by the row's name; those without one are left out.
+
+    Holm's correction counts all of them.
+    """
     groups = variants(results)
     found = {}
     for name, group in groups.items():
@@ -65,7 +68,7 @@ def above_full(results: Mapping[str, Any], directory: Path | None = None) -> dic
         )
         if (summary := difference(a, b)) is not None:
             found[name] = summary
-    return found
+    return corrected(found)
 
 
 def ablation_plot(results: Mapping[str, Any], directory: Path | None, stem: Path) -> list[Path]:

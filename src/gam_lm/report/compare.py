@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gam_lm.errors import InputError, unknown_name
 from gam_lm.report.rows import Row, by_variant, trained
-from gam_lm.report.statistics import Summary, paired, paired_blocks, shown, verdict
-from gam_lm.results import read_blocks, read_results
+from gam_lm.report.statistics import Difference, Summary, holm, paired_blocks, paired_seeds
+from gam_lm.results import read_blocks, read_documents, read_results
 
 NO_DIFFERENCE = "no difference shown"
+
+MOST_PRIMARY = 3
+"""Primary comparisons are few, for none of them carries a correction."""
+
+Pair = tuple[str, str]
+Place = tuple[Path, str]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +32,43 @@ class Measured:
     rows: Sequence[Row]
     directory: Path
     corpus: Mapping[str, Any]
+    primary: Sequence[Pair] = ()
+    """The comparisons that its results.json named before the runs."""
+    margin: float | None = None
+    """The margin of "no loss" in nats per token that its results.json named before the runs."""
+
+    def compared(self, split: str = "val") -> list[Row]:
+        """The rows that a comparison counts."""
+        return [row for row in self.rows if comparable(row, split)]
+
+    def diverged(self) -> list[Row]:
+        """The rows of trainings that diverged."""
+        return [row for row in self.rows if diverged(row)]
+
+    @property
+    def place(self) -> Place:
+        """What tells it from every other."""
+        return self.directory.resolve(), self.name
+
+    def is_called(self, name: str) -> bool:
+        """Whether ``name`` is the model's, with its variant or without."""
+        return name in (self.name, self.rows[0]["model"])
 
 
-def difference(a: Measured, b: Measured) -> Summary | None:
-    """The difference a − b in validation nats per token, over the seeds that both have.
+def diverged(row: Row) -> bool:
+    """Whether a training diverged: it says so, or its validation loss is not finite."""
+    return bool(row.get("diverged")) or not math.isfinite(row.get("val_nats_per_token", 0.0))
 
-    By seed and block where the losses by block are there, else by seed alone. None where no seed is common.
+
+def comparable(row: Row, split: str = "val") -> bool:
+    """Whether a training ended with a finite loss on the split: what diverged is never compared."""
+    return not diverged(row) and "seed" in row and math.isfinite(row.get(f"{split}_nats_per_token", math.nan))
+
+
+def difference(a: Measured, b: Measured, split: str = "val") -> Difference | None:
+    """The difference a − b in nats per token on the split (val, test), over the seeds that both have.
+
+    By seed, block and document as far as the losses by block are there, else by seed alone. None where no seed is common.
 
     Raises:
         InputError: where the two were measured on different tokens.
@@ -37,28 +76,57 @@ def difference(a: Measured, b: Measured) -> Summary | None:
     for key, what in (("sha256", "text"), ("tokenizer_sha256", "tokenizer")):
         if a.corpus.get(key) != b.corpus.get(key):
             raise InputError(f"{a.name} and {b.name} were measured with another {what} ({a.corpus['name']}, {b.corpus['name']}): a difference says nothing")
-    rows_a, rows_b = ({row["seed"]: row for row in each.rows} for each in (a, b))
+    rows_a, rows_b = ({row["seed"]: row for row in each.compared(split)} for each in (a, b))
     seeds = sorted(rows_a.keys() & rows_b.keys())
     if not seeds:
         return None
-    if all(row.get("val_blocks") and (each.directory / row["val_blocks"]).is_file() for each in (a, b) for row in each.rows if row["seed"] in seeds):
-        blocks_a, blocks_b = ([read_blocks(each.directory, rows[seed]) for seed in seeds] for each, rows in ((a, rows_a), (b, rows_b)))
-        if all(len(x[1]) == len(y[1]) and (x[1] == y[1]).all() for x in blocks_a[:1] for y in (*blocks_a, *blocks_b)):
-            return paired_blocks(blocks_a, blocks_b)
-    return paired(*([rows[seed]["val_nats_per_token"] for seed in seeds] for rows in (rows_a, rows_b)))
+    sources = [(each.directory, rows[seed]) for each, rows in ((a, rows_a), (b, rows_b)) for seed in seeds]
+    if all(row.get(f"{split}_blocks") and (directory / row[f"{split}_blocks"]).is_file() for directory, row in sources):
+        blocks = [read_blocks(directory, row, split) for directory, row in sources]
+        if all(len(each[1]) == len(blocks[0][1]) and (each[1] == blocks[0][1]).all() for each in blocks):
+            # The same blocks of the same text lie in the same documents: one row that tells is enough.
+            documents = next((found for source in sources if (found := read_documents(*source, split)) is not None), None)
+            return paired_blocks(blocks[: len(seeds)], blocks[len(seeds) :], documents)
+    return paired_seeds(*([rows[seed][f"{split}_nats_per_token"] for seed in seeds] for rows in (rows_a, rows_b)))
+
+
+def corrected(differences: Mapping[Key, Difference], primary: Sequence[Key] = ()) -> dict[Key, Difference]:
+    """The differences, with Holm's correction of the intervals of those that are not ``primary`` and have two seeds or more."""
+    tested = {key: p for key, each in differences.items() if key not in primary and (p := each.p_value) is not None}
+    levels = {key: level for key, (_, level) in zip(tested, holm(list(tested.values())), strict=True)}
+    return {key: each.at(levels[key]) if key in levels else each for key, each in differences.items()}
 
 
 def measured(results: Mapping[str, Any], directory: Path) -> list[Measured]:
-    """The models of the results.json in ``directory`` that have a validation loss."""
-    rows = [row for row in trained(results) if "val_nats_per_token" in row and "seed" in row]
-    return [Measured(name=name, rows=group, directory=directory, corpus=results["corpus"]) for name, group in by_variant(rows).items()]
+    """The models of the results.json in ``directory`` that were trained to be compared; a model all of whose trainings diverged has no row to compare."""
+    primary = [(first, second) for first, second in results.get("primary", ())]
+    found = [
+        Measured(name=name, rows=group, directory=directory, corpus=results["corpus"], primary=primary, margin=results.get("margin"))
+        for name, group in by_variant(trained(results)).items()
+    ]
+    return [each for each in found if each.diverged() or each.compared()]
 
 
-def over_the_lowest(models: Sequence[Measured]) -> tuple[str, dict[str, Summary]]:
-    """The name of the model of the lowest mean loss, and by name how far the others are above it, as far as they have a seed in common with it."""
-    lowest = min(models, key=lambda each: math.fsum(row["val_nats_per_token"] for row in each.rows) / len(each.rows))
-    found = {each.name: difference(each, lowest) for each in models if each is not lowest}
-    return lowest.name, {name: summary for name, summary in found.items() if summary is not None}
+def named_primary(a: Measured, b: Measured, pairs: Sequence[Pair]) -> bool:
+    """Whether the comparison of two models is one of ``pairs``, in either order."""
+    return any((a.is_called(x) and b.is_called(y)) or (a.is_called(y) and b.is_called(x)) for x, y in pairs)
+
+
+def over_the_lowest(models: Sequence[Measured]) -> tuple[str, dict[str, Difference]]:
+    """The model of the lowest mean loss, and how far the others are above it, as far as they have a seed in common with it.
+
+    The comparisons that were not named primary carry Holm's correction. That the lowest was chosen by the same losses is not corrected for.
+
+    Returns:
+        Its name, empty where no training ended with a finite loss, and the differences by name.
+    """
+    finite = [each for each in models if each.compared()]
+    if not finite:
+        return "", {}
+    lowest = min(finite, key=lambda each: math.fsum(row["val_nats_per_token"] for row in each.compared()) / len(each.compared()))
+    found = {each.name: summary for each in finite if each is not lowest and (summary := difference(each, lowest)) is not None}
+    primary = [each.name for each in finite if named_primary(each, lowest, each.primary)]
+    return lowest.name, corrected(found, primary)
 
 
 def difference_words(difference: Summary | None, digits: int = 4) -> str:
@@ -67,14 +135,36 @@ def difference_words(difference: Summary | None, digits: int = 4) -> str:
         return ""
     if difference.half_width == math.inf:
         return f"{difference.mean:+.{digits}f} (one seed)"
-    said = with_interval(difference.mean, difference.half_width, digits)
-    return f"{said} (one seed)" if difference.count == 1 and shown(difference) else said
+    return with_interval(difference.mean, difference.half_width, digits)
 
 
 def with_interval(value: float, half_width: float, digits: int = 4) -> str:
-    """A difference and half its 95 % interval, and a plain word where that holds zero."""
+    """A difference and half its interval, and a plain word where that holds zero."""
     said = f"{value:+.{digits}f} ± {half_width:.{digits}f}"
     return said if abs(value) > half_width else f"{said}: {NO_DIFFERENCE}"
+
+
+def primary_pairs(given: Sequence[str], known: Sequence[str]) -> list[Pair]:
+    """``a:b`` for each primary comparison; where names hold a colon themselves (hf:llama), it is split where both sides are known.
+
+    Raises:
+        InputError: for an unknown name, a model with itself, or more than three comparisons.
+    """
+    found: list[Pair] = []
+    for text in given:
+        places = [i for i, character in enumerate(text) if character == ":"]
+        halves = [(text[:i], text[i + 1 :]) for i in places]
+        fitting = [(a, b) for a, b in halves if a in known and b in known]
+        if not fitting:
+            if len(halves) == 1:
+                raise unknown_name("model of primary", next(name for name in halves[0] if name not in known), known)
+            raise InputError(f"primary is {text!r}: use MODEL:MODEL, of {', '.join(dict.fromkeys(known))}")
+        if fitting[0][0] == fitting[0][1] and known.count(fitting[0][0]) < 2:
+            raise InputError(f"primary is {text!r}, a model with itself: name two models")
+        found.append(fitting[0])
+    if len(found) > MOST_PRIMARY:
+        raise InputError(f"primary names {len(found)} comparisons: name at most {MOST_PRIMARY}, the others carry Holm's correction")
+    return found
 
 
 def find(place: str) -> list[Measured]:
@@ -85,7 +175,9 @@ def find(place: str) -> list[Measured]:
     """
     path, model = Path(place), None
     if not path.exists() and ":" in place:
-        before, _, model = place.rpartition(":")
+        # The folder is the shortest that exists: a model's name may hold a colon itself.
+        halves = [(place[:i], place[i + 1 :]) for i, character in enumerate(place) if character == ":"]
+        before, model = next((half for half in halves if Path(half[0]).exists()), halves[-1])
         path = Path(before)
     path = path / "results.json" if path.is_dir() else path
     models = measured(read_results(path), path.parent)
@@ -99,27 +191,30 @@ def find(place: str) -> list[Measured]:
     return chosen
 
 
-def compare(first: str, second: str) -> list[str]:
-    """Two results in words, a sentence for each pair of models: one with every other, or where both name several, those that both have.
+def pairs_of(places: Sequence[str]) -> list[tuple[Measured, Measured]]:
+    """What to compare: within one place every pair of its models; of two places one with every other, or where both hold several, those of one name.
+
+    More than two places are compared two by two. No pair comes twice.
 
     Raises:
         InputError: where there is nothing to compare.
     """
-    found_a, found_b = find(first), find(second)
-    one_with_all = len(found_a) == 1 or len(found_b) == 1
-    pairs = [(a, b) for a in found_a for b in found_b if (_place(a) != _place(b) if one_with_all else a.name == b.name)]
-    if not pairs:
-        names = [" ".join(each.name for each in found) for found in (found_a, found_b)]
-        raise InputError(f"{first} has {names[0]}, {second} has {names[1]}: name one model of each, as DIR:MODEL")
-    sentences = []
-    for a, b in pairs:
-        name_a, name_b = (a.name, b.name) if a.name != b.name else (f"{a.name} of {first}", f"{b.name} of {second}")
-        summary = difference(a, b)
-        if summary is None:
-            raise InputError(f"{name_a} and {name_b} have no seed in common: train both with the same --seeds")
-        sentences.append(verdict(summary, name_a, name_b, "nats/token"))
-    return sentences
+    if not places:
+        raise InputError("results is empty: name two or more DIR or DIR:MODEL, or one DIR of several models")
+    found = [find(place) for place in places]
+    if len(found) == 1:
+        wanted = list(combinations(found[0], 2))
+        if not wanted:
+            raise InputError(f"{places[0]} has {found[0][0].name} alone: name a second DIR or DIR:MODEL")
+        return wanted
+    pairs: dict[frozenset[Place], tuple[Measured, Measured]] = {}
+    for first, second in combinations(range(len(found)), 2):
+        one_with_all = len(found[first]) == 1 or len(found[second]) == 1
+        some = [(a, b) for a in found[first] for b in found[second] if a.place != b.place and (one_with_all or a.name == b.name)]
+        if not some:
+            names = [" ".join(each.name for each in found[i]) for i in (first, second)]
+            raise InputError(f"{places[first]} has {names[0]}, {places[second]} has {names[1]}: name one model of each, as DIR:MODEL")
+        for a, b in some:
+            pairs.setdefault(frozenset((a.place, b.place)), (a, b))
+    return list(pairs.values())
 
-
-def _place(model: Measured) -> tuple[Path, str]:
-    return model.directory.resolve(), model.name

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gam_lm.report.compare import difference_words, measured, over_the_lowest, with_interval
+from gam_lm.report.compare import difference_words, diverged, measured, over_the_lowest, with_interval
 from gam_lm.report.rows import Row, by_model, by_variant, common_curve, floor_name, floors, trained
 from gam_lm.report.statistics import summarise
 
@@ -50,20 +50,21 @@ def quality(results: Mapping[str, Any], directory: Path | None = None) -> Table:
 
     Args:
         results: content of a results.json of trained models.
-        directory: its folder; with it the table says how far each model is from the one of the lowest loss, paired by seed and validation block.
+        directory: its folder; with it the table says how far each model is from the one of the lowest loss, paired by seed, block and document.
+            A training that diverged is shown as such; it counts in no mean and is never the lowest.
     """
     rows = trained(results)
     columns = ["Model", "Parameters", "s/epoch", "Val loss (nats)", "PPL", "Bits/byte", "Tokens/s", "State (bytes)", "Seeds"]
     lines = [
         [
-            name, f"{group[0]['parameters']:,}", mean(group, "epoch_seconds", "{:,.0f}"), interval(group, "val_nats_per_token", "{:.4f}"),
-            mean(group, "val_ppl", "{:,.2f}"), mean(group, "val_bits_per_byte", "{:.4f}"), mean(group, "tokens_per_second", "{:,.0f}"),
-            f"{group[0]['state_bytes']:,}", str(len(group)),
+            name, f"{group[0]['parameters']:,}", mean(group, "epoch_seconds", "{:,.0f}"), interval(finite(group), "val_nats_per_token", "{:.4f}"),
+            mean(finite(group), "val_ppl", "{:,.2f}"), mean(finite(group), "val_bits_per_byte", "{:.4f}"), mean(group, "tokens_per_second", "{:,.0f}"),
+            mean(group[:1], "state_bytes", "{:,.0f}"), seeds(group),
         ]
         for name, group in by_variant(rows).items()
     ]  # fmt: skip
     if any("paper_val_ppl" in row for row in rows):
-        paper = [mean(group, "paper_val_ppl", "{:,.2f}") for group in by_variant(rows).values()]
+        paper = [mean(finite(group), "paper_val_ppl", "{:,.2f}") for group in by_variant(rows).values()]
         _insert(columns, lines, 5, "PPL (paper's protocol)", paper)
     note = provenance(results)
     if directory is not None and len(lines) > 1:
@@ -73,7 +74,21 @@ def quality(results: Mapping[str, Any], directory: Path | None = None) -> Table:
     return Table(columns=columns, rows=lines, floors=[floor_cells(row, columns) for row in floors(results)], title="Quality", note=note)
 
 
-INTERVALS = "± is a 95 % interval: of a loss over the seeds, of a difference paired by seed and validation block."
+INTERVALS = (
+    "± is a 95 % interval. That of a loss is over the seeds. That of a difference is the widest over seeds, blocks and documents, and carries Holm's correction "
+    "unless the comparison was named before the runs."
+)
+
+
+def finite(group: Sequence[Row]) -> list[Row]:
+    """The trainings that did not diverge."""
+    return [row for row in group if not diverged(row)]
+
+
+def seeds(group: Sequence[Row]) -> str:
+    """How many trainings there are, and how many of them diverged."""
+    left_out = len(group) - len(finite(group))
+    return str(len(group)) + (f" ({left_out} diverged)" if left_out else "")
 
 
 def _insert(columns: list[str], lines: Sequence[list[str]], place: int, name: str, cells: Sequence[str]) -> None:
@@ -100,7 +115,7 @@ def quality_table(results: Mapping[str, Any], directory: Path | None = None) -> 
 
 def curves(results: Mapping[str, Any]) -> Table:
     """The validation loss by training tokens, a column per model: what the plot of the loss curves shows."""
-    means = {name: common_curve(group) for name, group in by_variant(trained(results)).items()}
+    means = {name: common_curve(finite(group)) for name, group in by_variant(trained(results)).items()}
     tokens = sorted({each for curve in means.values() for each in curve})
     lines = [[f"{each:,}", *(f"{summarise(curve[each]).mean:.4f}" if each in curve else "" for curve in means.values())] for each in tokens]
     return Table(columns=["Training tokens", *means], rows=lines, title="Validation loss (nats per token) by training tokens, mean over the seeds")
@@ -189,6 +204,8 @@ def mean(group: Sequence[Row], key: str, form: str) -> str:
 
 
 def interval(group: Sequence[Row], key: str, form: str) -> str:
-    """The mean of a column, with its 95 % interval where there is more than one row."""
+    """The mean of a column, with its 95 % interval where there is more than one row; without a row, every training diverged."""
+    if not group:
+        return "diverged"
     summary = summarise([row[key] for row in group])
     return form.format(summary.mean) + (f" ± {form.format(summary.half_width)}" if math.isfinite(summary.half_width) else "")

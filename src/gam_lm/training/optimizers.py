@@ -74,7 +74,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("factor", 1.0)
 
 
-def hidden_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+def hidden_matrices(model: nn.Module) -> Iterator[tuple[Any, Sequence[int]]]:
     """The weight matrices between embedding and output head, each with the row counts of the logical matrices that it is stacked from.
 
     A module with a method ``matrices`` speaks for all that is below it; elsewhere every nn.Linear is one matrix. Frozen weights, embeddings and what shares
@@ -91,7 +91,7 @@ def hidden_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, Sequence[i
             yield parameter, rows
 
 
-def _matrices(module: nn.Module) -> Iterator[tuple[nn.Parameter, Sequence[int]]]:
+def _matrices(module: nn.Module) -> Iterator[tuple[Any, Sequence[int]]]:
     own = getattr(module, "matrices", None)
     if own is not None:
         yield from own()

@@ -110,3 +110,9 @@ def cross_entropy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     total = F.cross_entropy(logits_NV, target_N, ignore_index=IGNORE, reduction="sum")
     return total / (target_N != IGNORE).sum().clamp(min=1)
+
+
+def naive_cross_entropy(h_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
+    """The mean of log Σ_v exp(h · W_v) − h · W_target over the counted targets, one at a time, for tests."""
+    losses = [(weight_VD @ h_D).exp().sum().log() - weight_VD[target] @ h_D for h_D, target in zip(h_ND, target_N, strict=True) if target != IGNORE]
+    return torch.stack(losses).mean() if losses else h_ND.new_zeros(())

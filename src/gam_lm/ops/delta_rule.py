@@ -241,3 +241,23 @@ def fla_delta_memory(
         )  # fmt: skip
         g_BTHE = torch.einsum("bthm,hme->bthe", read, bank) + g_BTHE.float()
         return g_BTHE.to(value_BTHE.dtype), (D_BHME,)
+
+
+def naive_delta_memory(
+    read_BTHM: Tensor, write_BTHM: Tensor, value_BTHE: Tensor, gate_BTH: Tensor, log_decay_BTH: Tensor, bank_HME: Tensor, D_BHME: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as it stands, one row, head and token at a time, for tests."""
+    B, T, H, _ = read_BTHM.shape
+    outputs, states = [], []
+    for n in range(B):
+        for h in range(H):
+            D_ME = torch.zeros_like(bank_HME[h]) if D_BHME is None else D_BHME[n, h]
+            seen = []
+            for t in range(T):
+                D_ME = log_decay_BTH[n, t, h].exp() * D_ME
+                error_E = value_BTHE[n, t, h] - (bank_HME[h] + D_ME).T @ write_BTHM[n, t, h]
+                D_ME = D_ME + gate_BTH[n, t, h] * torch.outer(write_BTHM[n, t, h], error_E)
+                seen.append((bank_HME[h] + D_ME).T @ read_BTHM[n, t, h])
+            outputs.append(torch.stack(seen))
+            states.append(D_ME)
+    return torch.stack(outputs).unflatten(0, (B, H)).transpose(1, 2), torch.stack(states).unflatten(0, (B, H))

@@ -103,3 +103,28 @@ def _step(
     Z_BHM = keep_BH11[..., 0] * Z_BHM + a_BHM
     share_BHM = r[:, 0] / (prior_HM + Z_BHM)
     return (share_BHM[..., None, :] @ (prior_bank_HME + S_BHME)).transpose(1, 2), (S_BHME, Z_BHM)
+
+
+def naive_mean_memory(
+    read_BTHM: Tensor,
+    write_BTHM: Tensor,
+    value_BTHE: Tensor,
+    gate_BTH: Tensor,
+    log_decay_BTH: Tensor,
+    bank_HME: Tensor,
+    prior_HM: Tensor,
+    state: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The recurrence as it stands, a token at a time, for tests."""
+    B, T, H, M = read_BTHM.shape
+    S_BHME = value_BTHE.new_zeros(B, H, M, value_BTHE.shape[-1]) if state is None else state[0]
+    Z_BHM = value_BTHE.new_zeros(B, H, M) if state is None else state[1]
+    seen = []
+    for t in range(T):
+        keep_BH1 = log_decay_BTH[:, t, :, None].exp()
+        weight_BHM = gate_BTH[:, t, :, None] * write_BTHM[:, t]
+        Z_BHM = keep_BH1 * Z_BHM + weight_BHM
+        S_BHME = keep_BH1[..., None] * S_BHME + weight_BHM[..., None] * value_BTHE[:, t, :, None]
+        held_BHME = (prior_HM[..., None] * bank_HME + S_BHME) / (prior_HM + Z_BHM)[..., None]
+        seen.append((read_BTHM[:, t, :, :, None] * held_BHME).sum(2))
+    return torch.stack(seen, 1), (S_BHME, Z_BHM)

@@ -238,3 +238,18 @@ def _unbroken(index_BJL: Tensor) -> Tensor:
     """Whether no sequence starts within a chunk (B, J), its first token included."""
     before_BJ = torch.cat([torch.zeros_like(index_BJL[:, :1, 0]), index_BJL[:, :-1, -1]], 1)
     return index_BJL[:, :, -1] == before_BJ
+
+
+def naive_selective_scan(
+    x_BTE: Tensor, dt_BTE: Tensor, A_NE: Tensor, B_BTN: Tensor, C_BTN: Tensor, state_BNE: Tensor, index_BT: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as it stands, a token at a time, for tests."""
+    outputs = []
+    for t in range(x_BTE.shape[1]):
+        decay_BNE = torch.exp(dt_BTE[:, t, None] * A_NE)
+        if index_BT is not None:
+            before_B = index_BT[:, t - 1] if t else torch.zeros_like(index_BT[:, 0])
+            decay_BNE = decay_BNE * (index_BT[:, t] == before_B)[:, None, None]
+        state_BNE = decay_BNE * state_BNE + B_BTN[:, t, :, None] * (dt_BTE * x_BTE)[:, t, None]
+        outputs.append((C_BTN[:, t, :, None] * state_BNE).sum(1))
+    return torch.stack(outputs, 1), state_BNE

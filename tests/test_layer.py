@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gam_lm import GatedAssociativeMemory, ModelConfig
+from gam_lm import GAMOptions, GatedAssociativeMemory, ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.mixers.registry import mixer_class
 
-SIZES = {"num_memory_slots": 8, "num_attention_heads": 2, "chunk_size": 4}
+SIZES = {"num_memory_slots": 8, "num_heads": 2, "chunk_size": 4}
 every_rule = pytest.mark.parametrize("write", ["none", "mean", "delta"])
 
 
@@ -41,7 +41,7 @@ def loss_of(module, tokens):
 @every_rule
 def test_the_layer_is_the_mixer_of_the_language_model(write, gate_activation):
     layer = GatedAssociativeMemory(16, write=write, gate_activation=gate_activation, **SIZES)
-    mixer = mixer_class("gam")(ModelConfig(vocab_size=5, hidden_size=16, write=write, gate_activation=gate_activation, **SIZES))
+    mixer = mixer_class("gam")(ModelConfig(vocab_size=5, hidden_size=16, options=(GAMOptions(write=write, gate_activation=gate_activation, **SIZES),)))
     mixer.load_state_dict(layer.state_dict())
     x = torch.randn(2, 9, 16)
     assert torch.equal(layer(x)[0], mixer(x)[0])
@@ -129,9 +129,15 @@ def test_per_sample_gradients_equal_those_of_each_sample_alone():
             torch.testing.assert_close(together[name][i], expected)
 
 
+def test_the_defaults_are_the_recommended_memory_and_published_ones_the_papers():
+    recommended, published = GatedAssociativeMemory(16), GatedAssociativeMemory(16, **GAMOptions.published().to_dict())
+    assert (recommended.options.write, recommended.options.write_address, recommended.options.gate_activation) == ("delta", "keys", "silu")
+    assert (published.options.write, published.options.num_memory_slots, published.options.gate_activation) == ("none", 512, "sigmoid")
+
+
 def test_sizes_that_do_not_fit_are_named():
-    with pytest.raises(InputError, match="hidden_size is 15, which num_attention_heads=2 does not divide"):
-        GatedAssociativeMemory(15, write="delta", num_attention_heads=2)
+    with pytest.raises(InputError, match="num_heads is 2, which does not divide hidden_size=15: use a divisor"):
+        GatedAssociativeMemory(15, num_heads=2)
 
 
 def _free_port():

@@ -1,5 +1,6 @@
-"""Mamba's block against its equations, a token at a time, and its start values. What every mixer must keep is in test_mixers."""
+"""Mamba's block against its equations, a token at a time, and its initialisation. What every mixer must keep is in test_mixers."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,12 +10,17 @@ import torch.nn.functional as F
 from gam_lm.config import ModelConfig
 from gam_lm.mixers.base import INIT_STD
 from gam_lm.mixers.mamba import Mamba
+from gam_lm.mixers.mamba_options import MambaOptions
+
+
+OPTIONS = {field.name for field in dataclasses.fields(MambaOptions)}
 
 
 def mixer_of(**changes):
     torch.manual_seed(3)
-    values = {"vocab_size": 7, "mixer": "mamba", "hidden_size": 20, "num_hidden_layers": 2, "conv_kernel_size": 4, "state_size": 3, "chunk_size": 16}
-    mixer = Mamba(ModelConfig(**(values | changes)))
+    options = {"state_size": 3, "chunk_size": 16} | {name: changes.pop(name) for name in OPTIONS & changes.keys()}
+    values = {"vocab_size": 7, "mixers": ("mamba",), "hidden_size": 20, "num_hidden_layers": 2, "initialization": "scaled"}
+    mixer = Mamba(ModelConfig(**(values | changes), options=(MambaOptions(**options),)))
     mixer.init_weights()
     return mixer
 
@@ -130,7 +136,7 @@ def test_a_bf16_mixer_keeps_its_state_space_in_float32():
 
 
 def test_the_published_mixer_has_its_published_parameters():
-    config = ModelConfig(vocab_size=7, mixer="mamba", hidden_size=512, expand=3, state_size=16, conv_kernel_size=4)
+    config = ModelConfig(vocab_size=7, mixers=("mamba",), hidden_size=512, options=(MambaOptions(expand=3.0),))
     with torch.device("meta"):
         mixer = Mamba(config)
     assert sum(p.numel() for p in mixer.parameters()) == Mamba.cost(config, 256).parameters == 2_542_080
@@ -159,8 +165,9 @@ def test_rates_and_step_sizes_start_as_published(initialization):
 
 
 def test_projections_start_by_the_initialization():
+    """Eight layers without feed-forward networks add to the residual stream eight times."""
     scaled, paper = (mixer_of(hidden_size=512, num_hidden_layers=8, initialization=name) for name in ("scaled", "paper"))
-    for name, std in (("in_proj", INIT_STD), ("x_proj", INIT_STD), ("out_proj", INIT_STD / 4)):
+    for name, std in (("in_proj", INIT_STD), ("x_proj", INIT_STD), ("out_proj", INIT_STD / math.sqrt(8))):
         assert abs(getattr(scaled, name).weight.std() / std - 1) < 0.03
         weight = getattr(paper, name).weight
         bound = weight.shape[1] ** -0.5

@@ -5,43 +5,10 @@ import torch
 
 from gam_lm.config import ModelConfig
 from gam_lm.mixers.gam import GAMMixer
-from gam_lm.ops.delta_rule import delta_memory, unit_triangular_inverse
-from gam_lm.ops.mean_rule import mean_memory
-from gam_lm.ops.retrieval import retrieve
-
-
-def delta_by_recurrence(r, a, v, b, log_decay, V0, D=None):
-    """DESIGN: D_t = λ_t D_{t−1} + b_t a_t (v_t − (V0 + λ_t D_{t−1})ᵀ a_t)ᵀ, g_t = (V0 + D_t)ᵀ r_t, one row and head at a time."""
-    B, T, H, _ = r.shape
-    outputs, states = [], []
-    for n in range(B):
-        for h in range(H):
-            memory = torch.zeros_like(V0[h]) if D is None else D[n, h]
-            seen = []
-            for t in range(T):
-                memory = log_decay[n, t, h].exp() * memory
-                error = v[n, t, h] - (V0[h] + memory).T @ a[n, t, h]
-                memory = memory + b[n, t, h] * torch.outer(a[n, t, h], error)
-                seen.append((V0[h] + memory).T @ r[n, t, h])
-            outputs.append(torch.stack(seen))
-            states.append(memory)
-    return torch.stack(outputs).unflatten(0, (B, H)).transpose(1, 2), torch.stack(states).unflatten(0, (B, H))
-
-
-def mean_by_recurrence(r, a, v, b, log_decay, V0, c, state=None):
-    """DESIGN: Z_t = λ_t Z_{t−1} + b_t a_t, S_t = λ_t S_{t−1} + b_t a_t v_tᵀ, g_t = Σ_m r_tm (c_m V0_m + S_tm) / (c_m + Z_tm)."""
-    B, T, H, M = r.shape
-    S = v.new_zeros(B, H, M, v.shape[-1]) if state is None else state[0]
-    Z = v.new_zeros(B, H, M) if state is None else state[1]
-    seen = []
-    for t in range(T):
-        keep = log_decay[:, t, :, None].exp()
-        weight = b[:, t, :, None] * a[:, t]
-        Z = keep * Z + weight
-        S = keep[..., None] * S + weight[..., None] * v[:, t, :, None]
-        held = (c[..., None] * V0 + S) / (c + Z)[..., None]
-        seen.append((r[:, t, :, :, None] * held).sum(2))
-    return torch.stack(seen, 1), (S, Z)
+from gam_lm.mixers.gam_options import GAMOptions
+from gam_lm.ops.delta_rule import delta_memory, naive_delta_memory, unit_triangular_inverse
+from gam_lm.ops.mean_rule import mean_memory, naive_mean_memory
+from gam_lm.ops.retrieval import naive_retrieve, retrieve
 
 
 def parts(T, B=2, H=2, M=5, D=3, *, one_hot=False, decay=0.3, dtype=torch.float64):
@@ -61,7 +28,7 @@ def parts(T, B=2, H=2, M=5, D=3, *, one_hot=False, decay=0.3, dtype=torch.float6
     return values, prior
 
 
-RULES = {"delta": (delta_memory, delta_by_recurrence), "mean": (mean_memory, mean_by_recurrence)}
+RULES = {"delta": (delta_memory, naive_delta_memory), "mean": (mean_memory, naive_mean_memory)}
 every_rule = pytest.mark.parametrize("rule", RULES)
 
 
@@ -125,8 +92,8 @@ def test_the_mixer_is_its_equations(address):
     torch.manual_seed(3)
     D, H, S, K, T = 8, 2, 10, 3, 37
     config = ModelConfig(
-        vocab_size=7, hidden_size=D, num_attention_heads=H, num_memory_slots=S, conv_kernel_size=K, chunk_size=16, positions="none", dropout=0.0,
-        write="delta", write_address=address, gate_activation="silu",
+        vocab_size=7, hidden_size=D,
+        options=(GAMOptions(num_heads=H, num_memory_slots=S, conv_kernel_size=K, chunk_size=16, write="delta", write_address=address),),
     )  # fmt: skip
     mixer = GAMMixer(config).double()
     mixer.init_weights()
@@ -150,7 +117,7 @@ def test_the_mixer_is_its_equations(address):
     strength, step = (h @ memory.write_proj.weight.T + memory.write_proj.bias).chunk(2, -1)
     log_decay = -memory.log_rate.exp() * torch.nn.functional.softplus(step)
     value = (h @ memory.value_proj.weight.T).unflatten(-1, (H, -1))
-    seen, _ = delta_by_recurrence(*(each[None] for each in (read, write, value, strength.sigmoid(), log_decay)), memory.bank)
+    seen, _ = naive_delta_memory(*(each[None] for each in (read, write, value, strength.sigmoid(), log_decay)), memory.bank)
     seen = seen[0] / (seen[0].square().mean(-1, keepdim=True) + config.layer_norm_eps).sqrt()
     gates = silu(h @ mixer.gate.weight.T + mixer.gate.bias).split(D, -1)
     expected = gates[0] * before(h, mixer.conv) + (gates[1] * seen.flatten(1) * memory.norm) @ memory.out_proj.weight.T
@@ -214,6 +181,16 @@ def test_a_state_goes_on_where_it_was_left(rule):
     near(torch.cat(pieces, 1), whole)
     for a, b in zip(state, last, strict=True):
         near(a, b)
+
+
+def test_the_papers_retrieval_is_its_equation():
+    """Outputs and gradients of softmax(h Mᵀ) M against a weighted mean of slots, in float64."""
+    inputs = [torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True), torch.randn(9, 6, dtype=torch.float64, requires_grad=True)]
+    found, expected = retrieve(*inputs), naive_retrieve(*inputs)
+    near(found, expected, 1e-12)
+    weight = torch.randn_like(expected)
+    for a, b in zip(*(torch.autograd.grad((y * weight).sum(), inputs) for y in (found, expected)), strict=True):
+        near(a, b, 1e-12)
 
 
 def test_delta_that_never_writes_reads_its_bank_bit_for_bit():

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gam_lm.errors import InputError
+from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.reference import load_reference, reference_name
 
 ASSETS = Path(__file__).parent / "assets"
@@ -47,8 +48,9 @@ def test_sizes_and_dtype_come_from_the_shapes(tmp_path):
     weights, _, _ = parts(ASSETS / "gam_tiny_k4_f64.safetensors")
     save_file({k: v.clone() for k, v in weights.items()}, tmp_path / "official.safetensors")
     model = load_reference(tmp_path / "official.safetensors")
+    options = model.config.options_of(GAMOptions)
     assert model.embed_tokens.weight.dtype == torch.float64
-    assert (model.config.conv_kernel_size, model.config.num_memory_slots, model.config.num_hidden_layers) == (4, 7, 3)
+    assert (options.conv_kernel_size, options.num_memory_slots, model.config.num_hidden_layers) == (4, 7, 3)
     assert model.lm_head.weight is model.embed_tokens.weight
 
 

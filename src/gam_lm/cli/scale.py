@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import tyro
 
-from gam_lm.cli.architecture import Architecture, fields_of, on_flags
-from gam_lm.cli.flags import check_bounds, command_line, peek
+from gam_lm.cli.architecture import fields_of
+from gam_lm.cli.flags import peek
+from gam_lm.cli.measuring import Measuring
 from gam_lm.presets.setups import SCALING, scale_preset
+
+if TYPE_CHECKING:
+    import torch
+
+    from gam_lm.results import Results
 
 DEFAULT = SCALING["cpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
+class Scale(Measuring):
     """Measure one block of each model at each length, every cell in a process of its own; the same command goes on with what is missing."""
+
+    whole: ClassVar[tuple[str, ...]] = ("lengths", "batch_size", "iterations", "warmup")
+    positive: ClassVar[tuple[str, ...]] = ("seconds", "limit_seconds", "limit_mb")
 
     out: Path
     """Folder for results.json, table.md, compute_time.svg and .png, peak_memory.svg and .png."""
@@ -41,11 +50,6 @@ class Scale:
     """The most that warm-up, forward passes and training passes may take, each; None is as long as it takes."""
     limit_seconds: float = DEFAULT.limit_seconds
     """The most that a cell may take before it is "over time"."""
-    limit_mb: float | None = None
-    """The most memory of a cell in MB before it is "out of memory"; by default 80 % of what is available."""
-    architecture: Architecture = on_flags({})
-    device: str = "auto"
-    """auto, cpu, cuda …"""
 
     @classmethod
     def defaults(cls, arguments: list[str]) -> list[Scale]:
@@ -56,16 +60,11 @@ class Scale:
             warmup=setup.warmup, iterations=setup.iterations, seconds=setup.seconds, limit_seconds=setup.limit_seconds,
         )]  # fmt: skip
 
-    def run(self) -> None:
-        """Measure what is missing, then write table and plots."""
+    def measure(self, results: Results, device: torch.device) -> None:
+        """See :meth:`Measuring.measure`."""
         from gam_lm.experiments.scaling import Protocol, scale
-        from gam_lm.report.scaling import write_scaling
-        from gam_lm.results import Results, results_file
-        from gam_lm.runtime.measure import environment
-        from gam_lm.training.precision import choose_device, choose_dtype
+        from gam_lm.training.precision import choose_dtype
 
-        check_bounds(self, whole=("lengths", "batch_size", "iterations", "warmup"), positive=("seconds", "limit_seconds", "limit_mb"))
-        device = choose_device(self.device)
         dtype = self.precision
         if dtype == "auto":
             dtype = "bf16" if choose_dtype("auto", device).itemsize == 2 else "fp32"
@@ -73,7 +72,10 @@ class Scale:
             batch_size=self.batch_size, dtype=dtype, compiled=self.compile, warmup=self.warmup, iterations=self.iterations, seconds=self.seconds,
             limit_seconds=self.limit_seconds, limit_mb=self.limit_mb,
         )  # fmt: skip
-        results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
         scale(self.models, self.lengths, fields_of(self.architecture), protocol, results, device)
-        print(write_scaling(self.out))
-        print(f"table and plots: {self.out}")
+
+    def write(self) -> str:
+        """See :meth:`Measuring.write`."""
+        from gam_lm.report.scaling import write_scaling
+
+        return write_scaling(self.out)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from gam_lm.cli.architecture import Architecture, on_flags
-from gam_lm.cli.flags import check_bounds, command_line
+from gam_lm.cli.architecture import fields_of
+from gam_lm.cli.measuring import Measuring
+
+if TYPE_CHECKING:
+    import torch
+
+    from gam_lm.results import Results
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchTrain:
+class BenchTrain(Measuring):
     """Time whole training steps, the plain way and ours, beside the machine's matmul peak; the same command goes on with what is missing."""
+
+    whole: ClassVar[tuple[str, ...]] = ("batch_sizes", "context", "rounds", "warmup")
 
     out: Path
     """Folder for results.json, table.md, training_speed.svg and .png."""
@@ -30,26 +37,19 @@ class BenchTrain:
     """Steps before those."""
     limit_seconds: float = 2400.0
     """The most that a model may take at a batch size before it is "over time"."""
-    limit_mb: float | None = None
-    """The most memory of a process in MB before it is "out of memory"; by default 80 % of what is available."""
-    architecture: Architecture = on_flags({})
-    device: str = "auto"
-    """auto, cpu, cuda …"""
 
-    def run(self) -> None:
-        """Measure what is missing, then write table and plot."""
+    def measure(self, results: Results, device: torch.device) -> None:
+        """See :meth:`Measuring.measure`."""
         from gam_lm.experiments.training_speed import VARIANTS, Protocol, bench_train, matched
-        from gam_lm.report.speed import write_speed
-        from gam_lm.results import Results, results_file
-        from gam_lm.runtime.measure import environment
-        from gam_lm.training.precision import choose_device
 
-        check_bounds(self, whole=("batch_sizes", "context", "rounds", "warmup"), positive=("limit_seconds", "limit_mb"))
         protocol = Protocol(rounds=self.rounds, warmup=self.warmup, limit_seconds=self.limit_seconds, limit_mb=self.limit_mb)
         variants = [each for each in VARIANTS if each[0] in self.variants]
-        base = self.architecture.replace(max_position_embeddings=max(self.context, self.architecture.max_position_embeddings))
-        device = choose_device(self.device)
-        results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
+        base = fields_of(self.architecture)
+        base |= {"max_position_embeddings": max(self.context, base["max_position_embeddings"])}
         bench_train(matched(self.models, base), self.batch_sizes, self.context, variants, protocol, results, device)
-        print(write_speed(self.out))
-        print(f"table and plot: {self.out}")
+
+    def write(self) -> str:
+        """See :meth:`Measuring.write`."""
+        from gam_lm.report.speed import write_speed
+
+        return write_speed(self.out)

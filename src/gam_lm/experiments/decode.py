@@ -1,7 +1,8 @@
 """Decoding: the time of one more token after n tokens, and the state that it takes, beside the limit that reading the weights from memory sets.
 
 Every model runs in a process of its own, its contexts in turns, so that what else the machine does meets them alike. A state that does not grow is made by
-reading n tokens; a cache of keys and values is filled at random, with room for what is decoded: neither its time nor its size depends on what it holds.
+reading n tokens; a cache of keys and values is filled at random, with room for what is decoded: neither its time nor its size depends on what it holds. In a
+stack of both, the layers without a cache read the first tokens only.
 
 Shapes: B rows, V = vocab_size.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,15 +21,15 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, unknown_name
+from gam_lm.experiments.measuring import Group, Limits, Row, measure_missing, possible
 from gam_lm.experiments.models import build, contender, described
-from gam_lm.inference.compiling import decoder, obstacle
+from gam_lm.inference.compiling import decoder
 from gam_lm.inference.int8 import Int8Embedding, quantize_int8
 from gam_lm.model import LanguageModel, State
 from gam_lm.presets.models import BASELINE, Fields
 from gam_lm.results import Results
 from gam_lm.runtime.isolation import OK, Isolated, Peak, measured
 from gam_lm.runtime.measure import MEMORY_READ, interleaved_times, memory_bandwidth
-from gam_lm.runtime.progress import progress
 from gam_lm.training.precision import autocast
 
 logger = logging.getLogger("gam_lm")
@@ -38,19 +40,22 @@ GPT2 = "hf:gpt2"
 PREFILL_TOKENS = 4096
 """Tokens of a context per call."""
 
+SHORT_TOKENS = 64
+"""Tokens that a stack with caches reads for the states of its other layers: a context of 100,000 would take attention hours."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class Protocol(Limits):
     """How a model is measured."""
 
     steps: int = 40
     """Tokens that are timed after each context; their median counts."""
-    warmup: int = 5
-    """Tokens before those."""
     limit_seconds: float = 900.0
-    """The most that the contexts of a model may take together."""
-    limit_mb: float | None = None
-    """The most resident memory of a model's process; by default 80 % of what is available."""
+
+    @property
+    def room(self) -> int:
+        """Tokens that are decoded after a context."""
+        return self.steps + self.warmup + 1
 
 
 def bench_decode(
@@ -85,39 +90,36 @@ def bench_decode(
     Raises:
         InputError: for an unknown name.
     """
-    if any(variant == "compiled" for _, variant in settings) and (reason := obstacle(device)):
-        logger.warning("compiled variants are left out: %s", reason)
-        settings = [each for each in settings if each[1] != "compiled"]
-    if device.type != "cuda" and any(variant == "graph" for _, variant in settings):
-        logger.warning("graph variants are left out: %s has no CUDA graphs", device.type)
-        settings = [each for each in settings if each[1] != "graph"]
-    runs = [
-        (name, dtype, variant, B) for B in batch_sizes for dtype, variant in settings for name in dict.fromkeys(models) if _serves(name, dtype, variant)
-    ]
-    bandwidth = None
-    with progress("decoding", len(runs), "runs") as bar:
-        for name, dtype, variant, B in runs:
-            label = f"{name} {dtype} {variant}, batch {B}"
-            rows = {n: _row(name, n, dtype, variant, B, base, max(contexts), protocol) for n in sorted({*contexts})}
-            missing = [n for n, row in rows.items() if results.find(row) is None]
-            if missing and not go_on():
-                return
-            if missing and bandwidth is None:
-                bandwidth = _bandwidth(device, isolated)
-            while missing:
-                found = _measure(rows[missing[0]], missing, protocol, device, isolated)
-                if found.outcome != OK:
-                    failed = missing.pop()
-                    results.add(rows[failed] | {"outcome": found.outcome})
-                    logger.info("%s after %d tokens: %s", label, failed, found.outcome)
-                    continue
-                for n in missing:
-                    figures = {**found.figures["model"], "bandwidth": bandwidth, **found.figures["contexts"][str(n)]}
-                    figures["share_of_bandwidth"] = figures["weight_bytes"] / (figures["step_ms"] / 1000) / bandwidth
-                    results.add(rows[n] | {"outcome": OK, **figures})
-                    logger.info("%s after %d tokens: %.2f ms, %.0f %% of the bandwidth", label, n, figures["step_ms"], 100 * figures["share_of_bandwidth"])
-                break
-            bar.advance(1, label)
+    settings = possible(settings, device)
+    configs = {name: _config(name, base, max(contexts) + protocol.room) for name in dict.fromkeys(models)}
+    groups = [
+        Group(label=f"{name} {dtype} {variant}, batch {B}", rows=[_row(name, config, n, dtype, variant, B) for n in sorted({*contexts})])
+        for B in batch_sizes for dtype, variant in settings for name, config in configs.items() if _serves(name, dtype, variant)
+    ]  # fmt: skip
+    bandwidth = cache(lambda: _bandwidth(device, isolated))  # once for all models, and only where something is missing
+
+    def measure(missing: Sequence[Row]) -> Iterator[tuple[Row, Isolated]]:
+        read = bandwidth()
+        rows = list(missing)
+        while rows:
+            found = _measure(rows, protocol, device, isolated)
+            if found.outcome != OK:
+                yield rows.pop(), found
+                continue
+            for row in rows:
+                figures = {**found.figures["model"], "bandwidth": read, **found.figures["contexts"][str(row["context"])]}
+                yield row, Isolated(OK, figures | {"share_of_bandwidth": figures["weight_bytes"] / (figures["step_ms"] / 1000) / read})
+            return
+
+    measure_missing("decoding", "runs", groups, measure, _name_of, _words, results, go_on)
+
+
+def _name_of(row: Row) -> str:
+    return f"{row['model']} {row['dtype']} {row['variant']}, batch {row['batch_size']}, after {row['context']} tokens"
+
+
+def _words(row: Row) -> str:
+    return f"{row['step_ms']:.2f} ms, {100 * row['share_of_bandwidth']:.0f} % of the bandwidth"
 
 
 def _serves(name: str, dtype: str, variant: str) -> bool:
@@ -128,19 +130,17 @@ def _serves(name: str, dtype: str, variant: str) -> bool:
     return True
 
 
-def _row(name: str, n: int, dtype: str, variant: str, B: int, base: Fields, longest: int, protocol: Protocol) -> dict[str, Any]:
-    """What tells a row from the others. Learned positions are as many as the longest context needs: they are looked up, not read."""
+def _config(name: str, base: Fields, longest: int) -> ModelConfig:
+    """A model, sized to the others. Learned positions are as many as the longest text needs: they are looked up, not read."""
     if name.startswith(BASELINE) and name != GPT2:
         raise unknown_name("model", name, [GPT2])
-    row_name, config = contender(name, base, match=True)
-    if config.longest is not None:
-        config = config.replace(max_position_embeddings=max(config.max_position_embeddings, longest + _room(protocol)))
-    return {"model": row_name, **described(config), "context": n, "batch_size": B, "dtype": dtype, "variant": variant}
+    _, config = contender(name, base, match=True)
+    return config if config.longest is None else config.replace(max_position_embeddings=max(config.longest, longest))
 
 
-def _room(protocol: Protocol) -> int:
-    """Tokens that are decoded after a context."""
-    return protocol.steps + protocol.warmup + 1
+def _row(name: str, config: ModelConfig, n: int, dtype: str, variant: str, B: int) -> Row:
+    """What tells a row from the others."""
+    return {"model": name, **described(config), "context": n, "batch_size": B, "dtype": dtype, "variant": variant}
 
 
 def _bandwidth(device: torch.device, isolated: bool) -> float:
@@ -156,11 +156,9 @@ def measure_bandwidth(parameters: Mapping[str, Any], peak: Peak) -> dict[str, fl
     return {"bandwidth": memory_bandwidth(torch.device(parameters["device"]))}
 
 
-def _measure(row: Mapping[str, Any], contexts: Sequence[int], protocol: Protocol, device: torch.device, isolated: bool) -> Isolated:
-    parameters = {
-        **row, "contexts": list(contexts), "device": str(device), "steps": protocol.steps, "warmup": protocol.warmup, "room": _room(protocol),
-    }  # fmt: skip
-    return measured(measure_model, parameters, isolated=isolated, seconds=protocol.limit_seconds, memory_mb=protocol.limit_mb)
+def _measure(rows: Sequence[Row], protocol: Protocol, device: torch.device, isolated: bool) -> Isolated:
+    given = {"contexts": [row["context"] for row in rows], "steps": protocol.steps, "room": protocol.room}
+    return protocol.measured(measure_model, rows[0] | given, device, isolated=isolated)
 
 
 def measure_model(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
@@ -201,21 +199,22 @@ def _own(parameters: Mapping[str, Any], device: torch.device) -> tuple[nn.Module
         quantize_int8(model)
     else:
         model.to(low)
-    B, sessions, state, read = parameters["batch_size"], {}, None, 0
+    B, room, sessions, state, read = parameters["batch_size"], parameters["room"], {}, None, 0
     for n in parameters["contexts"]:
-        layers = [layer.mixer.filled_cache(B, n, parameters["room"], device=device, dtype=low) for layer in model.layers]
-        if any(each is None for each in layers):
-            with autocast(device, low):
-                for piece_1P in torch.randint(model.config.vocab_size, (1, n - read), device=device).split(PREFILL_TOKENS, 1):
-                    _, state = model.hidden(piece_1P, state)
-            assert state is not None
-            read = n
-            start = State(state.position_B.repeat(B), tuple(tuple(each.repeat_interleave(B, 0) for each in layer) for layer in state.layers))
-            held = sum(each.nbytes for layer in start.layers for each in layer) // B
-        else:
-            start = State(torch.full((B,), n, device=device), tuple(each for each in layers if each is not None))
-            held = sum(each.nbytes for layer in start.layers for each in layer) // B * n // (n + parameters["room"])
-        sessions[n] = _Session(_decoding(model, start, low, parameters["variant"]), held)
+        filled = [layer.mixer.filled_cache(B, n, room, device=device, dtype=low) for layer in model.layers]
+        grows = [each is not None for each in filled]
+        wanted = min(n, SHORT_TOKENS) if any(grows) else n
+        with autocast(device, low):
+            for piece_1P in torch.randint(model.config.vocab_size, (1, wanted - read), device=device).split(PREFILL_TOKENS, 1) if wanted > read else ():
+                _, state = model.hidden(piece_1P, state)
+        assert state is not None
+        read = max(read, wanted)
+        layers = [
+            cache if cache is not None else tuple(each.repeat_interleave(B, 0) for each in layer) for cache, layer in zip(filled, state.layers, strict=True)
+        ]
+        sizes = (sum(each.nbytes for each in layer) // B for layer in layers)
+        held = sum(size * n // (n + room) if cached else size for size, cached in zip(sizes, grows, strict=True))
+        sessions[n] = _Session(_decoding(model, State(torch.full((B,), n, device=device), tuple(layers)), low, parameters["variant"]), held)
     return model, sessions
 
 

@@ -8,30 +8,27 @@ Shapes: B rows, T tokens, D = hidden_size.
 
 from __future__ import annotations
 
-import logging
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from gam_lm.config import ModelConfig
+from gam_lm.experiments.measuring import Group, Limits, Row, measure_missing
 from gam_lm.experiments.models import block_contender, block_parameters, build_blocks, described
 from gam_lm.presets.models import Fields
 from gam_lm.results import Results
-from gam_lm.runtime.isolation import OK, Isolated, Peak, measured
+from gam_lm.runtime.isolation import Isolated, Peak
 from gam_lm.runtime.measure import BYTES_PER_MB, cuda_peak_bytes, step_times
-from gam_lm.runtime.progress import progress
 from gam_lm.training.precision import autocast
-
-logger = logging.getLogger("gam_lm")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class Protocol(Limits):
     """How a cell is measured."""
 
     batch_size: int = 1
@@ -40,16 +37,10 @@ class Protocol:
     """Format of the products under autocast: fp32 (none), bf16 or fp16."""
     compiled: bool = False
     """Whether the block runs through torch.compile."""
-    warmup: int = 5
-    """Passes that are not timed."""
     iterations: int = 20
     """Passes that are timed."""
     seconds: float | None = None
     """The most that warm-up, forward passes and training passes may take, each; one pass of either is always made."""
-    limit_seconds: float = 60.0
-    """The most that a cell may take."""
-    limit_mb: float | None = None
-    """The most resident memory of a cell's process; by default 80 % of what is available. A GPU has its own limit."""
 
 
 def scale(
@@ -77,20 +68,18 @@ def scale(
         go_on: asked before each cell; False ends the analysis, to be gone on with later.
     """
     configs = dict(block_contender(name, base) for name in models)
-    cells = [_row(name, T, config, protocol) for T in sorted(dict.fromkeys(lengths)) for name, config in configs.items()]
-    with progress("scaling", len(cells), "cells") as bar:
-        for row in cells:
-            label = f"{row['model']} T={row['sequence_length']}"
-            if results.find(row) is None:
-                if not go_on():
-                    return
-                found = _measure(row, protocol, device, isolated)
-                results.add(row | {"outcome": found.outcome, **found.figures})
-                logger.info("%s: %s", label, _said(found))
-            bar.advance(1, label)
+    rows = [_row(name, T, config, protocol) for T in sorted(dict.fromkeys(lengths)) for name, config in configs.items()]
+    given = {"iterations": protocol.iterations, "seconds": protocol.seconds}
+
+    def measure(missing: Sequence[Row]) -> Iterator[tuple[Row, Isolated]]:
+        for row in missing:
+            yield row, protocol.measured(measure_block, row | given, device, isolated=isolated)
+
+    cells = [Group(label=_name_of(row), rows=[row]) for row in rows]
+    measure_missing("scaling", "cells", cells, measure, _name_of, _words, results, go_on)
 
 
-def _row(name: str, T: int, config: ModelConfig, protocol: Protocol) -> dict[str, Any]:
+def _row(name: str, T: int, config: ModelConfig, protocol: Protocol) -> Row:
     """What tells a cell from the others."""
     return {
         "model": name, **described(config), "sequence_length": T,
@@ -98,9 +87,13 @@ def _row(name: str, T: int, config: ModelConfig, protocol: Protocol) -> dict[str
     }  # fmt: skip
 
 
-def _measure(row: Mapping[str, Any], protocol: Protocol, device: torch.device, isolated: bool) -> Isolated:
-    parameters = {**row, "device": str(device), "warmup": protocol.warmup, "iterations": protocol.iterations, "seconds": protocol.seconds}
-    return measured(measure_block, parameters, isolated=isolated, seconds=protocol.limit_seconds, memory_mb=protocol.limit_mb)
+def _name_of(row: Row) -> str:
+    return f"{row['model']} T={row['sequence_length']}"
+
+
+def _words(row: Row) -> str:
+    memory = f", {row['peak_memory_mb']:,.0f} MB" if "peak_memory_mb" in row else ""
+    return f"forward {row['forward_ms']:.1f} ms, with backward {row['forward_backward_ms']:.1f} ms{memory}"
 
 
 def measure_block(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
@@ -148,11 +141,3 @@ def measure_block(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
         "forward_backward_ms": statistics.median(both_ms) / blocks, "passes": len(both_ms),
     }  # fmt: skip
     return figures if grown is None else figures | {"peak_memory_mb": grown / BYTES_PER_MB / blocks}
-
-
-def _said(found: Isolated) -> str:
-    if found.outcome != OK:
-        return found.outcome
-    figures = found.figures
-    memory = f", {figures['peak_memory_mb']:,.0f} MB" if "peak_memory_mb" in figures else ""
-    return f"forward {figures['forward_ms']:.1f} ms, with backward {figures['forward_backward_ms']:.1f} ms{memory}"

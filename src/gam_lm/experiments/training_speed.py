@@ -8,9 +8,8 @@ Shapes: B rows, T tokens, C channels, V = vocab_size.
 
 from __future__ import annotations
 
-import logging
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -23,20 +22,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import model_cost
+from gam_lm.experiments.measuring import Group, Limits, Row, measure_missing, possible
 from gam_lm.experiments.models import build, contender, described, is_baseline
-from gam_lm.inference.compiling import obstacle
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.presets.models import Fields
 from gam_lm.results import Results
-from gam_lm.runtime.isolation import OK, Peak, measured
+from gam_lm.runtime.isolation import OK, Isolated, Peak
 from gam_lm.runtime.measure import BYTES_PER_MB, cuda_peak_bytes, interleaved_times, matmul_peak, nominal_flops
-from gam_lm.runtime.progress import progress
 from gam_lm.training.compiled import compile_for_training
 from gam_lm.training.loop import make_optimizer, train_step
 from gam_lm.training.precision import autocast
 from gam_lm.training.recipe import TrainConfig
-
-logger = logging.getLogger("gam_lm")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -48,17 +44,13 @@ RATE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class Protocol(Limits):
     """How a model is measured."""
 
     rounds: int = 5
     """Steps of each variant that are timed; their median counts."""
     warmup: int = 2
-    """Steps before those."""
     limit_seconds: float = 2400.0
-    """The most that a process may take."""
-    limit_mb: float | None = None
-    """The most resident memory of a process; by default 80 % of what is available."""
 
 
 def bench_train(
@@ -86,18 +78,14 @@ def bench_train(
         isolated: False measures within this process, without limits and without the memory of a CPU.
         go_on: asked before each model; False ends the run, to be gone on with later.
     """
-    if any(way == "compiled" for way, _ in variants) and (reason := obstacle(device)):
-        logger.warning("compiled variants are left out: %s", reason)
-        variants = [each for each in variants if each[0] != "compiled"]
-    with progress("training speed", len(models) * len(batch_sizes), "models") as bar:
-        for B in batch_sizes:
-            for name, config in models.items():
-                rows = [row for each in variants if results.find(row := _row(name, config, context, B, *each)) is None]
-                if rows:
-                    if not go_on():
-                        return
-                    _measure_rows(rows, protocol, results, device, isolated)
-                bar.advance(1, f"{name}, batch {B}")
+    variants = possible(variants, device)
+    groups = [
+        Group(label=f"{name}, batch {B}", rows=[_row(name, config, context, B, *each) for each in variants])
+        for B in batch_sizes for name, config in models.items()
+    ]  # fmt: skip
+    measure_missing(
+        "training speed", "models", groups, lambda missing: _measure(missing, protocol, device, isolated), _name_of, _words, results, go_on
+    )
 
 
 def matched(names: Sequence[str], base: Fields) -> dict[str, ModelConfig]:
@@ -105,32 +93,32 @@ def matched(names: Sequence[str], base: Fields) -> dict[str, ModelConfig]:
     return dict(contender(name, base, match=True) for name in names)
 
 
-def _row(name: str, config: ModelConfig, context: int, B: int, way: str, dtype: str) -> dict[str, Any]:
+def _row(name: str, config: ModelConfig, context: int, B: int, way: str, dtype: str) -> Row:
     """What tells a row from the others."""
     return {
         "model": name, **described(config), "context": context, "batch_size": B, "dtype": dtype, "variant": way,
     }  # fmt: skip
 
 
-def _measure_rows(rows: Sequence[dict[str, Any]], protocol: Protocol, results: Results, device: torch.device, isolated: bool) -> None:
-    """All variants of a model at a batch size."""
-    common = {**rows[0], "device": str(device), "rounds": protocol.rounds, "warmup": protocol.warmup}
-    asked = [[row["variant"], row["dtype"]] for row in rows]
-    limits: dict[str, Any] = {"isolated": isolated, "seconds": protocol.limit_seconds, "memory_mb": protocol.limit_mb}
-    timed = measured(measure_times, common | {"variants": asked}, **limits)
-    for row in rows:
-        label = f"{row['model']} {row['variant']} {row['dtype']}, batch {row['batch_size']}"
+def _name_of(row: Row) -> str:
+    return f"{row['model']} {row['variant']} {row['dtype']}, batch {row['batch_size']}"
+
+
+def _words(row: Row) -> str:
+    return f"{row['tokens_per_second']:.0f} tokens/s, {100 * row['share_of_peak']:.0f} % of the peak of {row['dtype']}"
+
+
+def _measure(rows: Sequence[Row], protocol: Protocol, device: torch.device, isolated: bool) -> Iterator[tuple[Row, Isolated]]:
+    """All variants of a model at a batch size; one that gains nothing by being compiled is left out."""
+    common = rows[0] | {"rounds": protocol.rounds}
+    asked = {f"{row['variant']} {row['dtype']}": row for row in rows}
+    timed = protocol.measured(measure_times, common | {"variants": [[row["variant"], row["dtype"]] for row in rows]}, device, isolated=isolated)
+    for key, row in asked.items():
         if timed.outcome != OK:
-            results.add(row | {"outcome": timed.outcome})
-            logger.info("%s: %s", label, timed.outcome)
-            continue
-        key = f"{row['variant']} {row['dtype']}"
-        if key not in timed.figures["variants"]:
-            continue
-        memory = measured(measure_memory, common | {"variants": [[row["variant"], row["dtype"]]]}, **limits)
-        own = timed.figures["variants"][key]
-        results.add(row | {"outcome": OK, **timed.figures["model"], **own, **memory.figures})
-        logger.info("%s: %.0f tokens/s, %.0f %% of the peak of %s", label, own["tokens_per_second"], 100 * own["share_of_peak"], row["dtype"])
+            yield row, timed
+        elif key in timed.figures["variants"]:
+            memory = protocol.measured(measure_memory, common | {"variants": [[row["variant"], row["dtype"]]]}, device, isolated=isolated)
+            yield row, Isolated(OK, {**timed.figures["model"], **timed.figures["variants"][key], **memory.figures})
 
 
 def measure_times(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:

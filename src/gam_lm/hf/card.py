@@ -6,10 +6,12 @@ import json
 import math
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gam_lm.checkpoint import read_json
+from gam_lm.mixers.registry import options_class
 from gam_lm.runtime.files import write_text
 
 if TYPE_CHECKING:
@@ -80,8 +82,7 @@ def model_card(directory: Path, name: str, parameters: int, *, tags: list[str] |
         "---", "library_name: transformers", "pipeline_tag: text-generation", "tags:",
         *(f"- {tag}" for tag in dict.fromkeys(["gam-lm", "gated-associative-memory", *(tags or [])])), "---", "",
         f"# {name.rsplit('/', 1)[-1]}", "",
-        f"A language model of {parameters:,} parameters around the token mixer `{config['mixer']}`"
-        + (f" with the write rule `{config['write']}`" if config["mixer"] == "gam" else "") + ", made with gam-lm " + __version__ + ".", "",
+        f"A language model of {parameters:,} parameters, made with gam-lm {__version__}. Its blocks mix tokens by " + _mixers(config) + ".", "",
         "| | |", "|---|---|",
         *(f"| {label} | {config[field]} |" for field, label in CONFIG_ROWS.items() if config.get(field) is not None),
     ]  # fmt: skip
@@ -110,7 +111,7 @@ def model_card(directory: Path, name: str, parameters: int, *, tags: list[str] |
 
 
 CONFIG_ROWS = {
-    "num_hidden_layers": "Blocks", "hidden_size": "Width", "num_memory_slots": "Memory slots", "positions": "Positions", "vocab_size": "Vocabulary",
+    "num_hidden_layers": "Blocks", "hidden_size": "Width", "mlp": "Feed-forward network", "positions": "Positions", "vocab_size": "Vocabulary",
 }  # fmt: skip
 TRAIN_ROWS = {
     "steps": "Steps", "batch_size": "Sequences per step", "context": "Tokens per sequence", "learning_rate": "Highest learning rate", "seed": "Seed",
@@ -119,6 +120,17 @@ FIGURE_ROWS = {
     "val_nats_per_token": "Validation loss (nats per token)", "val_ppl": "Validation perplexity per token",
     "val_bits_per_byte": "Validation bits per byte", "val_word_ppl": "Validation perplexity per word",
 }  # fmt: skip
+
+
+def _mixers(config: Mapping[str, Any]) -> str:
+    """The mixers of a stack, in the order of their turn, and the options of each kind that are not the defaults."""
+    parts = []
+    for name, values in config["options"].items():
+        defaults = options_class(name)().resolved(config["hidden_size"]).to_dict()
+        changed = ", ".join(f"{key} {value}" for key, value in values.items() if value != defaults[key])
+        parts.append(f"`{name}`" + (f" ({changed})" if changed else ""))
+    turn = f", in turn {' '.join(f'`{name}`' for name in config['mixers'])}" if len(parts) > 1 else ""
+    return " and ".join(parts) + turn
 
 
 def _figures(directory: Path) -> dict[str, str]:

@@ -29,4 +29,5 @@ class GAMConfig(PreTrainedConfig):
 
     def to_model_config(self) -> ModelConfig:
         """What the library itself calls this model. Raises InputError for a value that cannot be built."""
-        return ModelConfig.from_dict({field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)})
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)}
+        return ModelConfig.from_dict({name: value for name, value in values.items() if (name, value) != ("options", None)})

@@ -42,7 +42,7 @@ class GAMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Start values of a part that a checkpoint lacks; a whole model draws them as the library does."""
+        """Initial values of a part that a checkpoint lacks; a whole model draws them as the library does."""
         missing = any(not getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters(recurse=False))
         draw: Callable[[], None] | None = getattr(module, "init_weights", None)
         if missing and draw is not None and not isinstance(module, PreTrainedModel):
@@ -63,7 +63,7 @@ class GAMModel(GAMPreTrainedModel, Backbone):
         self.post_init()  # type: ignore[operator]
 
     def init_weights(self) -> None:
-        """Draw the start values from torch's global generator."""
+        """Draw the initial values from torch's global generator."""
         if not self.embed_tokens.weight.is_meta:
             self.draw_initial_values(None)
 
@@ -148,7 +148,7 @@ class GAMForCausalLM(GAMPreTrainedModel, GenerationMixin):
         return model.train(self.training)
 
     def init_weights(self) -> None:
-        """Draw the start values from torch's global generator."""
+        """Draw the initial values from torch's global generator."""
         self.tie_weights()
         if not self.lm_head.weight.is_meta:
             self.model.draw_initial_values(self.lm_head)

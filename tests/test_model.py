@@ -9,14 +9,25 @@ import torch.nn.functional as F
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.model import LanguageModel
-from gam_lm.ops.cross_entropy import CHUNK_TOKENS, linear_cross_entropy
+from gam_lm.mixers.registry import mixer_names
+from gam_lm.model import FeedForward, LanguageModel, make_norm
+from gam_lm.ops.cross_entropy import CHUNK_TOKENS, cross_entropy, linear_cross_entropy, naive_cross_entropy
 
-SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_memory_slots": 8, "dropout": 0.0}
+SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2}
+
+
+STACKS = [(name,) for name in mixer_names()] + [tuple(mixer_names())]
+every_stack = pytest.mark.parametrize("mixers", STACKS, ids="-".join)
+
+
+def config_of(mixers=("gam",), options=None, **changes):
+    sized = {"gam": {"num_heads": 2, "num_memory_slots": 8}, "attention": {"num_heads": 2}, "gated_deltanet": {"num_heads": 2}}
+    options = {name: sized.get(name, {}) | (options or {}).get(name, {}) for name in mixers}
+    return ModelConfig.from_dict(SIZES | changes | {"mixers": mixers, "options": options})
 
 
 def model_of(**changes):
-    return LanguageModel(ModelConfig(**(SIZES | changes))).eval()
+    return LanguageModel(config_of(**changes)).eval()
 
 
 def test_the_loss_without_logits_is_the_loss_with_them():
@@ -42,6 +53,18 @@ def test_the_chunked_loss_equals_cross_entropy_with_its_gradients(N):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
 
+def test_both_losses_are_the_mean_of_minus_log_softmax():
+    h, weight = (torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for n in (30, 9))
+    target = torch.randint(9, (30,))
+    target[::4] = -100
+    expected = naive_cross_entropy(h, weight, target)
+    wanted = torch.autograd.grad(expected, (h, weight))
+    for found in (linear_cross_entropy(h, weight, target), cross_entropy(h @ weight.T, target)):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        for ours, theirs in zip(torch.autograd.grad(found, (h, weight)), wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
+
+
 def test_a_batch_without_targets_has_loss_zero_and_no_gradient():
     model, tokens = model_of(), torch.randint(50, (1, 5))
     for return_logits in (True, False):
@@ -51,9 +74,9 @@ def test_a_batch_without_targets_has_loss_zero_and_no_gradient():
 
 
 @pytest.mark.parametrize("positions", ["learned", "none"])
-@pytest.mark.parametrize("mixer", ["gam", "attention"])
-def test_streaming_in_pieces_gives_the_logits_of_one_pass(mixer, positions):
-    model, tokens = model_of(mixer=mixer, positions=positions).double(), torch.randint(50, (2, 17))
+@every_stack
+def test_streaming_in_pieces_gives_the_logits_of_one_pass(mixers, positions):
+    model, tokens = model_of(mixers=mixers, positions=positions).double(), torch.randint(50, (2, 17))
     whole, _ = model(tokens)
     state, pieces = None, []
     for piece in tokens.split([1, 5, 1, 10], dim=1):
@@ -63,9 +86,10 @@ def test_streaming_in_pieces_gives_the_logits_of_one_pass(mixer, positions):
     assert state.position_B.tolist() == [17, 17]
 
 
-def test_a_left_padded_prompt_goes_on_as_the_prompt_alone():
-    for positions, mixer in (("learned", "gam"), ("rotary", "attention"), ("learned", "attention")):
-        model = model_of(mixer=mixer, positions=positions).double()
+@every_stack
+def test_a_left_padded_prompt_goes_on_as_the_prompt_alone(mixers):
+    for positions, rotary in (("learned", True), ("none", True), ("learned", False)):
+        model = model_of(mixers=mixers, positions=positions, options={"attention": {"rotary": rotary}}).double()
         short, long, more = torch.randint(50, (1, 4)), torch.randint(50, (1, 7)), torch.randint(50, (2, 3))
         tokens = torch.cat([F.pad(short, (3, 0)), long])
         segments = torch.cat([F.pad(torch.ones_like(short), (3, 0)), torch.ones_like(long)])
@@ -95,20 +119,21 @@ def test_an_id_outside_the_vocabulary_is_named(bad, named):
 
 
 def test_a_text_longer_than_the_positions_says_how_to_go_on():
-    model = model_of(max_position_embeddings=8)
-    with pytest.raises(InputError, match='9 tokens, learned positions end at 8: use positions="none"'):
+    model = model_of(positions="learned", max_position_embeddings=8)
+    with pytest.raises(InputError, match='the sequence.s length is 9, learned positions end at 8: use positions="none"'):
         model(torch.zeros(1, 9, dtype=torch.long))
     _, state = model.stream(torch.zeros(1, 8, dtype=torch.long))
-    with pytest.raises(InputError, match="9 tokens"):
+    with pytest.raises(InputError, match="length is 9"):
         model.stream(torch.zeros(1, 1, dtype=torch.long), state)
-    model_of(max_position_embeddings=8, positions="none")(torch.zeros(1, 30, dtype=torch.long))
+    model_of(max_position_embeddings=8)(torch.zeros(1, 30, dtype=torch.long))
 
 
-@pytest.mark.parametrize("fields", [{"write": "delta", "write_address": "keys"}, {"mixer": "attention"}, {"mixer": "mamba"}], ids=["gam", "attention", "mamba"])
-def test_by_fan_in_every_projection_keeps_the_variance_of_its_input(fields):
-    sizes = {"vocab_size": 900, "hidden_size": 64, "num_hidden_layers": 2, "num_memory_slots": 128, "num_attention_heads": 4, "intermediate_size": 256}
-    model = LanguageModel(ModelConfig(initialization="fan_in", positions="learned", **sizes, **fields))
-    narrow = LanguageModel(ModelConfig(initialization="scaled", positions="learned", **sizes, **fields))
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+@pytest.mark.parametrize("name", mixer_names())
+def test_by_fan_in_every_projection_keeps_the_variance_of_its_input(name, mlp):
+    sizes = {"vocab_size": 900, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 256, "mlp": mlp, "mixers": (name,)}
+    model = LanguageModel(ModelConfig(initialization="fan_in", positions="learned", **sizes))
+    narrow = LanguageModel(ModelConfig(initialization="scaled", positions="learned", **sizes))
     checked = 0
     for (name, weight), other in zip(model.named_parameters(), narrow.parameters(), strict=True):
         if name.endswith(("proj.weight", "gate.weight", "address", "embed_tokens.weight", "embed_positions.weight")) and "dt_proj" not in name:
@@ -120,7 +145,7 @@ def test_by_fan_in_every_projection_keeps_the_variance_of_its_input(fields):
 
 
 def test_the_official_initialisation_has_the_official_statistics():
-    model = LanguageModel(ModelConfig(vocab_size=4000, num_hidden_layers=1, initialization="paper"))
+    model = LanguageModel(ModelConfig.published(vocab_size=4000, num_hidden_layers=1))
     D, M, K = 512, 512, 3
     own = dict(model.named_parameters())
 
@@ -145,7 +170,7 @@ def test_the_official_initialisation_has_the_official_statistics():
 
 
 def test_the_scaled_initialisation_is_small_and_smaller_towards_the_residual():
-    model = LanguageModel(ModelConfig(vocab_size=2000, num_hidden_layers=8, mixer="attention"))
+    model = LanguageModel(ModelConfig(vocab_size=2000, num_hidden_layers=8, mixers=("attention",), initialization="scaled"))
     own = {name: float(p.detach().std()) for name, p in model.named_parameters() if p.dim() == 2}
     for name, std in own.items():
         expected = 0.02 / math.sqrt(16) if name.endswith(("down_proj.weight", "out_proj.weight")) else 0.02
@@ -154,7 +179,7 @@ def test_the_scaled_initialisation_is_small_and_smaller_towards_the_residual():
 
 def test_every_fusion_is_what_its_name_says():
     for fusion in ("gate", "sum", "global", "local"):
-        mixer = model_of(fusion=fusion).double().layers[0].mixer
+        mixer = model_of(options={"gam": {"write": "none", "gate_activation": "sigmoid", "fusion": fusion}}).double().layers[0].mixer
         x = torch.randn(2, 9, 16, dtype=torch.float64)
         y, _ = mixer(x)
         expected = torch.zeros_like(x)
@@ -170,15 +195,51 @@ def test_every_fusion_is_what_its_name_says():
         torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_swiglu_and_gelu_networks_are_their_formulas():
+    x = torch.randn(3, 7, 6, dtype=torch.float64)
+    swiglu, gelu = FeedForward(6, 10, "swiglu").double(), FeedForward(6, 10, "gelu").double()
+    gate, up = x @ swiglu.gate_proj.weight.T, x @ swiglu.up_proj.weight.T
+    torch.testing.assert_close(swiglu(x), (gate / (1 + (-gate).exp()) * up) @ swiglu.down_proj.weight.T, rtol=1e-12, atol=1e-12)
+    assert not any(name.endswith("bias") for name, _ in swiglu.named_parameters())
+    inner = x @ gelu.up_proj.weight.T + gelu.up_proj.bias
+    inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
+    torch.testing.assert_close(gelu(x), inner @ gelu.down_proj.weight.T + gelu.down_proj.bias, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_norms_are_their_formulas(kind):
+    norm, x = make_norm(config_of(norm=kind, layer_norm_eps=1e-3)).double(), 2 + torch.randn(3, 7, 16, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.normal_()
+    centred = x - x.mean(-1, keepdim=True) if kind == "layer" else x
+    expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), expected + norm.bias if kind == "layer" else expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_block_is_two_branches_beside_a_residual_each_behind_a_norm():
+    block, x = model_of(mlp="swiglu", norm="rms").double().layers[0], torch.randn(2, 5, 16, dtype=torch.float64)
+    middle = x + block.mixer(block.mixer_norm(x))[0]
+    torch.testing.assert_close(block(x, None, None)[0], middle + block.mlp(block.mlp_norm(middle)), rtol=1e-12, atol=1e-12)
+
+
+def test_a_pattern_of_mixers_repeats_over_the_depth():
+    model = model_of(mixers=("gam", "mamba", "gam"), num_hidden_layers=7)
+    assert model.config.layer_mixers == ("gam", "mamba", "gam", "gam", "mamba", "gam", "gam")
+    assert [type(layer.mixer).__name__ for layer in model.layers] == ["GAMMixer", "Mamba", "GAMMixer"] * 2 + ["GAMMixer"]
+
+
 def test_untied_heads_have_a_weight_of_their_own():
     tied, untied = model_of(), model_of(tie_word_embeddings=False)
     assert untied.count_parameters() - tied.count_parameters() == 50 * 16
 
 
-@pytest.mark.parametrize("changes", [{}, {"write": "mean"}, {"write": "delta"}, {"mixer": "attention"}, {"mixer": "mamba"}, {"tie_word_embeddings": False}])
-def test_a_model_from_the_meta_device_gets_the_start_values_and_keeps_the_tie(changes):
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"mlp": "swiglu", "norm": "rms", "positions": "learned"}, {"initialization": "paper"}])
+@every_stack
+def test_a_model_from_the_meta_device_gets_its_initialisation_and_keeps_the_tie(mixers, changes):
+    changes = changes | {"mixers": mixers}
     with torch.device("meta"):
-        model = LanguageModel(ModelConfig(**(SIZES | changes)))
+        model = LanguageModel(config_of(**changes))
     model.to_empty(device="cpu")
     direct = model_of(**changes)
     for each in (model, direct):
@@ -190,7 +251,7 @@ def test_a_model_from_the_meta_device_gets_the_start_values_and_keeps_the_tie(ch
 
 
 def test_a_copy_is_its_own_and_keeps_the_tie():
-    model, tokens = model_of(write="delta"), torch.randint(50, (2, 9))
+    model, tokens = model_of(), torch.randint(50, (2, 9))
     twin = copy.deepcopy(model)
     assert torch.equal(twin(tokens)[0], model(tokens)[0])
     torch.nn.init.zeros_(twin.embed_tokens.weight)

@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
+from gam_lm.mixers.registry import options_class
 from gam_lm.runtime.files import explained, replacing, write_text
 from gam_lm.training.recipe import TrainConfig
 
@@ -142,12 +144,41 @@ def identity(row: Row) -> str:
 
 
 def fields_set(row: Row, key: str) -> dict[str, Any]:
-    """The fields of a row's ``model_config`` or ``train_config`` that do not have their default value, those aside that change no figure."""
+    """The fields of a row's ``model_config`` or ``train_config`` that do not have their default value, those aside that change no figure.
+
+    The options of a model's mixer stand among them under their own names, those of several mixers as ``mixer.option``.
+    """
+    values = dict(row.get(key, {}))
+    options: Mapping[str, Mapping[str, Any]] = values.pop("options", {})
     defaults = {field.name: field.default for field in dataclasses.fields(CONFIGURATIONS[key]) if field.default is not dataclasses.MISSING}
-    return {
-        name: value for name, value in row.get(key, {}).items()
+    found = {
+        name: value for name, value in values.items()
         if name not in OF_NO_INFLUENCE and (name not in defaults or value != _plain(defaults[name]))
     }  # fmt: skip
+    for mixer, fields in options.items():
+        own = _options_set(mixer, json.dumps(fields, sort_keys=True), values.get("hidden_size"))
+        found |= {name if len(options) == 1 else f"{mixer}.{name}": fields[name] for name in own}
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _options_set(mixer: str, fields: str, hidden_size: int | None) -> tuple[str, ...]:
+    """The names of a mixer's options, given as JSON, that neither have their default value nor follow from the width and from the other options."""
+    given: dict[str, Any] = json.loads(fields)
+    try:
+        kind = options_class(mixer)
+    except InputError:  # registered elsewhere: all is said
+        return tuple(given)
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+
+    def follows(name: str) -> bool:
+        try:
+            others = kind(**{each: value for each, value in given.items() if each != name})
+            return hidden_size is not None and bool(getattr(others.resolved(hidden_size), name) == given[name])
+        except (InputError, TypeError):
+            return False
+
+    return tuple(name for name, value in given.items() if name not in defaults or (value != defaults[name] and not follows(name)))
 
 
 def results_file(out: Path) -> Path:

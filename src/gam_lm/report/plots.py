@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 
 from gam_lm.errors import MissingExtraError
+from gam_lm.presets.models import MODELS
 from gam_lm.report.rows import by_model, by_variant, common_curve, floor_name, floors, trained
 from gam_lm.runtime.files import replacing
 
@@ -18,20 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's palette (jfly.uni-koeln.de/color): told apart with any colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-FAMILIES = (
-    ("gam-paper", 5),
-    ("gam-static", 0),
-    ("gam-mean", 2),
-    ("gam-delta", 3),
-    ("transformer-paper", 4),
-    ("transformer", 1),
-    ("mamba-paper", 7),
-    ("mamba", 6),
-)
-# Tol's muted palette (personal.sron.nl/~pault) for models of transformers, whose names are without end.
-MUTED = ("#332288", "#882255", "#44AA99", "#117733", "#999933", "#CC6677", "#88CCEE", "#AA4499", "#DDCC77")
+# Okabe & Ito's palette (jfly.uni-koeln.de/color) and Tol's muted one (personal.sron.nl/~pault): told apart with any colour vision.
+COLOURS = (
+    "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#332288", "#44AA99", "#999933", "#D55E00", "#E69F00", "#882255", "#CC6677", "#117733", "#000000", "#AA4499",
+)  # fmt: skip
+"""Of the named models, in their order."""
+# D3's category20b, for models that others name.
+FURTHER = ("#393B79", "#637939", "#8C6D31", "#843C39", "#7B4173", "#5254A3", "#8CA252", "#BD9E39", "#AD494A", "#A55194")
 GREY = "#767676"
 WIDTH = 7.2
 """Of a picture, in inches."""
@@ -40,10 +36,15 @@ MARKERS = "osD^v"
 
 
 def colour(model: str) -> str:
-    """The colour that a model has in every picture."""
-    if model.startswith("hf:"):
-        return MUTED[sum(model.encode()) % len(MUTED)]
-    return next((COLOURS[i] for name, i in FAMILIES if model.startswith(name)), GREY)
+    """The colour that a model has in every picture: the one of the named model with which its name begins, or else one by its own name."""
+    name = known(model)
+    return FURTHER[crc32(model.encode()) % len(FURTHER)] if name is None else COLOURS[list(MODELS).index(name)]
+
+
+def known(model: str) -> str | None:
+    """The longest name of a named model with which ``model`` begins, as far as there is a colour for it: changes or a run's seed may follow."""
+    begins = [name for name in list(MODELS)[: len(COLOURS)] if re.match(rf"{re.escape(name)}(?!\w)", model)]
+    return max(begins, key=len, default=None)
 
 
 class Lines:
@@ -72,7 +73,7 @@ class Lines:
             marked: whether each point has a marker.
         """
         shade, places = colour(name), sorted(points)
-        nth = self._of_colour[shade] + name.startswith("hf:")  # their colours are chosen by name, and may come near another
+        nth = self._of_colour[shade] + (known(name) is None)  # a colour by name may come near another
         self._of_colour[shade] += 1
         style: dict[str, Any] = {"color": shade, "linestyle": DASHES[nth % len(DASHES)] if joined else "none"}
         if marked:

@@ -88,7 +88,7 @@ def settings_of(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 def same_but(row: Row, other: Row, names: Iterable[str]) -> bool:
     """Whether two rows have the same configuration, the fields ``names`` and those of one training left aside."""
-    left_aside = set(names)
+    left_aside = {each for name in names for each in (name, name.rpartition(".")[2])}
     first, second = ({name: value for name, value in _fields(each).items() if name not in left_aside} for each in (row, other))
     return first == second
 
@@ -114,9 +114,18 @@ def setting_name(setting: tuple[Any, ...]) -> str:
 
 
 def machine_line(results: Mapping[str, Any]) -> str:
-    """Where times come from."""
+    """Where times come from, and what rows say of their models."""
     machine = results["environment"]
-    return f"{machine['device']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}."
+    return f"{machine['device']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}.{footnotes(results['rows'])}"
+
+
+def footnotes(rows: Iterable[Row]) -> str:
+    """What the ``note`` of rows says, with the models of which it says it; empty where none has one. It follows a sentence."""
+    models: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if "note" in row:
+            models.setdefault(row["note"], {})[row["model"]] = None
+    return "".join(f" {', '.join(names)}: {note}." for note, names in models.items())
 
 
 def three_digits(value: float | None) -> str:

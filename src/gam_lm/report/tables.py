@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gam_lm.report.compare import difference_words, diverged, measured, over_the_lowest, with_interval
-from gam_lm.report.rows import Row, by_model, by_variant, common_curve, floor_name, floors, trained
+from gam_lm.report.rows import Row, by_model, by_variant, common_curve, floor_name, floors, footnotes, trained
 from gam_lm.report.statistics import summarise
 
 
@@ -188,13 +188,13 @@ EVALUATED = {
 
 
 def provenance(results: Mapping[str, Any]) -> str:
-    """One line on the corpus and the machine."""
+    """One line on the corpus, the machine and what rows say of their models."""
     corpus, machine = results["corpus"], results["environment"]
     words = [f"{corpus['name']} (sha256 {corpus['sha256'][:12]}, {corpus['tokens']:,} training tokens, tokenizer {corpus['tokenizer']})"]
     if rows := [row for row in trained(results) if "train_tokens" in row]:
         words.append(f"{rows[0]['train_tokens']:,} tokens trained")
     words.append(f"{machine['device']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, Python {machine['python']}")
-    return "; ".join(words) + "."
+    return "; ".join(words) + "." + footnotes(results["rows"])
 
 
 def mean(group: Sequence[Row], key: str, form: str) -> str:

@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 run: .venv/installed-plot
 	$(BIN)/gam bench --preset laptop --out $(OUT)
 	@echo; echo "A sample of what the trained GAM writes:"; echo
-	$(BIN)/gam generate $(OUT)/runs/gam-delta-keys-silu-seed0 --prompt "The function returns" --max-new-tokens 80 --seed 0
+	$(BIN)/gam generate $(OUT)/runs/gam-seed0 --prompt "The function returns" --max-new-tokens 80 --seed 0
 	@echo; echo "Run, table and plot are in $(OUT)."
 
 # Not among the two: wants an H100-class GPU, 8 minutes, and goes on where it stopped.
@@ -43,7 +43,7 @@ wheel-test: .venv/installed-plot
 	build/clean/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --constraint constraints.txt torch
 	build/clean/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --constraint constraints.txt build/gam_lm-*.whl
 	@! build/clean/bin/python -m pip list | grep -iE "^(transformers|datasets|matplotlib|onnx|starlette|lm_eval|tensorboard) " || { echo "an extra came with the core"; exit 1; }
-	cd build && clean/bin/gam train --data stdlib --vocab-size 512 --hidden-size 32 --num-hidden-layers 1 --num-memory-slots 32 --steps 3 --batch-size 2 --context 32 --out run
+	cd build && clean/bin/gam train --data stdlib --vocab-size 512 --hidden-size 32 --num-hidden-layers 1 --gam.num-memory-slots 32 --steps 3 --batch-size 2 --context 32 --out run
 	cd build && clean/bin/gam generate run --prompt "The" --max-new-tokens 8 && clean/bin/gam env
 
 clean:

@@ -10,18 +10,23 @@ from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.inference.compiling import obstacle
 from gam_lm.inference.generation import draw, generate, generate_text
+from gam_lm.mixers.registry import mixer_names
 from gam_lm.model import LanguageModel
-from gam_lm.presets import named_model
+from gam_lm.presets.models import MODELS, named_model
 
 
 def model_of(**changes):
-    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_memory_slots": 8, "positions": "none"}
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2}
     return LanguageModel(ModelConfig(**(sizes | changes))).eval()
 
 
-@pytest.mark.parametrize("mixer", ["gam", "attention"])
-def test_greedy_generation_equals_running_the_whole_text_each_time(mixer):
-    model, text = model_of(mixer=mixer), [3, 1, 4]
+BASE = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 4, "options": {"gam": {"num_heads": 2, "num_memory_slots": 8}}}
+every_stack = pytest.mark.parametrize("name", [*mixer_names(), "gam-hybrid+window=5"])
+
+
+@every_stack
+def test_greedy_generation_equals_running_the_whole_text_each_time(name):
+    model, text = LanguageModel(named_model(name, BASE)).eval(), [3, 1, 4]
     for token in generate(model, list(text), max_new_tokens=12, temperature=0):
         logits, _ = model(torch.tensor([text]))
         assert token == int(logits[0, -1].argmax())
@@ -43,9 +48,9 @@ def test_learned_positions_end_the_text_with_one_line_and_none_never(caplog):
     assert len(list(itertools.islice(endless, 50))) == 50
 
 
-@pytest.mark.parametrize("mixer", ["gam", "attention", "mamba"])
-def test_a_long_prompt_is_read_in_pieces_and_gives_the_same_text(mixer, monkeypatch):
-    model, prompt = model_of(mixer=mixer), [3, 1, 4, 1, 5, 9, 2, 6, 5]
+@every_stack
+def test_a_long_prompt_is_read_in_pieces_and_gives_the_same_text(name, monkeypatch):
+    model, prompt = LanguageModel(named_model(name, BASE)).eval(), [3, 1, 4, 1, 5, 9, 2, 6, 5]
     whole = list(generate(model, prompt, max_new_tokens=8, temperature=0))
     monkeypatch.setattr("gam_lm.inference.generation.PREFILL_TOKENS", 4)
     assert list(generate(model, prompt, max_new_tokens=8, temperature=0)) == whole
@@ -57,8 +62,12 @@ def test_the_function_is_public_whatever_was_imported_before():
     assert gam_lm.generate is generate
 
 
-def test_the_state_of_gam_does_not_grow():
-    model = model_of()
+CONSTANT = [name for name, each in MODELS.items() if each.fields["mixers"][0] != "attention" and name != "gam-attention"]
+
+
+@pytest.mark.parametrize("name", [*CONSTANT, "transformer+window=5", "llama+window=1+conv_kernel_size=3"])
+def test_the_state_does_not_grow_where_none_looks_at_all_tokens(name):
+    model = LanguageModel(named_model(name, BASE))
     sizes = set()
     state = None
     for _ in range(5):
@@ -68,9 +77,9 @@ def test_the_state_of_gam_does_not_grow():
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("name", ["gam-static", "gam-mean", "gam-delta", "gam-delta-keys", "mamba"])
+@pytest.mark.parametrize("name", [*CONSTANT, "transformer+window=5", "llama+window=1+conv_kernel_size=3"])
 def test_a_state_has_one_layout_and_holds_no_more_memory_than_it_says(name, batch):
-    model = LanguageModel(named_model(name, ModelConfig(vocab_size=40, hidden_size=16, num_attention_heads=2, num_memory_slots=8)))
+    model = LanguageModel(named_model(name, BASE))
     state = None
     for tokens in (200, 1):
         with torch.no_grad():
@@ -96,7 +105,7 @@ def test_top_k_and_top_p_leave_only_the_likeliest():
 @pytest.mark.parametrize(
     ("prompt", "options", "words"),
     [
-        ([1] * 11, {}, "prompt has 11 tokens, positions end at 10"),
+        ([1] * 11, {}, "the prompt's length is 11, learned positions end at 10"),
         ([], {}, "prompt is empty"),
         ([1], {"temperature": -1.0}, "temperature is -1.0"),
         ([1], {"top_k": 0}, "top_k is 0"),
@@ -147,16 +156,16 @@ def test_text_comes_in_whole_characters():
 @pytest.mark.slow
 @pytest.mark.skipif(obstacle(torch.device("cpu")) is not None, reason="no compiler")
 def test_a_compiled_step_gives_the_same_text(caplog):
-    model = model_of(write="delta", num_hidden_layers=1)
+    model = model_of(num_hidden_layers=1)
     eager, compiled = (list(generate(model, [3, 1, 4], max_new_tokens=20, temperature=0, compiled=each)) for each in (False, True))
     assert compiled == eager and not [record for record in caplog.records if record.name == "gam_lm"]
 
 
 def test_what_cannot_be_compiled_is_said_and_generates_all_the_same(caplog, monkeypatch):
-    model = model_of(mixer="attention")
+    model = model_of(mixers=("attention",))
     assert list(generate(model, [1], max_new_tokens=5, seed=0, compiled=True)) == list(generate(model, [1], max_new_tokens=5, seed=0))
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert len(list(generate(model_of(), [1], max_new_tokens=5, compiled=True))) == 5
     assert [record.getMessage() for record in caplog.records] == [
-        "not compiled: the state of mixer 'attention' grows with every token", "not compiled: no C++ compiler 'no-such-compiler' found",
+        "not compiled: the state of Attention grows with every token", "not compiled: no C++ compiler 'no-such-compiler' found",
     ]  # fmt: skip

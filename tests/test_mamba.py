@@ -12,7 +12,6 @@ from gam_lm.mixers.base import INIT_STD
 from gam_lm.mixers.mamba import Mamba
 from gam_lm.mixers.mamba_options import MambaOptions
 
-
 OPTIONS = {field.name for field in dataclasses.fields(MambaOptions)}
 
 

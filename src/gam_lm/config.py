@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from gam_lm.errors import InputError, checked, unknown_name
+from gam_lm.errors import InputError, check_object, checked, unknown_name
 from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.mixers.options import MixerOptions, Positive
 from gam_lm.mixers.registry import options_class
@@ -137,6 +137,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """The inverse of :meth:`to_dict`. An unknown key is an error; Hugging Face's own bookkeeping keys are passed over."""
+        check_object("the model config", values)
         values = {key: value for key, value in values.items() if key not in BOOKKEEPING_KEYS}
         fields = [field.name for field in dataclasses.fields(cls)]
         for key in values:

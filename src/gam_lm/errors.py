@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
@@ -29,9 +29,15 @@ class MissingExtraError(InputError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An error for a name that is not in ``known``, with the nearest one that is."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
-    return InputError(f"unknown {kind} {name!r}: {hint}")
+    return InputError(f"unknown {kind} {_short(name)}: {hint}")
+
+
+def check_object(kind: str, values: Any) -> None:
+    """Raise InputError where ``values``, which was read as ``kind``, is no mapping."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{kind} is {_short(values)}: use an object, {{field: value}}")
 
 
 RANGES = {

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gam_lm.errors import InputError, checked
-from gam_lm.mixers.options import MixerOptions, Positive, default_heads
+from gam_lm.mixers.options import Expansion, MixerOptions, Positive, default_heads
 
 
 @checked
@@ -15,10 +15,10 @@ class GatedDeltaNetOptions(MixerOptions):
     """The defaults are the published proportions (arXiv 2412.06464): keys of 0.75, values of 1.5 times the width, convolutions of 4 taps."""
 
     num_heads: Positive | None = None
-    """Heads; by default 4, and more where the width allows 64 channels for each."""
-    expand_k: Annotated[float, Field(gt=0)] = 0.75
+    """Heads; by default 4, and more where the width allows 64 channels for each, as far as keys and values divide into them."""
+    expand_k: Expansion = 0.75
     """Width of all queries, and of all keys, over hidden_size."""
-    expand_v: Annotated[float, Field(gt=0)] = 1.5
+    expand_v: Expansion = 1.5
     """Width of all values over hidden_size."""
     conv_kernel_size: Annotated[int, Field(ge=1)] = 4
     """Taps of the short convolutions of queries, keys and values, the current token included."""
@@ -31,11 +31,12 @@ class GatedDeltaNetOptions(MixerOptions):
 
     def resolved(self, hidden_size: int) -> GatedDeltaNetOptions:
         """See :meth:`MixerOptions.resolved`."""
-        heads = self.num_heads or default_heads(hidden_size)
-        for field in ("expand_k", "expand_v"):
-            channels = round(getattr(self, field) * hidden_size)
-            if channels < heads or channels % heads:
-                raise InputError(f"{field} is {getattr(self, field)}, which gives {channels} channels for num_heads={heads}: use a multiple of the heads")
+        channels = {field: round(getattr(self, field) * hidden_size) for field in ("expand_k", "expand_v")}
+        most = default_heads(hidden_size)
+        heads = self.num_heads or next((n for n in range(most, 1, -1) if all(n <= each and each % n == 0 for each in channels.values())), 1)
+        for field, each in channels.items():
+            if each < heads or each % heads:
+                raise InputError(f"{field} is {getattr(self, field)}, which gives {each} channels for num_heads={heads}: use a multiple of the heads")
         return self.replace(num_heads=heads)
 
     def enlarged(self, ratio: float) -> GatedDeltaNetOptions:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import Field
+from typing import ClassVar, Literal
 
 from gam_lm.errors import InputError, checked
-from gam_lm.mixers.options import MixerOptions, Positive
+from gam_lm.mixers.options import Expansion, MixerOptions, Positive
 
 
 @checked
@@ -19,7 +17,7 @@ class MambaOptions(MixerOptions):
 
     state_size: Positive = 16
     """States per channel."""
-    expand: Annotated[float, Field(gt=0)] = 2.0
+    expand: Expansion = 2.0
     """Inner channels over hidden_size."""
     conv_kernel_size: Positive = 4
     """Taps of the short causal convolution, the current token included."""

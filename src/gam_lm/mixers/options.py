@@ -9,8 +9,11 @@ from pydantic import Field
 
 from gam_lm.errors import InputError, checked
 
-Positive = Annotated[int, Field(ge=1)]
-"""A whole number of at least 1."""
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+"""A whole number of at least 1, such as a size or a count."""
+
+Expansion = Annotated[float, Field(gt=0, le=1024)]
+"""A width over hidden_size."""
 
 HEADS, HEAD_SIZE = 4, 64
 """Heads by default: so many, and more where each would be wider than this."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gam_lm.errors import InputError, checked, unknown_name
+from gam_lm.errors import InputError, check_object, checked, unknown_name
 
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -106,6 +106,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The inverse of :meth:`to_dict`; an unknown key is an error, a missing one has its default."""
+        check_object("the recipe", values)
         fields = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in fields:

@@ -34,7 +34,8 @@ def architecture_class() -> type[Any]:
 
 def on_flags(fields: Fields) -> Any:
     """The flags' defaults where the models of a command share ``fields``."""
-    options = {name: options_class(name)(**fields.get("options", {}).get(name, {})) for name in mixer_names()}
+    mixers = [field.name for field in dataclasses.fields(architecture_class())][len(SCAFFOLD) :]
+    options = {name: options_class(name)(**fields.get("options", {}).get(name, {})) for name in mixers}
     scaffold = {field.name: fields[field.name] for field in SCAFFOLD if field.name in fields}
     if "mixers" in scaffold:
         scaffold["mixers"] = tuple(scaffold["mixers"])
@@ -49,7 +50,8 @@ def model_on_flags(name: str, fields: Fields) -> Any:
 def fields_of(architecture: Any) -> dict[str, Any]:
     """What the flags say, as the fields that the models of a comparison share."""
     scaffold = {field.name: getattr(architecture, field.name) for field in SCAFFOLD}
-    return scaffold | {"mixers": list(scaffold["mixers"]), "options": {name: getattr(architecture, name).to_dict() for name in mixer_names()}}
+    options = {name: getattr(architecture, name).to_dict() for name in mixer_names() if hasattr(architecture, name)}
+    return scaffold | {"mixers": list(scaffold["mixers"]), "options": options}
 
 
 def config_of_flags(architecture: Any, **changes: Any) -> ModelConfig:

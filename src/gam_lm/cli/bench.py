@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +45,10 @@ class Bench:
     """MODEL:MODEL of a primary comparison, given once for each, at most three: saved before the runs, compared without Holm's correction."""
     margin: float | None = None
     """Nats per token that count as no loss of the first of a primary comparison (0.02): saved before the runs."""
+    tuned: Path | None = None
+    """Folder of a study of `gam tune`, of which every model takes its best recipe."""
+    timing: bool = True
+    """Measure the speed columns at the end; leave it out on a machine that does something else beside."""
     device: str = "auto"
     """auto, cpu, cuda …"""
     dry_run: bool = False
@@ -72,8 +76,9 @@ class Bench:
     def run(self) -> None:
         """Train what is missing, then write table and plot."""
         from gam_lm.experiments.benchmark import benchmark, describe_plan, plan
+        from gam_lm.experiments.search import best_recipe
         from gam_lm.report.compare import primary_pairs
-        from gam_lm.results import Results, results_file
+        from gam_lm.results import Results, read_results, results_file
         from gam_lm.runtime.measure import environment
         from gam_lm.training.loop import corpus_figures
         from gam_lm.training.precision import choose_device
@@ -85,6 +90,9 @@ class Bench:
         corpus = self.text.prepare(self.architecture.vocab_size)
         base = fields_of(self.architecture) | {"vocab_size": corpus.vocab_size}
         contenders = plan(self.models, self.seeds, base, self.recipe, match=self.match_parameters)
+        if self.tuned is not None:
+            rows = read_results(self.tuned / "results.json")["rows"]
+            contenders = [replace(each, recipe=best_recipe(rows, each.name, each.recipe, self.tuned)) for each in contenders]
         if self.dry_run:
             planned = describe_plan(contenders, corpus, device)
             for row in planned:
@@ -96,9 +104,8 @@ class Bench:
         out = self.out / self.part
         path = results_file(out)
         results = Results.open(path, command=command_line(), environment=environment(), corpus=corpus_figures(corpus))
-        rows = dict(zip(dict.fromkeys(self.models), (each.name for each in contenders), strict=False))  # what the rows of the first seed are called
-        results.name_primary([(rows[a], rows[b]) for a, b in primary], self.margin)
-        benchmark(contenders, corpus, results, out, device, test=self.test)
+        results.name_primary(primary, self.margin)
+        benchmark(contenders, corpus, results, out, device, test=self.test, timed=self.timing)
         _show(out)
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from gam_lm import __version__
 from gam_lm.errors import InputError, unknown_name
 from gam_lm.runtime.allocator import keep_freed_memory
+from gam_lm.runtime.imports import take_imports
 
 logger = logging.getLogger("gam_lm")
 
@@ -37,6 +38,7 @@ VERBS = {
     "export": Entry("export:Export", "write a trained model as ONNX or torch.export graphs, or in int8", True),
     "serve": Entry("serve:Serve", "answer the OpenAI clients over HTTP", True),
     "bench": Entry("bench:Bench", "train several models on the same tokens and compare them (Table 1)"),
+    "tune": Entry("tune:Tune", "find the best recipe of each model, with the same trials for all"),
     "ablate": Entry("ablate:Ablate", "take the full model apart, one thing at a time (Table 3)"),
     "recall": Entry("recall:Recall", "train models on synthetic recall and measure what they find again"),
     "scale": Entry("scale:Scale", "time and memory of one block against the length of the sequence (Table 2)"),
@@ -71,16 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one verb and return the exit code."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
-        return 0
-    if arguments[0] == "--version":
-        print(f"gam-lm {__version__}")
-        return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "datasets", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
+        arguments = take_imports(arguments)
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_help())
+            return 0
+        if arguments[0] == "--version":
+            print(f"gam-lm {__version__}")
+            return 0
         for verb in parse(arguments):
             verb.run()
     except InputError as error:
@@ -135,5 +138,5 @@ def _help() -> str:
     presets = "\n".join(f"  {name}: {summary}" for name, summary in summaries.items())
     return (
         "gam: Gated Associative Memory language models\n\nusage: gam VERB [flags]; gam VERB --help lists the flags\n\n"
-        f"verbs:\n{verbs}\n\npresets (`gam bench --preset paper` is Table 1 whole):\n{presets}"
+        f"verbs:\n{verbs}\n\nwith any of them: --import PATH_OR_MODULE loads a mixer of your own (examples/my_mixer.py)\n\npresets (`gam bench --preset paper` is Table 1 whole):\n{presets}"
     )

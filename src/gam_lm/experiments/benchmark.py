@@ -29,6 +29,7 @@ from gam_lm.training.evaluate import Evaluation, evaluate
 from gam_lm.training.loop import Trained, fit, make_optimizer, train_step
 from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig
+from gam_lm.training.trackers import Tracker
 
 logger = logging.getLogger("gam_lm")
 
@@ -76,7 +77,7 @@ def describe_plan(contenders: Sequence[Contender], corpus: TokenCorpus, device: 
 
 
 def benchmark(
-    contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool = False
+    contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool = False, timed: bool = True
 ) -> None:
     """Train what is missing in ``results``, a row at a time; each finished row is written at once.
 
@@ -87,22 +88,32 @@ def benchmark(
         directory: gets a run directory for each row under runs/.
         device: where to train.
         test: measure the test split as well.
+        timed: measure the speed columns at the end, where rows lack them; False leaves that to a quiet machine.
     """
     _add_floors(corpus, results)
     for each in contenders:
-        row = identity_of(each)
-        if results.find(row) is not None:
+        if results.find(identity_of(each)) is not None:
             logger.info("%s: already in %s", each.label, results.path)
             continue
-        run = directory / "runs" / each.label
         logger.info("%s: %d parameters", each.label, parameters(each.config))
-        model = build(each.config, each.recipe.seed, device)
-        trained = fit(model, corpus, each.recipe, run, label=each.label)
-        measured = evaluations(model, trained, corpus, each.recipe, test=test)
-        blocks = {f"{split}_blocks": _keep_blocks(directory, each, split, evaluation, corpus) for split, evaluation in measured.items()}
-        results.add({**row, **each.columns, **figures(model, trained, measured, each.recipe), **blocks})
-        shutil.rmtree(run / "state", ignore_errors=True)
-    _time_steps(contenders, corpus, results, device)
+        train_row(each, corpus, results, directory, device, test=test)
+    if timed:
+        _time_steps(contenders, corpus, results, device)
+
+
+def train_row(
+    each: Contender, corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool = False, tracker: Tracker | None = None
+) -> dict[str, Any]:
+    """Train one model, measure it, and write its row; arguments as of :func:`benchmark`. Returns the row."""
+    run = directory / "runs" / each.label
+    model = build(each.config, each.recipe.seed, device)
+    trained = fit(model, corpus, each.recipe, run, label=each.label, tracker=tracker)
+    measured = evaluations(model, trained, corpus, each.recipe, test=test)
+    blocks = {f"{split}_blocks": _keep_blocks(directory, each, split, evaluation, corpus) for split, evaluation in measured.items()}
+    row = {**identity_of(each), **each.columns, **figures(model, trained, measured, each.recipe), **blocks}
+    results.add(row)
+    shutil.rmtree(run / "state", ignore_errors=True)
+    return row
 
 
 def _time_steps(contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, device: torch.device) -> None:

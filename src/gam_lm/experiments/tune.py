@@ -1,0 +1,179 @@
+"""Tuning: every model gets the same trials, over the same ranges, at the horizon of the runs that are to be compared.
+
+Optuna keeps the study, one for each model, in a database that many processes may share; what is tried comes from gam_lm.experiments.search, so that an
+interrupted study goes on as the same study. Every trial is a row of results.json as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gam_lm.config import ModelConfig
+from gam_lm.data.tokens import TokenCorpus
+from gam_lm.errors import MissingExtraError
+from gam_lm.experiments.benchmark import Contender, identity_of, train_row
+from gam_lm.experiments.search import Range, best_rows, edges, more_trials, points
+from gam_lm.results import Results
+from gam_lm.training.recipe import TrainConfig
+from gam_lm.training.trackers import NoTracker
+
+try:
+    import optuna
+    from optuna.trial import FrozenTrial, TrialState
+except ImportError as error:
+    raise MissingExtraError("optuna", "tune", "gam tune") from error
+
+logger = logging.getLogger("gam_lm")
+
+HEARTBEAT, GRACE = 60, 240
+"""Seconds between the signs of life of a trial, and without one after which it counts as dead."""
+
+ANY = (1e-12, 1e12)
+"""Bounds that optuna wants to hear; the ranges are ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is searched."""
+
+    models: Mapping[str, ModelConfig]
+    """By row name."""
+    recipe: TrainConfig
+    """What the trials share, with a seed of their own."""
+    space: tuple[Range, ...]
+    """What they try."""
+    trials: int
+    """Of every model, before a range is widened."""
+    widenings: int = 2
+    """How often the ranges may grow where a best value lies at an edge."""
+    prune: bool = False
+    """Whether a trial ends early that is behind the median of its model at a validation."""
+
+
+def tune(study: Study, corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, storage: str) -> None:
+    """Run what is missing; every finished trial is written at once.
+
+    Args:
+        study: models, recipe, space and number of trials.
+        corpus: prepared tokens.
+        results: the open results.json of ``directory``.
+        directory: gets a run directory for each trial under runs/.
+        device: where to train.
+        storage: address of optuna's database (``sqlite:///…``).
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the heartbeat has been one since 2021
+        database = optuna.storages.RDBStorage(storage, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=2) if study.prune else optuna.pruners.NopPruner()
+    studies = {
+        name: optuna.create_study(storage=database, study_name=name, direction="minimize", pruner=pruner, load_if_exists=True) for name in study.models
+    }
+    plan = points(study.space, study.trials, study.recipe.seed)
+    for widening in range(study.widenings + 1):
+        _run_all(study, plan, studies, corpus, results, directory, device)
+        best = [row["tuned"] for row in best_rows(results.rows).values()]
+        added = edges(study.space, plan, best)
+        if not added or widening == study.widenings:
+            if added:
+                logger.warning("a best value still lies at the edge of %s: raise --widenings", ", ".join(each.field for each in added))
+            return
+        for each in added:
+            logger.info("a best value lies at the edge of %s: every model tries %.3g to %.3g as well", each.field, each.low, each.high)
+            wider = tuple(each if old.field == each.field else old for old in study.space)
+            plan = plan + points(wider, more_trials(study.space, each, study.trials), study.recipe.seed + len(plan))
+
+
+def _run_all(
+    study: Study, plan: Sequence[Mapping[str, float]], studies: Mapping[str, Any], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device
+) -> None:
+    """Every point of the plan for every model, point by point, so that an interrupted study has whole points."""
+    _enqueue(plan, studies)
+    while True:
+        waiting = [
+            (trial.user_attrs["index"], name) for name, each in studies.items() for trial in each.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        ]
+        if not waiting:
+            if not any(each.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) for each in studies.values()):
+                return
+            time.sleep(1)  # another process has the rest
+            for each in studies.values():
+                optuna.storages.fail_stale_trials(each)
+            _enqueue(plan, studies)
+            continue
+        _, name = min(waiting)
+
+        def objective(trial: Any, name: str = name) -> float:
+            return _trial(study, name, trial, plan, corpus, results, directory, device)
+
+        studies[name].optimize(objective, n_trials=1)
+
+
+def _enqueue(plan: Sequence[Mapping[str, float]], studies: Mapping[str, Any]) -> None:
+    """Have every point of the plan wait that is not done or under way."""
+    for index, values in enumerate(plan):
+        for each in studies.values():
+            if not _there(each.get_trials(deepcopy=False), index):
+                each.enqueue_trial(dict(values), user_attrs={"index": index})
+
+
+def _there(trials: Sequence[FrozenTrial], index: int) -> bool:
+    """Whether a point is done, under way or waiting; one that failed is tried again."""
+    return any(trial.user_attrs.get("index") == index and trial.state != TrialState.FAIL for trial in trials)
+
+
+def _trial(
+    study: Study, name: str, trial: Any, plan: Sequence[Mapping[str, float]], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device
+) -> float:
+    """Train one point of one model; the loss of its last validation."""
+    index = trial.user_attrs.get("index")
+    if index is None:  # another process took the trial that was meant
+        raise optuna.TrialPruned
+    values = {each.field: trial.suggest_float(each.field, *ANY, log=True) for each in study.space}
+    values = {field: float(plan[index][field]) for field in values}
+    contender = Contender(name, study.models[name], study.recipe.replace(**values), variant=f"trial{index}", columns={"trial": index, "tuned": values})
+    row = results.find(identity_of(contender))
+    if row is None:
+        tracker = _Watch(trial) if study.prune else NoTracker()
+        try:
+            row = train_row(contender, corpus, results, directory, device, tracker=tracker)
+        except optuna.TrialPruned:
+            results.add({**identity_of(contender), **contender.columns, "pruned": True})
+            raise
+    if row.get("pruned"):
+        raise optuna.TrialPruned
+    logger.info("%s, trial %d: %s", name, index, ", ".join(f"{field} {value:.3g}" for field, value in values.items()))
+    return float("inf") if row.get("diverged") else float(row["val_nats_per_token"])
+
+
+class _Watch(NoTracker):
+    """Tells the study of every validation, and ends a trial that it gives up."""
+
+    def __init__(self, trial: Any) -> None:
+        self._trial = trial
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """See :class:`gam_lm.training.trackers.Tracker`."""
+        if "val_nats" in figures:
+            self._trial.report(figures["val_nats"], step)
+            if self._trial.should_prune():
+                raise optuna.TrialPruned
+
+
+def forget_dead_trials(storage: str, models: Sequence[str]) -> None:
+    """Call the running trials of a database that nobody else uses failed: whoever ran them was killed. They are tried again."""
+    for name in models:
+        try:
+            study = optuna.load_study(storage=storage, study_name=name)
+        except KeyError:
+            continue
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)

@@ -99,7 +99,7 @@ def fit(
     tracker = tracker or NoTracker()
     tokenizer = corpus.tokenizer
 
-    reached = load_state(directory, model, optimizer, average and average.tensors) or {"step": 0, "tokens": 0, "seconds": 0.0, "curve": [], "pending": []}
+    reached = load_state(directory, model, optimizer, None if average is None else average.tensors) or {"step": 0, "tokens": 0, "seconds": 0.0, "curve": [], "pending": []}
     step, tokens, seconds, curve = reached["step"], reached["tokens"], reached["seconds"], reached["curve"]
     _forget_after(directory / "metrics.jsonl", step)
     validation: Evaluation | None = None
@@ -113,7 +113,7 @@ def fit(
         with averaged():
             save_model(directory, model, tokenizer)
         reached = {"tokens": tokens, "seconds": seconds, "curve": curve, "pending": [float(x) for x in pending]}
-        save_state(directory, step, model, optimizer, reached, average and average.tensors)
+        save_state(directory, step, model, optimizer, reached, None if average is None else average.tensors)
 
     def validate(last: bool) -> Evaluation:
         """Within the run in the format of the products, at its end in that of the weights."""

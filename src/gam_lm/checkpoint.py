@@ -2,7 +2,7 @@
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json      the model, for whoever loads it
     recipe.json  metrics.jsonl  results.json                                   how it was trained
-    state/step-N/                                                              what a killed run goes on from
+    state/step-N/                                                              what a killed run goes on from, see gam_lm.training.state
 
 No pickle is ever written or loaded.
 """
@@ -10,8 +10,7 @@ No pickle is ever written or loaded.
 from __future__ import annotations
 
 import json
-import logging
-import shutil
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,12 +25,10 @@ from gam_lm.config import MODEL_TYPE, ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.inference.int8 import check_method, is_int8, quantization_config, quantize_int8
 from gam_lm.model import LanguageModel
-from gam_lm.runtime.files import explained, replacing, write_text
+from gam_lm.runtime.files import REASONS, cannot, explained, replacing, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-logger = logging.getLogger("gam_lm")
 
 PREFIX = "model."  # what Hugging Face puts before the names of everything but the head
 
@@ -63,7 +60,7 @@ def _write_model(model: LanguageModel, directory: Path, token_ids: dict[str, int
     tensors = {name if name.startswith("lm_head.") else PREFIX + name: tensor for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
-    _save_tensors(directory / "model.safetensors", tensors)
+    save_tensors(directory / "model.safetensors", tensors)
 
 
 def load_model(directory: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
@@ -83,8 +80,11 @@ def load_model(directory: Path | str, *, device: torch.device | str = "cpu", dty
     directory = Path(directory)
     config = load_config(directory)
     quantized = read_json(directory / "config.json").get("quantization_config")
-    path = _needed(directory, "model.safetensors")
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in _load_tensors(path).items()}
+    path, stored = _load_weights(directory)
+    for name, tensor in stored.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path} holds numbers that are not finite in {name}: copy it again or start a new run")
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in stored.items()}
     if config.tie_word_embeddings:
         shared = [name for name in tensors if name.startswith("embed_tokens.")]
         tensors |= {name.replace("embed_tokens.", "lm_head."): tensors[name] for name in shared}
@@ -104,7 +104,7 @@ def load_model(directory: Path | str, *, device: torch.device | str = "cpu", dty
 
 def load_config(directory: Path) -> ModelConfig:
     """The model's config.json. Raises InputError where there is none, it is broken, or of an architecture that is not the library's own."""
-    values = read_json(_needed(directory, "config.json"))
+    values = read_json(needed(directory, "config.json"))
     if (kind := values.get("model_type", MODEL_TYPE)) != MODEL_TYPE:
         raise InputError(
             f"{directory} holds a model of type {kind!r}: load it with transformers, AutoModelForCausalLM.from_pretrained({str(directory)!r})"
@@ -116,118 +116,73 @@ def load_tokenizer_of(directory: Path | str) -> Tokenizer:
     """The tokenizer that the model was trained with. Raises InputError where it is missing or broken."""
     from tokenizers import Tokenizer
 
-    path = _needed(Path(directory), "tokenizer.json")
+    path = needed(Path(directory), "tokenizer.json")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for whatever it cannot read
         raise InputError(f"{path} is no tokenizer ({error}): copy it again from where the model was trained") from error
 
 
-def save_state(
-    directory: Path,
-    step: int,
-    model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
-    progress: dict[str, Any],
-    average: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write what the run needs to go on after ``step`` as if it had never stopped; older states are removed afterwards.
-
-    ``average`` holds the averaged weights by name, where the run keeps such.
-    """
-    path = directory / "state" / f"step-{step:08d}"
-    with replacing(path) as temporary:
-        temporary.mkdir()
-        _save_tensors(
-            temporary / "model.safetensors",
-            {name: tensor for name, tensor in model.state_dict().items() if name not in _shared(model)},
-        )
-        moments = {f"{i}.{name}": value for i, values in optimizer.state_dict()["state"].items() for name, value in values.items()}
-        _save_tensors(temporary / "optimizer.safetensors", moments)
-        if average is not None:
-            _save_tensors(temporary / "average.safetensors", dict(average))
-        generators = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            generators["cuda"] = torch.cuda.get_rng_state()
-        _save_tensors(temporary / "generators.safetensors", generators)
-        (temporary / "progress.json").write_text(json.dumps(progress | {"step": step}), encoding="utf-8")
-    for other in (directory / "state").glob("step-*"):
-        if other != path:
-            shutil.rmtree(other)
-
-
-def load_state(
-    directory: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, average: Mapping[str, Tensor] | None = None
-) -> dict[str, Any] | None:
-    """Put model, optimiser, generators and, in place, the ``average`` back to the latest state and return its progress; None where there is none."""
-    found = sorted((directory / "state").glob("step-*"))
-    if not found:
-        return None
-    path = found[-1]
-    progress = read_json(_needed(path, "progress.json"))
-    tensors = _load_tensors(_needed(path, "model.safetensors"))
-    model.load_state_dict(tensors | {name: tensors[first] for name, first in _shared(model).items()})
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in _load_tensors(_needed(path, "optimizer.safetensors")).items():
-        index, name = key.split(".", 1)
-        moments.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    if average is not None:
-        saved = _load_tensors(_needed(path, "average.safetensors"))
-        for name, tensor in average.items():
-            tensor.copy_(saved[name])
-    generators = _load_tensors(_needed(path, "generators.safetensors"))
-    torch.set_rng_state(generators["cpu"])
-    if "cuda" in generators and torch.cuda.is_available():
-        torch.cuda.set_rng_state(generators["cuda"])
-    logger.info("resuming %s after step %d", directory, progress["step"])
-    return progress
-
-
-def _shared(model: LanguageModel) -> dict[str, str]:
-    """Name → earlier name of the same parameter, as of a head that shares the embedding."""
-    first: dict[int, str] = {}
-    names = [(name, first.setdefault(id(tensor), name)) for name, tensor in model.state_dict(keep_vars=True).items()]
-    return {name: earlier for name, earlier in names if name != earlier}
-
-
-def remove_state(directory: Path) -> None:
-    """Drop what a finished run no longer needs."""
-    shutil.rmtree(directory / "state", ignore_errors=True)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InputError where the file is broken."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        with explained(path, "read"):
+            value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} is broken ({error}): copy it again or start a new run") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no JSON object: copy it again or start a new run")
     return value
 
 
-def _needed(directory: Path, name: str) -> Path:
+def needed(directory: Path, name: str) -> Path:
+    """A file of a run directory. Raises InputError where either is missing."""
     path = directory / name
-    if not directory.is_dir():
-        raise InputError(f"run directory {str(directory)!r} does not exist: name a folder that `gam train` wrote")
-    if not path.is_file():
-        raise InputError(f"run directory {str(directory)!r} has no {name}: name a folder that `gam train` wrote, or copy the missing file")
+    with explained(directory, "read"):
+        if not directory.is_dir():
+            raise InputError(f"run directory {str(directory)!r} does not exist: name a folder that `gam train` wrote")
+        if not path.is_file():
+            raise InputError(f"run directory {str(directory)!r} has no {name}: name a folder that `gam train` wrote, or copy the missing file")
     return path
 
 
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with replacing(path) as temporary, explained(path):
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, shown: Path | None = None) -> None:
+    """Write a safetensors file; ``shown`` is what an error calls it, where ``path`` is within a folder that is still temporary."""
+    with replacing(path) as temporary, explained(shown or path):
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as every other file gets it, where safetensors takes the strictest
         try:
             save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
         except SafetensorError as error:
-            raise InputError(f"cannot write {path}: {error}; choose another place or make room") from error
+            code = re.search(r"os error (\d+)", str(error))
+            reason = REASONS.get(int(code[1]), str(error)) if code else str(error)
+            raise cannot(shown or path, reason) from error
+        temporary.chmod(mode)
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def _load_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The tensors of a model in one file or in shards, and the file that an error names."""
+    index = directory / "model.safetensors.index.json"
+    if (directory / "model.safetensors").is_file() or not index.is_file():
+        path = needed(directory, "model.safetensors")
+        return path, load_tensors(path)
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards.values()):
+        raise InputError(f"{index} has no weight_map of file names: copy it again or start a new run")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(shards.values())):
+        tensors |= load_tensors(needed(directory, shard))
+    if missing := sorted(shards.keys() - tensors.keys()):
+        raise InputError(f"{index} names {missing[0]}, which is not in {shards[missing[0]]}: copy the files again")
+    return index, tensors
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises InputError where it is broken."""
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        with explained(path, "read"):
+            return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is truncated or no safetensors file ({error}): copy it again or start a new run") from error
 
 

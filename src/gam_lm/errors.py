@@ -26,6 +26,29 @@ class MissingExtraError(InputError):
         super().__init__(f"{purpose} needs {package}: pip install 'gam-lm[{extra}]'")
 
 
+class DivergedError(Exception):
+    """Training reached a loss, gradient or weight that is not finite. The command line prints the one line and exits with 3.
+
+    Args:
+        what: is not finite.
+        layer: where it appeared first.
+        learning_rate: of the step.
+        step: optimiser steps before it, where known; they went well.
+    """
+
+    def __init__(self, what: str, layer: str, learning_rate: float, step: int | None = None) -> None:
+        self.what, self.layer, self.learning_rate, self.step = what, layer, learning_rate, step
+        where = "" if step is None else f" at step {step + 1}"
+        super().__init__(
+            f"training diverged{where}: {what} is not finite, first in {layer}, at learning rate {learning_rate:.3g}; "
+            "use a lower learning rate, more warm-up steps or a smaller clip"
+        )
+
+    def at(self, step: int) -> DivergedError:
+        """The same after ``step`` steps."""
+        return DivergedError(self.what, self.layer, self.learning_rate, step)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An error for a name that is not in ``known``, with the nearest one that is."""
     known = sorted(known)

@@ -1,7 +1,7 @@
 """The command ``gam``: verbs → functions.
 
 A verb is a frozen dataclass whose fields are its flags and whose ``run`` does the work; where a preset or another flag sets the defaults of the others,
-its ``defaults`` says how. Exit codes: 0 done, 2 the user's input (one line), 130 interrupted, 1 our bug.
+its ``defaults`` says how. Exit codes: 0 done, 2 the user's input (one line), 3 training diverged, 130 interrupted, 1 our bug.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 from gam_lm import __version__
-from gam_lm.errors import InputError, unknown_name
+from gam_lm.errors import DivergedError, InputError, unknown_name
 from gam_lm.runtime.allocator import keep_freed_memory
 from gam_lm.runtime.imports import take_imports
 
@@ -89,6 +89,9 @@ def run(arguments: list[str]) -> int:
     except InputError as error:
         print(f"gam: {error}", file=sys.stderr)
         return 2
+    except DivergedError as error:
+        print(f"gam: {error}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

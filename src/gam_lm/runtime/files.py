@@ -1,9 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, also where the machine stops in the middle."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,44 +16,126 @@ from gam_lm.errors import InputError
 REASONS = {
     errno.ENOSPC: "no space is left on the device",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than the file system takes",
     errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
     errno.EROFS: "the file system is read-only",
+    errno.EIO: "the device reports an input/output error",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a file of that name is in the way",
+    errno.EISDIR: "it is a folder",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its symbolic links lead in a circle",
+    errno.ENXIO: "the device is not there",
+    errno.ENODEV: "the device is not there",
+    errno.ESTALE: "the network file system has lost it",
 }
+
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.gam-part")
+"""Names of what :func:`replacing` has not finished."""
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write ``path`` into an InputError that names it."""
+def explained(path: Path, doing: str = "write") -> Iterator[None]:
+    """Turn the operating system's refusal to ``doing`` (write, read) ``path`` into an InputError that names it."""
     try:
         yield
     except OSError as error:
         if error.errno not in REASONS:
             raise
-        raise InputError(f"cannot write {path}: {REASONS[error.errno]}; choose another place or make room") from error
+        raise cannot(path, REASONS[error.errno], doing) from error
+    except ValueError as error:
+        if "null" not in str(error):
+            raise
+        raise cannot(path, "the name holds a null character", doing) from error
+
+
+def cannot(path: Path, reason: str, doing: str = "write") -> InputError:
+    """The error for a ``path`` that cannot be written or read."""
+    return InputError(f"cannot {doing} {str(path)!r}: {reason}; choose another place{' or make room' if doing == 'write' else ''}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``, a file or a folder, that takes its place when the block ends well and is removed when not.
 
+    The content is on the disk before it gets its name. A killed process leaves at most the temporary path, see :func:`remove_leftovers`.
+
     Raises InputError where the place cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _beside(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            if path.is_dir():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
-        finally:
-            if temporary.is_dir():
-                shutil.rmtree(temporary)
+            _sync(temporary)
+            if path.is_dir() and not path.is_symlink():
+                _replace_folder(path, temporary)
             else:
-                temporary.unlink(missing_ok=True)
+                os.replace(temporary, path)
+            _sync_names(path.parent)
+        finally:
+            remove(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in ``folder`` of :func:`replacing`. Only its owner may (see gam_lm.runtime.ownership)."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if TEMPORARY.fullmatch(path.name):
+                remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, where it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other process has, whatever its id. Long names are cut: a file system takes some 255 bytes."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.gam-part")
+
+
+def _replace_folder(path: Path, new: Path) -> None:
+    """Folders cannot be exchanged in one go: the old one steps aside and is only removed when the new one is there."""
+    old = _beside(path)
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or a folder with all that is in it, onto the disk."""
+    if path.is_dir():
+        for each in path.iterdir():
+            _sync(each)
+        _sync_names(path)
+    else:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _sync_names(folder: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):  # Windows has no such call
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync names by themselves and refuse the call
+            raise
+    finally:
+        os.close(handle)

@@ -46,7 +46,7 @@ class Evaluation:
         total = float(self.block_nats.sum())
         return {
             f"{split}_nats_per_token": self.nats_per_token,
-            f"{split}_ppl": math.exp(self.nats_per_token),
+            f"{split}_ppl": math.exp(min(700.0, self.nats_per_token)),
             f"{split}_bits_per_byte": total / math.log(2) / self.bytes,
             f"{split}_word_ppl": math.exp(min(700.0, total / self.words)),
         }
@@ -84,23 +84,25 @@ def evaluate(
     model.eval()
     nats, counts, means = [], [], []
     position_nats, position_counts = np.zeros(context), np.zeros(context, np.int64)
-    for tokens, targets in evaluation_blocks(split.ids, context=context, batch_size=batch_size, overlap=overlap):
-        token_BT, target_BT = (torch.from_numpy(part).to(device) for part in (tokens, targets))
-        state, losses = None, []
-        with autocast(device, dtype):
-            for some_BT, wanted_BT in zip(token_BT.split(window or context, 1), target_BT.split(window or context, 1), strict=True):
-                hidden_BTD, state = model.hidden(some_BT, state)
-                losses.append(token_losses(hidden_BTD.flatten(0, 1), model.lm_head.weight, wanted_BT.flatten()).view_as(wanted_BT))
-        loss_BT = torch.cat(losses, 1).double().cpu().numpy()
-        counted_BT = targets != IGNORE
-        nats.append(loss_BT.sum(1))
-        counts.append(counted_BT.sum(1))
-        means.append(nats[-1].sum() / counts[-1].sum())
-        position_nats += loss_BT.sum(0)
-        position_counts += counted_BT.sum(0)
-        if advance is not None:
-            advance(len(tokens))
-    model.train(was_training)
+    try:
+        for tokens, targets in evaluation_blocks(split.ids, context=context, batch_size=batch_size, overlap=overlap):
+            token_BT, target_BT = (torch.from_numpy(part).to(device) for part in (tokens, targets))
+            state, losses = None, []
+            with autocast(device, dtype):
+                for some_BT, wanted_BT in zip(token_BT.split(window or context, 1), target_BT.split(window or context, 1), strict=True):
+                    hidden_BTD, state = model.hidden(some_BT, state)
+                    losses.append(token_losses(hidden_BTD.flatten(0, 1), model.lm_head.weight, wanted_BT.flatten()).view_as(wanted_BT))
+            loss_BT = torch.cat(losses, 1).double().cpu().numpy()
+            counted_BT = targets != IGNORE
+            nats.append(loss_BT.sum(1))
+            counts.append(counted_BT.sum(1))
+            means.append(nats[-1].sum() / counts[-1].sum())
+            position_nats += loss_BT.sum(0)
+            position_counts += counted_BT.sum(0)
+            if advance is not None:
+                advance(len(tokens))
+    finally:
+        model.train(was_training)
     return Evaluation(
         block_nats=np.concatenate(nats), block_tokens=np.concatenate(counts), batch_means=np.array(means),
         position_nats=position_nats / np.maximum(position_counts, 1), bytes=split.bytes, words=split.words,

@@ -1,41 +1,45 @@
-"""Train one model: the same tokens in the same order for every model, and a killed run goes on as the same run."""
+"""Train one model: the same tokens in the same order for every model, and a run that was stopped anywhere goes on as the same run."""
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import time
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from gam_lm.checkpoint import load_state, read_json, save_model, save_state
+from gam_lm.checkpoint import save_model
 from gam_lm.config import ModelConfig
-from gam_lm.data.blocks import check_length
+from gam_lm.data.blocks import check_length, evaluation_blocks
 from gam_lm.data.tokens import TokenCorpus
-from gam_lm.errors import InputError
+from gam_lm.errors import DivergedError, InputError
 from gam_lm.model import LanguageModel
-from gam_lm.ops.cross_entropy import IGNORE
-from gam_lm.runtime.files import explained, write_text
+from gam_lm.runtime.ownership import owned
 from gam_lm.runtime.progress import progress
 from gam_lm.training.averaging import Average
 from gam_lm.training.batches import Batches
 from gam_lm.training.compiled import compile_for_training, make_eager
+from gam_lm.training.directory import Metrics, check_claimable, claim
+from gam_lm.training.directory import corpus_figures as corpus_figures
+from gam_lm.training.divergence import broken_weight, diverged
 from gam_lm.training.evaluate import Evaluation, evaluate
+from gam_lm.training.interruption import Abandoned, Interruption, signals_held
 from gam_lm.training.optimizers import make_optimizer as make_optimizer
-from gam_lm.training.optimizers import set_rate
-from gam_lm.training.precision import autocast, choose_dtype
+from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig
+from gam_lm.training.state import Progress, generators, load_state, save_state, set_generators
+from gam_lm.training.step import train_step as train_step
 from gam_lm.training.trackers import NoTracker, Tracker
 
 logger = logging.getLogger("gam_lm")
 
 LOG_EVERY = 10
+SECONDS_BETWEEN_STATES = 60.0
+SHARE_OF_SAVING = 0.05
+"""Largest share of the time that the saving by the clock may take: where writing a state takes more than three seconds, it is done less often."""
 
 
 @dataclass(kw_only=True)
@@ -76,168 +80,191 @@ def fit(
     """Train ``model`` in place and write its run directory as it goes.
 
     Args:
-        model: freshly built by :func:`new_model`; where ``directory`` holds the state of a killed run it is put back to that.
+        model: freshly built by :func:`new_model`; where ``directory`` holds the state of a killed run it is put back to that. With ``recipe.ema`` it holds the
+            averaged weights afterwards.
         corpus: prepared tokens with the splits train and valid.
         recipe: how to train.
-        directory: the run directory; see gam_lm.checkpoint.
-        tracker: takes the figures besides metrics.jsonl.
+        directory: the run directory; see gam_lm.checkpoint. No other process may write it meanwhile.
+        tracker: takes the figures besides metrics.jsonl; started when the directory is this run's.
         label: names the run on the progress bar.
 
     Raises:
-        InputError: for a directory of another run, a context longer than the model's positions, or a split shorter than one block.
-        KeyboardInterrupt: after the state has been saved.
+        InputError: for a directory of another run or process, a context longer than the model's positions, or a split shorter than one block.
+        DivergedError: where loss, gradient or weights are not finite; the last state with finite weights is kept.
+        KeyboardInterrupt: on SIGINT or SIGTERM, between two steps, after the state has been saved.
     """
     _check(model, corpus, recipe)
-    device = model.embed_tokens.weight.device
-    dtype = choose_dtype(recipe.precision, device)
-    blocks = Batches(corpus, recipe)
-    claim_directory(directory, model.config, recipe, corpus)
-    total = recipe.total_steps(blocks.steps_per_epoch)
-    optimizer = make_optimizer(model, recipe)
-    average = Average(model, recipe.ema) if recipe.ema else None
-    compiled = compile_for_training(model, recipe, total)
-    tracker = tracker or NoTracker()
-    tokenizer = corpus.tokenizer
+    check_claimable(directory)
+    with owned(directory):
+        claim(directory, model.config, recipe, corpus)
+        with signals_held() as interruption:
+            return _Run(model, corpus, recipe, directory, tracker or NoTracker(), label, interruption).train()
 
-    start: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "curve": [], "pending": []}
-    reached = load_state(directory, model, optimizer, average.tensors if average is not None else None) or start
-    step, tokens, seconds, curve = reached["step"], reached["tokens"], reached["seconds"], reached["curve"]
-    _forget_after(directory / "metrics.jsonl", step)
-    validation: Evaluation | None = None
-    pending: list[Tensor] = [torch.tensor(loss, device=device) for loss in reached["pending"]]  # losses since the last line of metrics
-    note = ""
 
-    def averaged() -> AbstractContextManager[None]:
-        return average.in_place() if average is not None else nullcontext()
+class _Run:
+    """One call of :func:`fit`."""
 
-    def save() -> None:
-        with averaged():
-            save_model(directory, model, tokenizer)
-        reached = {"tokens": tokens, "seconds": seconds, "curve": curve, "pending": [float(x) for x in pending]}
-        save_state(directory, step, model, optimizer, reached, average.tensors if average is not None else None)
+    def __init__(
+        self, model: LanguageModel, corpus: TokenCorpus, recipe: TrainConfig, directory: Path, tracker: Tracker, label: str, interruption: Interruption
+    ) -> None:
+        self.model, self.corpus, self.recipe, self.directory, self.label = model, corpus, recipe, directory, label
+        self.interruption, self.tracker = interruption, tracker
+        self.device = model.embed_tokens.weight.device
+        self.dtype = choose_dtype(recipe.precision, self.device)
+        self.batches = Batches(corpus, recipe)
+        self.total = recipe.total_steps(self.batches.steps_per_epoch)
+        self.optimizer = make_optimizer(model, recipe)
+        self.average = Average(model, recipe.ema) if recipe.ema else None
+        reached = load_state(directory, model, self.optimizer, self._averaged_weights) or Progress()
+        self.step, self.recorded, self.tokens, self.seconds = reached.step, reached.recorded, reached.tokens, reached.seconds
+        self.curve, self.pending, self.norm = list(reached.curve), list(reached.pending), reached.gradient_norm
+        self.metrics = Metrics(directory / "metrics.jsonl", self.recorded)
+        tracker.start(self.recorded)
+        self.validation: Evaluation | None = None
+        self.note = ""
+        self.saved, self.saving = time.monotonic(), 0.0
 
-    def validate(last: bool) -> Evaluation:
+    def train(self) -> Trained:
+        """All steps that are left."""
+        self.compiled = compile_for_training(self.model, self.recipe, self.total)
+        self.model.train()
+        try:
+            with progress(self.label, self.total, "steps") as bar:
+                bar.advance(self.step)
+                while True:
+                    self._record()
+                    if self.step >= self.total:
+                        break
+                    self.interruption.check()
+                    if self._state_is_due():
+                        self._save()
+                    self._step()
+                    bar.advance(1, self.note)
+            if self.validation is None:  # killed between the last record and the end
+                self.validation = self._validate()
+            self._save()
+        except Abandoned:
+            self._save()
+            logger.info("interrupted after step %d of %d; the same command goes on from there", self.step, self.total)
+            raise KeyboardInterrupt from None
+        finally:
+            make_eager(self.compiled)
+            self.tracker.finish()
+        if self.average is not None:
+            self.average.hand_over()
+        return Trained(
+            steps=self.step, tokens=self.tokens, seconds=self.seconds, curve=self.curve, validation=self.validation,
+            precision=str(self.dtype).removeprefix("torch."), compiled=bool(self.compiled),
+        )  # fmt: skip
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        before, rate = generators(), self.recipe.rate(self.step, self.total)
+        try:
+            loss, norm, counted = train_step(self.model, self.optimizer, self.batches.batch(self.step), self.recipe, rate, self.dtype)
+        except DivergedError as error:
+            set_generators(before)
+            if broken_weight(self.model) is None:
+                self._save()
+            raise error.at(self.step) from None
+        self.pending.append(float(loss))
+        self.norm = float(norm)
+        self.step += 1
+        self.tokens += counted
+        if self.average is not None:
+            self.average.update(self.step)
+        self.seconds += time.perf_counter() - started
+
+    def _measures(self, step: int) -> bool:
+        """Whether a validation follows ``step``."""
+        return step == self.total or (self.recipe.validate_every is not None and step % self.recipe.validate_every == 0)
+
+    def _record(self) -> None:
+        """Write the metrics of the last step, where it is the turn of that and it was not done. Raises Abandoned with nothing changed."""
+        step = self.step
+        if step == self.recorded:
+            return
+        measures = self._measures(step)
+        if measures or step % LOG_EVERY == 0:
+            figures = {"train_nats": float(torch.tensor(self.pending).mean()), "learning_rate": self._last_rate, "gradient_norm": self.norm}
+            if measures:
+                self.validation = self._validate()
+                figures["val_nats"] = self.validation.nats_per_token
+                self.curve.append(self._place() | {"train_nats": figures["train_nats"], "val_nats": figures["val_nats"]})
+                logger.info(
+                    "%s: step %d/%d, train %.4f, validation %.4f nats/token", self.label, step, self.total, figures["train_nats"], figures["val_nats"]
+                )
+            self.pending.clear()
+            self.metrics.append(self._place() | figures)
+            self.tracker.log(figures, step)
+            self.note = f"loss {figures['train_nats']:.3f}"
+        self.recorded = step
+        if measures and step < self.total:
+            self._save()
+
+    def _validate(self) -> Evaluation:
         """Within the run in the format of the products, at its end in that of the weights."""
         # Batches of other shapes would be compiled anew.
-        eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-        with averaged(), eager, progress(f"{label}: validation", None, "blocks") as bar:
-            return evaluate(
-                model, corpus.splits["valid"], context=recipe.context, overlap=recipe.blocks == "overlapping",
-                dtype=torch.float32 if last else dtype, advance=bar.advance,
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        with self._averaged(), eager, progress(f"{self.label}: validation", None, "blocks") as bar:
+
+            def advance(blocks: int) -> None:
+                self.interruption.check()
+                bar.advance(blocks)
+
+            found = evaluate(
+                self.model, self.corpus.splits["valid"], context=self.recipe.context, overlap=self.recipe.blocks == "overlapping",
+                dtype=torch.float32 if self.step == self.total else self.dtype, advance=advance,
             )  # fmt: skip
+        if not math.isfinite(found.nats_per_token):
+            raise self._why_not_finite().at(self.step - 1)
+        return found
 
-    model.train()
-    try:
-        with progress(label, total, "steps") as bar:
-            bar.advance(step)
-            while step < total:
-                started = time.perf_counter()
-                rate = recipe.rate(step, total)
-                loss, norm, counted = train_step(model, optimizer, blocks.batch(step), recipe, rate, dtype)
-                pending.append(loss)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                step += 1
-                if average is not None:
-                    average.update(step)
-                tokens, seconds = tokens + counted, seconds + time.perf_counter() - started
-                last = step == total
-                measures = last or (recipe.validate_every is not None and step % recipe.validate_every == 0)
-                if measures or step % LOG_EVERY == 0:
-                    figures = {"train_nats": float(torch.stack(pending).mean()), "learning_rate": rate, "gradient_norm": float(norm)}
-                    pending.clear()
-                    if measures:
-                        validation = validate(last)
-                        figures["val_nats"] = validation.nats_per_token
-                        point = {
-                            "step": step,
-                            "tokens": tokens,
-                            "seconds": round(seconds, 3),
-                            "train_nats": figures["train_nats"],
-                            "val_nats": figures["val_nats"],
-                        }
-                        curve.append(point)
-                        logger.info(
-                            "%s: step %d/%d, train %.4f, validation %.4f nats/token", label, step, total, point["train_nats"], point["val_nats"]
-                        )
-                    _append(directory / "metrics.jsonl", {"step": step, "tokens": tokens, "seconds": round(seconds, 3), **figures})
-                    tracker.log(figures, step)
-                    note = f"loss {figures['train_nats']:.3f}"
-                bar.advance(1, note)
-                if step % recipe.checkpoint_every == 0 and not last:
-                    save()
-    except KeyboardInterrupt:
-        save()
-        logger.info("interrupted after step %d of %d; the same command goes on from there", step, total)
-        raise
-    finally:
-        make_eager(compiled)
-    tracker.finish()
-    if validation is None:  # killed between the last step and its end
-        validation = validate(last=True)
-    save()
-    if average is not None:
-        average.hand_over()
-    return Trained(
-        steps=step, tokens=tokens, seconds=seconds, curve=curve, validation=validation, precision=str(dtype).removeprefix("torch."),
-        compiled=bool(compiled),
-    )  # fmt: skip
+    def _why_not_finite(self) -> DivergedError:
+        """What the first validation block that is not finite says."""
+        overlap = self.recipe.blocks == "overlapping"
+        for batch in evaluation_blocks(self.corpus.splits["valid"].ids, context=self.recipe.context, batch_size=1, overlap=overlap):
+            tokens_BT, targets_BT = (torch.from_numpy(part).to(self.device) for part in batch)
+            with torch.no_grad():
+                _, loss = self.model(tokens_BT, targets_BT, return_logits=False)
+            if not bool(torch.isfinite(loss)):
+                return diverged(self.model, tokens_BT, targets_BT, torch.float32, loss, self._last_rate)
+        return DivergedError("the validation loss", "the matrix products in low precision", self._last_rate)
 
+    @property
+    def _last_rate(self) -> float:
+        return self.recipe.rate(max(0, self.step - 1), self.total)
 
-def train_step(
-    model: LanguageModel, optimizer: torch.optim.Optimizer, batch: tuple[Any, Any], recipe: TrainConfig, rate: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, int]:
-    """One optimiser step over a batch, in ``recipe.accumulate`` parts that each weigh by their counted targets.
+    def _state_is_due(self) -> bool:
+        if self.step % self.recipe.checkpoint_every == 0 and self.step:
+            return True
+        return time.monotonic() - self.saved > max(SECONDS_BETWEEN_STATES, self.saving / SHARE_OF_SAVING)
 
-    Returns:
-        The mean loss in nats per token and the norm of the gradient before clipping, both on the model's device, and the counted targets.
-    """
-    device = model.embed_tokens.weight.device
-    tokens, targets = (torch.from_numpy(part) for part in batch)
-    counted = int((targets != IGNORE).sum())
-    total = torch.zeros((), device=device)
-    for tokens_BT, targets_BT in zip(tokens.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True):
-        share = int((targets_BT != IGNORE).sum()) / counted
-        with autocast(device, dtype):
-            _, loss = model(tokens_BT.to(device, non_blocking=True), targets_BT.to(device, non_blocking=True), return_logits=False)
-        (loss * share).backward()
-        total += loss.detach() * share
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or float("inf"))
-    set_rate(optimizer, rate)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total, norm, counted
+    def _save(self) -> None:
+        """Write the model, and the state from which the run goes on. Raises DivergedError where weights are not finite."""
+        if (weight := broken_weight(self.model)) is not None:
+            raise DivergedError("a weight", weight, self._last_rate, self.step - 1)
+        started = time.monotonic()
+        with self._averaged():
+            save_model(self.directory, self.model, self.corpus.tokenizer)
+        self.metrics.sync()
+        reached = Progress(
+            step=self.step, recorded=self.recorded, tokens=self.tokens, seconds=self.seconds, curve=tuple(self.curve), pending=tuple(self.pending),
+            gradient_norm=self.norm,
+        )  # fmt: skip
+        save_state(self.directory, reached, self.model, self.optimizer, self._averaged_weights)
+        self.saved = time.monotonic()
+        self.saving = self.saved - started
 
+    def _place(self) -> dict[str, float]:
+        return {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
 
-def claim_directory(directory: Path, config: ModelConfig, recipe: TrainConfig, corpus: TokenCorpus) -> None:
-    """Write recipe.json, or see that the one that is there is the same. Raises InputError for a folder that holds something else."""
-    described = {"model_config": config.to_dict(), "train_config": recipe.to_dict(), "corpus": corpus_figures(corpus)}
-    path = directory / "recipe.json"
-    if path.is_file():
-        if not _same_run(read_json(path), config, recipe, corpus):
-            raise InputError(
-                f"out is {str(directory)!r}, which holds another run: choose a new folder, or give the same model, recipe and data to go on with it"
-            )
-        return
-    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-        raise InputError(f"out is {str(directory)!r}, which is not empty and no run directory: choose a new folder")
-    write_text(path, json.dumps(described, indent=2) + "\n")
+    @property
+    def _averaged_weights(self) -> dict[str, torch.Tensor] | None:
+        return None if self.average is None else self.average.tensors
 
-
-def _same_run(found: dict[str, Any], config: ModelConfig, recipe: TrainConfig, corpus: TokenCorpus) -> bool:
-    """Whether a recipe.json describes this run; a field that is younger than the file has its default."""
-    if found.get("corpus") != corpus_figures(corpus):
-        return False
-    return ModelConfig.from_dict(found["model_config"]) == config and TrainConfig.from_dict(found["train_config"]).same_run(recipe)
-
-
-def corpus_figures(corpus: TokenCorpus) -> dict[str, Any]:
-    """What identifies a corpus in recipe.json and results.json."""
-    train = corpus.splits["train"]
-    return {
-        "name": corpus.name, "sha256": corpus.sha256, "tokens": train.tokens, "bytes": train.bytes, "tokenizer": corpus.tokenizer_name,
-        "tokenizer_sha256": corpus.tokenizer_sha256, "vocab_size": corpus.vocab_size,
-    }  # fmt: skip
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.in_place()
 
 
 def _check(model: LanguageModel, corpus: TokenCorpus, recipe: TrainConfig) -> None:
@@ -249,17 +276,3 @@ def _check(model: LanguageModel, corpus: TokenCorpus, recipe: TrainConfig) -> No
         if split not in corpus.splits:
             raise InputError(f"data {corpus.name!r} has no {split} split: training needs train and valid")
     check_length(corpus.splits["valid"].ids, recipe.context)
-
-
-def _append(path: Path, figures: dict[str, Any]) -> None:
-    with explained(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(figures) + "\n")
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines that a killed run wrote after its last checkpoint."""
-    if not path.is_file():
-        return
-    lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    write_text(path, "".join(line + "\n" for line in kept))

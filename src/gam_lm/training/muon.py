@@ -44,12 +44,12 @@ def orthogonalize(matrices: Tensor, *, dtype: torch.dtype | None = None) -> Tens
         dtype = torch.bfloat16 if native else torch.promote_types(matrices.dtype, torch.float32)
     upright = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if upright else matrices).to(dtype)
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).reshape(-1, *x.shape[-2:])
     a, b, c = COEFFICIENTS
     for _ in range(STEPS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if upright else x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b gram + c gram²) x
+    return (x.mT if upright else x).reshape(matrices.shape)
 
 
 class Muon(torch.optim.Optimizer):

@@ -95,7 +95,7 @@ def _matrices(module: nn.Module) -> Iterator[tuple[Any, Sequence[int]]]:
     own = getattr(module, "matrices", None)
     if own is not None:
         yield from own()
-    elif isinstance(module, nn.Linear):
+    elif isinstance(module, nn.Linear) and isinstance(module.weight, nn.Parameter):
         yield module.weight, (module.out_features,)
     else:
         for child in module.children():

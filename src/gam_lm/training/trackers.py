@@ -13,7 +13,10 @@ TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 
 
 class Tracker(Protocol):
-    """Takes the figures of one step."""
+    """Takes the figures of one step; makes nothing before :meth:`start`."""
+
+    def start(self, step: int) -> None:
+        """Begin, or go on after ``step``: the run owns its directory now."""
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """Record ``figures`` at ``step``."""
@@ -24,6 +27,9 @@ class Tracker(Protocol):
 
 class NoTracker:
     """Records nothing."""
+
+    def start(self, step: int) -> None:
+        """Nothing to do."""
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """Nothing to do."""
@@ -37,10 +43,14 @@ class TensorBoardTracker:
 
     def __init__(self, directory: Path) -> None:
         try:
-            writer = import_module("torch.utils.tensorboard").SummaryWriter
+            self._kind = import_module("torch.utils.tensorboard").SummaryWriter
         except ImportError as error:
             raise MissingExtraError("tensorboard", "track", "tracker tensorboard") from error
-        self._writer = writer(str(directory / "tensorboard"))
+        self._directory = directory / "tensorboard"
+
+    def start(self, step: int) -> None:
+        """Open an event file; what an earlier one says of later steps is void."""
+        self._writer = self._kind(str(self._directory), purge_step=step + 1 if step else None)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """Record ``figures`` at ``step``."""
@@ -60,7 +70,11 @@ class WandbTracker:
             self._module = import_module(package)
         except ImportError as error:
             raise InputError(f"tracker {package} needs {package}: pip install {package}") from error
-        self._module.init(project="gam-lm", name=name, config=dict(config))
+        self._name, self._config = name, dict(config)
+
+    def start(self, step: int) -> None:
+        """Register the run."""
+        self._module.init(project="gam-lm", name=self._name, config=self._config)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """Record ``figures`` at ``step``."""

@@ -1,0 +1,102 @@
+"""The plan and the figures of a run in its directory: recipe.json and metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gam_lm.checkpoint import read_json
+from gam_lm.config import ModelConfig
+from gam_lm.data.tokens import TokenCorpus
+from gam_lm.errors import InputError
+from gam_lm.runtime.files import explained, remove_leftovers, write_text
+from gam_lm.runtime.ownership import is_bookkeeping
+from gam_lm.training.recipe import TrainConfig
+
+
+def check_claimable(directory: Path) -> None:
+    """Raise InputError for a place that holds something else than a run, before anything is written there."""
+    with explained(directory):
+        if (directory / "recipe.json").exists():
+            return
+        if directory.is_file() or (directory.is_dir() and not all(is_bookkeeping(path) for path in directory.iterdir())):
+            raise InputError(f"out is {str(directory)!r}, which is not empty and no run directory: choose a new folder")
+
+
+def claim(directory: Path, config: ModelConfig, recipe: TrainConfig, corpus: TokenCorpus) -> None:
+    """Write recipe.json, or see that the one that is there is of the same run. Its owner calls this (see gam_lm.runtime.ownership).
+
+    Raises:
+        InputError: for a folder that holds something else, or a broken recipe.json.
+    """
+    check_claimable(directory)
+    remove_leftovers(directory / "state")
+    path = directory / "recipe.json"
+    described = json.dumps({"model_config": config.to_dict(), "train_config": recipe.to_dict(), "corpus": corpus_figures(corpus)}, indent=2) + "\n"
+    if path.exists():
+        found = read_json(path)
+        try:
+            same = (
+                found["corpus"] == corpus_figures(corpus)
+                and ModelConfig.from_dict(found["model_config"]) == config
+                and TrainConfig.from_dict(found["train_config"]).same_run(recipe)
+            )
+        except (KeyError, TypeError, AttributeError, ValueError, InputError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            raise InputError(f"{path} is broken ({reason}): copy it again or choose a new folder") from error
+        if not same:
+            raise InputError(
+                f"out is {str(directory)!r}, which holds another run: choose a new folder, or give the same model, recipe and data to go on with it"
+            )
+        with explained(path, "read"):
+            if path.read_text(encoding="utf-8") == described:
+                return
+    write_text(path, described)
+
+
+def corpus_figures(corpus: TokenCorpus) -> dict[str, Any]:
+    """What identifies a corpus in recipe.json and results.json."""
+    train = corpus.splits["train"]
+    return {
+        "name": corpus.name, "sha256": corpus.sha256, "tokens": train.tokens, "bytes": train.bytes, "tokenizer": corpus.tokenizer_name,
+        "tokenizer_sha256": corpus.tokenizer_sha256, "vocab_size": corpus.vocab_size,
+    }  # fmt: skip
+
+
+class Metrics:
+    """metrics.jsonl: one line for each record of a run.
+
+    Args:
+        path: of the file.
+        step: the last step whose line is kept; later ones are of a killed run and come again.
+
+    Raises:
+        InputError: for a line that is broken, other than the last, which a kill may have cut.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._path = path
+        with explained(path, "read"):
+            content = path.read_bytes() if path.exists() else b""
+        kept = []
+        for number, line in enumerate(content.split(b"\n")[:-1], 1):  # what follows the last line break is nothing, or a line that was cut
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + b"\n")
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(f"{path} is broken in line {number}: remove the line or start a new run") from error
+        if b"".join(kept) != content:
+            write_text(path, b"".join(kept).decode())
+
+    def append(self, figures: dict[str, Any]) -> None:
+        """Add a line. Raises InputError where there is no room."""
+        with explained(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(figures, allow_nan=False) + "\n")
+
+    def sync(self) -> None:
+        """Bring all lines onto the disk, as a state that counts on them must."""
+        if self._path.exists():
+            with explained(self._path), self._path.open("rb+") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,71 @@
+"""Where a number that is not finite came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gam_lm.errors import DivergedError
+from gam_lm.training.precision import autocast
+
+
+def broken_weight(model: nn.Module) -> str | None:
+    """The first weight that is not finite, by name, or None."""
+    finite = torch.stack([torch.isfinite(p).all() for p in model.parameters()])
+    return None if bool(finite.all()) else [name for name, _ in model.named_parameters()][int(finite.int().argmin())]
+
+
+def diverged(model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor, dtype: torch.dtype, loss: Tensor, rate: float) -> DivergedError:
+    """Why a step cannot be taken: looks at weights, then at a forward pass, then at the gradients that are there.
+
+    Args:
+        model: whose gradients are those of the step; its random generators are left as they are.
+        tokens_BT: the batch of the step.
+        targets_BT: what follows each token.
+        dtype: of the products.
+        loss: of the step.
+        rate: its learning rate.
+    """
+    what = "the gradient" if bool(torch.isfinite(loss)) else "the loss"
+    if (weight := broken_weight(model)) is not None:
+        return DivergedError("a weight", weight, rate)
+    layer = _first_output(model, tokens_BT, targets_BT, dtype)
+    if layer is None:  # the backward pass runs from the last layer to the first
+        broken = [name for name, weight in model.named_parameters() if weight.grad is not None and not bool(torch.isfinite(weight.grad).all())]
+        layers = [name for name in broken if "embed" not in name]
+        layer = f"the gradient of {(layers or broken)[-1]}" if broken else "the loss"
+    return DivergedError(what, layer, rate)
+
+
+@torch.no_grad()
+def _first_output(model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor, dtype: torch.dtype) -> str | None:
+    """The part of the model whose output is the first that is not finite."""
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and any(not bool(torch.isfinite(each).all()) for each in _tensors(output)):
+                found.append(name)
+
+        return hook
+
+    device = tokens_BT.device
+    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"), autocast(device, dtype):
+            model(tokens_BT, targets_BT, return_logits=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, tuple | list):
+        for each in output:
+            yield from _tensors(each)

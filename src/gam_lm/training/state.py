@@ -1,0 +1,137 @@
+"""What a killed run goes on from: folders state/step-N of the run directory, each written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gam_lm.checkpoint import load_tensors, needed, read_json, save_tensors
+from gam_lm.errors import InputError, checked
+from gam_lm.runtime.files import replacing
+
+logger = logging.getLogger("gam_lm")
+
+UNRECORDED = "-unrecorded"
+"""Ends the name of a state whose last step is not in the metrics yet."""
+
+RESTART = "remove the folder state to start over, or choose a new run directory"
+
+
+@checked
+class Progress:
+    """How far a run is: what its state holds besides tensors."""
+
+    step: Annotated[int, Field(ge=0)] = 0
+    """Optimiser steps taken."""
+    recorded: Annotated[int, Field(ge=0)] = 0
+    """The step up to which metrics and validations are written; less than ``step`` where the run was stopped before or in a validation."""
+    tokens: Annotated[int, Field(ge=0)] = 0
+    """Predicted tokens of training."""
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds of training."""
+    curve: tuple[dict[str, int | float], ...] = ()
+    """Validations so far."""
+    pending: tuple[float, ...] = ()
+    """Losses since the last line of metrics."""
+    gradient_norm: float = 0.0
+    """Of the last step."""
+
+
+def save_state(
+    directory: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, average: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write what the run needs to go on from ``progress`` as if it had never stopped; older states are removed afterwards.
+
+    ``average`` holds the averaged weights by name, where the run keeps such.
+    """
+    # A state is never written over: where a validation follows, the one before it has a name of its own.
+    path = directory / "state" / (f"step-{progress.step:08d}" + ("" if progress.recorded == progress.step else UNRECORDED))
+    if not path.is_dir():
+        with replacing(path) as temporary:
+            temporary.mkdir()
+            own = {name: tensor for name, tensor in model.state_dict().items() if name not in _shared(model)}
+            save_tensors(temporary / "model.safetensors", own, shown=path)
+            moments = {f"{i}.{name}": value for i, values in optimizer.state_dict()["state"].items() for name, value in values.items()}
+            save_tensors(temporary / "optimizer.safetensors", moments, shown=path)
+            if average is not None:
+                save_tensors(temporary / "average.safetensors", dict(average), shown=path)
+            save_tensors(temporary / "generators.safetensors", generators(), shown=path)
+            (temporary / "progress.json").write_text(json.dumps(dataclasses.asdict(progress), allow_nan=False), encoding="utf-8")
+    for other in (directory / "state").glob("step-*"):
+        if other != path:
+            shutil.rmtree(other)
+
+
+def load_state(
+    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: Mapping[str, Tensor] | None = None
+) -> Progress | None:
+    """Put model, optimiser, generators and, in place, the ``average`` back to the latest state and return its progress; None where there is none.
+
+    Raises:
+        InputError: for a file that is missing, broken, or of another model.
+    """
+    found = list((directory / "state").glob("step-*"))
+    if not found:
+        return None
+    path = max(found, key=lambda path: (len(path.name.removesuffix(UNRECORDED)), path.name.removesuffix(UNRECORDED), path.name[-1].isdecimal()))
+    progress = _read_progress(needed(path, "progress.json"))
+    tensors = load_tensors(needed(path, "model.safetensors"))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_tensors(needed(path, "optimizer.safetensors")).items():
+        index, _, name = key.partition(".")
+        moments.setdefault(int(index) if index.isdecimal() else -1, {})[name] = value
+    saved = {} if average is None else load_tensors(needed(path, "average.safetensors"))
+    states = load_tensors(needed(path, "generators.safetensors"))
+    fresh = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        model.load_state_dict(tensors | {name: tensors[first] for name, first in _shared(model).items()})
+        if any(value.dim() and value.shape != parameters[i].shape for i, values in moments.items() for value in values.values()):
+            raise ValueError("the optimiser's moments have other shapes than the weights")
+        optimizer.load_state_dict({"state": moments, "param_groups": fresh["param_groups"]})
+        for name, tensor in (average or {}).items():
+            tensor.copy_(saved[name])
+        set_generators(states)
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"{path} does not fit this run ({str(error).splitlines()[-1].strip()}): {RESTART}") from error
+    logger.info("resuming %s after step %d", directory, progress.step)
+    return progress
+
+
+def generators() -> dict[str, Tensor]:
+    """The states of the random generators that training draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_generators(states: Mapping[str, Tensor]) -> None:
+    """The inverse of :func:`generators`."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _read_progress(path: Path) -> Progress:
+    values = read_json(path)
+    try:
+        return Progress(**values)
+    except (InputError, TypeError) as error:
+        raise InputError(f"{path} is broken ({error}): {RESTART}") from error
+
+
+def _shared(model: nn.Module) -> dict[str, str]:
+    """Name → earlier name of the same parameter, as of a head that shares the embedding."""
+    first: dict[int, str] = {}
+    names = [(name, first.setdefault(id(tensor), name)) for name, tensor in model.state_dict(keep_vars=True).items()]
+    return {name: earlier for name, earlier in names if name != earlier}

@@ -1,0 +1,198 @@
+"""Kill training runs, let them go on, and compare what they leave with a run that nobody stopped, byte by byte.
+
+    python tests/soak/kills.py --operations           a kill before every single file operation of a run
+    python tests/soak/kills.py --random 500 --seed 1  kills, terminations and interrupts at random moments, up to three a run
+
+The answer is one JSON object; the exit code is 1 where a run differs. Processes are forked from one that has imported everything, so that a run takes a
+fraction of a second. Linux and macOS only.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch
+
+from gam_lm.config import ModelConfig
+from gam_lm.data.tokens import prepare
+from gam_lm.training.loop import fit, new_model
+from gam_lm.training.recipe import TrainConfig
+
+RECIPE = TrainConfig(
+    steps=9, batch_size=2, context=16, warmup_steps=2, precision="fp32", validate_every=4, checkpoint_every=3, optimizer="muon", schedule="wsd",
+    cooldown=0.5, ema=0.8, shuffle_documents=True,
+)  # fmt: skip
+FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
+PATIENCE = 60.0
+
+
+def make_corpus(folder):
+    rng = random.Random(0)
+    folder.mkdir()
+    for split, count in (("train", 60), ("valid", 5)):
+        documents = [{"text": " ".join(rng.choices(["alpha", "beta", "gamma", "delta"], k=rng.randint(5, 40)))} for _ in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in documents))
+    return prepare(str(folder), vocab_size=260, cache=folder / "cache")
+
+
+def train(corpus, run):
+    model = new_model(ModelConfig(vocab_size=corpus.vocab_size, hidden_size=8, num_hidden_layers=1, dropout=0.1), 0)
+    fit(model, corpus, RECIPE, run)
+
+
+def die_before(operation, run):
+    """SIGKILL before the n-th operation on a file in the run directory."""
+    seen = 0
+
+    def count():
+        nonlocal seen
+        seen += 1
+        if seen == operation:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def look(event, arguments):
+        if event in FILE_EVENTS and str(run) in os.fspath(arguments[0] if not isinstance(arguments[0], int | bytes) else ""):
+            count()
+
+    sync = os.fsync
+
+    def counted_sync(handle):
+        count()
+        sync(handle)
+
+    os.fsync = counted_sync
+    sys.addaudithook(look)
+
+
+def start(corpus, run, operation=None):
+    """A process that trains; its id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        torch.set_num_threads(1)
+        if operation is not None:
+            die_before(operation, run)
+        train(corpus, run)
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(child):
+    """The exit code, negative for a signal. Raises RuntimeError for one that hangs."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise RuntimeError("a run hangs")
+
+
+def content(run):
+    """Every file of a run directory; times left out."""
+    found = {}
+    for path in sorted(run.rglob("*")):
+        name = str(path.relative_to(run))
+        if path.name == "metrics.jsonl":
+            found[name] = [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in path.read_text().splitlines()]
+        elif path.name == "progress.json":
+            progress = json.loads(path.read_text())
+            curve = [{key: value for key, value in point.items() if key != "seconds"} for point in progress.pop("curve")]
+            found[name] = {key: value for key, value in progress.items() if key != "seconds"} | {"curve": curve}
+        else:
+            found[name] = path.read_bytes() if path.is_file() else None
+    return found
+
+
+def differences(one, other):
+    return [name for name in sorted({*one, *other}) if name not in one or name not in other or one[name] != other[name]]
+
+
+def finish(corpus, run, expected, trial):
+    """Let a run go on to its end and say in what it differs."""
+    code = wait(start(corpus, run))
+    found = {} if code else content(run)
+    shutil.rmtree(run, ignore_errors=True)
+    wrong = [f"exit code {code}"] if code else differences(expected, found)
+    return [] if not wrong else [{**trial, "differs": wrong}]
+
+
+def at_every_operation(corpus, folder, expected):
+    kills, failures, operation = 0, [], 0
+    while True:
+        operation += 1
+        run = folder / f"operation-{operation}"
+        code = wait(start(corpus, run, operation))
+        failures += finish(corpus, run, expected, {"operation": operation})
+        if code == 0:  # the run has fewer operations
+            return {"kills": kills, "failures": failures}
+        if code != -signal.SIGKILL:
+            failures.append({"operation": operation, "differs": [f"exit code {code} before the kill"]})
+        kills += 1
+
+
+def at_random(corpus, folder, expected, runs, seed, seconds):
+    rng, kills, failures = random.Random(seed), 0, []
+    for number in range(runs):
+        run, trail = folder / f"random-{number}", []
+        for _ in range(rng.randint(1, 3)):
+            how, delay = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]), rng.uniform(0, seconds)
+            child = start(corpus, run)
+            time.sleep(delay)
+            os.kill(child, how)  # nobody has waited for it: the id is still its own
+            code = wait(child)
+            trail.append([how.name, round(delay, 3), code])
+            kills += code != 0
+            if code not in (0, 130, -how):
+                failures.append({"run": number, "trail": trail, "differs": [f"exit code {code}"]})
+        failures += finish(corpus, run, expected, {"run": number, "trail": trail})
+    return {"kills": kills, "failures": failures}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--operations", action="store_true", help="kill before every file operation")
+    parser.add_argument("--random", type=int, default=0, metavar="RUNS", help="runs that are stopped at random moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        corpus = make_corpus(folder / "text")
+        if wait(start(corpus, folder / "warm")):
+            raise RuntimeError("the run that nobody stopped failed")
+        begun = time.monotonic()
+        wait(start(corpus, folder / "whole"))
+        seconds, expected = time.monotonic() - begun, content(folder / "whole")
+        report = {"differences_without_kills": differences(expected, content(folder / "warm")), "seconds_of_a_run": round(seconds, 3)}
+        if chosen.operations:
+            report["operations"] = at_every_operation(corpus, folder, expected)
+        if chosen.random:
+            report["random"] = at_random(corpus, folder, expected, chosen.random, chosen.seed, seconds)
+    print(json.dumps(report, indent=1))
+    parts = [part for part in report.values() if isinstance(part, dict)]
+    return 1 if report["differences_without_kills"] or any(part["failures"] for part in parts) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

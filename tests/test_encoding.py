@@ -52,7 +52,13 @@ def test_every_white_space_character_of_unicode_is_a_place_to_cut_but_the_four_s
         return [word for word, _ in pattern.pre_tokenize_str(text)]
 
     spaces = [chr(i) for i in range(sys.maxunicode + 1) if chr(i).isspace()]
-    differs = {space for space in spaces for start in "a.1'" for end in ("b", f"{space}b", " b", ".") if words(start) + words(space + end) != words(start + space + end)}
+    differs = {
+        space
+        for space in spaces
+        for start in "a.1'"
+        for end in ("b", f"{space}b", " b", ".")
+        if words(start) + words(space + end) != words(start + space + end)
+    }
     assert differs == set("\x1c\x1d\x1e\x1f")
 
 

@@ -170,7 +170,9 @@ def test_neighbouring_blocks_of_one_text_stay_one_document(tmp_path):
     (tmp_path / "a.txt").write_text("".join(lines))
     splits = {name: list(documents()) for name, documents in load_corpus(str(tmp_path / "a.txt")).splits.items()}
     assert len(splits["train"]) == len(splits["valid"]) + 1
-    pieces = [piece for pair in zip(splits["train"], [*map("".join, zip(splits["valid"], splits["test"], strict=True)), ""], strict=True) for piece in pair]
+    pieces = [
+        piece for pair in zip(splits["train"], [*map("".join, zip(splits["valid"], splits["test"], strict=True)), ""], strict=True) for piece in pair
+    ]
     assert "".join(pieces) == "".join(lines)
 
 

@@ -176,6 +176,30 @@ def test_neighbouring_blocks_of_one_text_stay_one_document(tmp_path):
     assert "".join(pieces) == "".join(lines)
 
 
+@pytest.mark.parametrize("space", ["\n", " "])
+def test_a_very_long_text_is_read_in_parts_that_end_between_lines_or_words(tmp_path, monkeypatch, space):
+    text = "".join(f"word{i}{space}" for i in range(2000))
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt").write_text("x" * 5000 + space + "y" * 10)
+    monkeypatch.setattr(text_files, "PART_CHARACTERS", 1000)
+    monkeypatch.setattr(text_files, "BYTES_AT_ONCE", 100)
+    parts = list(text_files.read(tmp_path / "a.txt"))
+    assert "".join(parts) == text and all(900 < len(part) < 1200 and part.endswith(space) for part in parts[:-1])
+    assert list(text_files.read(tmp_path / "b.txt")) == ["x" * 5000 + space + "y" * 10]
+    found, _ = everything(tmp_path / "a.txt")
+    assert sorted("".join(found)) == sorted(text)
+
+
+def test_each_twentieth_block_of_a_few_texts_is_for_validation(tmp_path):
+    lines = [f"{i:04} " + "x" * 95 + "\n" for i in range(1200)]  # 60 blocks of two kilobytes
+    for part in range(3):
+        (tmp_path / f"{part}.txt").write_text("".join(lines[part * 400 : part * 400 + 400]))
+    splits = {name: "".join(documents()) for name, documents in load_corpus(str(tmp_path)).splits.items()}
+    places = {name: sorted({int(line[:4]) // 20 for line in text.splitlines()}) for name, text in splits.items()}
+    assert places["valid"] == [10, 30, 50] and places["test"] == [11, 31, 51]
+    assert sorted(place for part in places.values() for place in part) == list(range(60))
+
+
 # Folders
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import groupby, islice
+from itertools import chain, count, groupby, islice
 from pathlib import Path
 
 from gam_lm.data.left_out import HIDDEN, LOOP, NO_SPLIT, OTHER_KIND, TWICE, UNREADABLE, LeftOut
@@ -168,14 +168,15 @@ def _split_of(number: int, places: Mapping[str, int]) -> str:
 
 def _by_blocks(documents: Iterator[str], places: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     """Split and text of the parts of a few documents; neighbouring blocks of one split are one text."""
-    number = 0
-    texts = list(documents)
-    size = min(BLOCK_CHARACTERS, max(1, sum(map(len, texts)) // (3 * PARTS)))  # of a short text less, so that each split has some
-    for text in texts:
-        blocks = list(_blocks(text, size))
-        for split, run in groupby(enumerate(blocks, number), key=lambda block: _split_of(block[0], places)):
-            yield split, "".join(block for _, block in run)
-        number += len(blocks)
+    enough = 3 * PARTS * BLOCK_CHARACTERS
+    held: list[str] = []
+    while sum(map(len, held)) < enough and (text := next(documents, None)) is not None:
+        held.append(text)
+    size = min(BLOCK_CHARACTERS, max(1, sum(map(len, held)) // (3 * PARTS)))  # of a short text less, so that each split has some
+    number = count()
+    for text in chain(held, documents):
+        for split, run in groupby(zip(_blocks(text, size), number, strict=False), key=lambda block: _split_of(block[1], places)):
+            yield split, "".join(block for block, _ in run)
 
 
 def _blocks(text: str, size: int) -> Iterator[str]:

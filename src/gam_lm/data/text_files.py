@@ -1,6 +1,6 @@
 """One file of the user's text, read document by document: plain text, jsonl and parquet, also packed with gzip or zstd.
 
-* A document is a whole text file, a row of a .jsonl, or a row of a .parquet.
+* A document is a whole text file, a row of a .jsonl, or a row of a .parquet. A text of more than 16 million characters is several.
 * ``<|endoftext|>`` in a text ends a document, as in the files of GPT-2's data and of TinyStories. It becomes the token of that name.
 * CRLF becomes LF in text files, and a byte order mark is dropped. Nothing else is changed.
 * Rows whose text is null and documents of white space alone are left out and counted.
@@ -25,6 +25,9 @@ SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
 SEPARATOR = "<|endoftext|>"
 
 BYTES_AT_ONCE = 1 << 22
+
+PART_CHARACTERS = 16_000_000
+"""A longer text file is read in parts of about this length, each a document of whole lines: bounds the memory."""
 
 MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 """Byte order marks, the longer first: UTF-32's begins like UTF-16's."""
@@ -80,15 +83,25 @@ def _texts(path: Path) -> Iterator[str | None]:
 
 def _split_at_separators(chunks: Iterator[str]) -> Iterator[str]:
     held: list[str] = []
+    characters, limit = 0, PART_CHARACTERS
     tail = ""  # may hold the beginning of a separator
     for chunk in chunks:
         *ended, rest = (tail + chunk).split(SEPARATOR)
         for text in ended:
             yield "".join([*held, text])
-            held = []
+            held, characters, limit = [], 0, PART_CHARACTERS
         border = max(0, len(rest) - len(SEPARATOR) + 1)
         held.append(rest[:border])
+        characters += border
         tail = rest[border:]
+        if characters >= limit:
+            part = "".join(held)
+            end = part.rfind("\n") + 1 or part.rfind(" ") + 1
+            if end:
+                yield part[:end]
+                held, characters, limit = [part[end:]], len(part) - end, PART_CHARACTERS
+            else:
+                held, limit = [part], 2 * limit  # a place to cut may come
     yield "".join([*held, tail])
 
 

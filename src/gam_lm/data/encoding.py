@@ -108,11 +108,16 @@ def encode_all(texts: Iterable[str], encoder: Encoder, tokenizer_file: Path) -> 
     if cores == 1:
         yield from map(encoder, texts)
     else:
-        yield from _on_all_cores(texts, tokenizer_file, encoder.dtype, cores)
+        yield from encode_in_processes(texts, tokenizer_file, encoder.dtype, cores)
 
 
-def _on_all_cores(texts: Iterator[str], tokenizer_file: Path, dtype: str, cores: int) -> Iterator[Encoded]:
-    """As many threads as processes; each thread waits for one process at a time."""
+def encode_in_processes(texts: Iterable[str], tokenizer_file: Path, dtype: str, cores: int) -> Iterator[Encoded]:
+    """Encode ``texts`` in their order in ``cores`` other processes, which are a few texts ahead of whoever asks.
+
+    Raises:
+        InputError: where one of the processes is killed.
+    """
+    # As many threads as processes: each thread waits for one process at a time.
     idle: SimpleQueue[subprocess.Popen[bytes] | None] = SimpleQueue()
     for _ in range(cores):
         idle.put(None)  # started when the first text for it comes

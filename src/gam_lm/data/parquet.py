@@ -30,8 +30,14 @@ def rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
             yield from zip(*(batch.column(batch.schema.get_field_index(column)).to_pylist() for column in columns), strict=True)
 
 
-def texts(path: Path) -> Iterator[str | None]:
-    """The texts of a file, one a row; None where a row has none.
+def row_groups(path: Path) -> int:
+    """How many row groups a file has, from its footer alone. Raises as :func:`texts` does."""
+    with _opened(path) as file:
+        return int(file.num_row_groups)
+
+
+def texts(path: Path, row_group: int | None = None) -> Iterator[str | None]:
+    """The texts of a file or of one of its row groups, one a row; None where a row has none.
 
     Raises:
         InputError: where the file is broken, or no column is known to hold the text.
@@ -39,7 +45,8 @@ def texts(path: Path) -> Iterator[str | None]:
     """
     with _opened(path) as file:
         column = _text_column(path, {field.name: field.type for field in file.schema_arrow})
-        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column]):
+        groups = None if row_group is None else [row_group]
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column], row_groups=groups):
             yield from batch.column(0).to_pylist()
 
 

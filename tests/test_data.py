@@ -151,10 +151,10 @@ def test_prepared_ids_are_found_again_and_made_anew_when_the_text_changes_or_the
 def test_no_temporary_folder_stays_behind_when_preparing_fails(novel, monkeypatch, tmp_path):
     import gam_lm.data.tokens as module
 
-    monkeypatch.setattr(module, "_encode", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(module, "make", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(InputError, match="no space is left"):
         prepare(str(novel), vocab_size=280, cache=tmp_path / "here")
-    assert list((tmp_path / "here").iterdir()) == []
+    assert [path.name for path in (tmp_path / "here").iterdir()] == [".locks"]
 
 
 def test_any_tokenizer_json_can_be_used(novel, tmp_path):

@@ -40,7 +40,9 @@ def shards(tmp_path):
 
 
 INDEX = tuple(
-    books.Book(shard, f"s/{text[:2]}", len(text.encode()), hashlib.sha256(text.encode()).hexdigest()) for shard, texts in TEXTS.items() for text in texts
+    books.Book(shard, f"s/{text[:2]}", len(text.encode()), hashlib.sha256(text.encode()).hexdigest())
+    for shard, texts in TEXTS.items()
+    for text in texts
 )
 
 
@@ -79,11 +81,24 @@ def test_wikitext_at_word_level_has_the_rows_and_articles_of_the_hub(monkeypatch
     for split in ("train", "valid", "test"):
         (tmp_path / "wikitext-2-v1" / f"{split}.txt").write_text(V1, encoding="utf-8")
     rows = documents("wikitext-2-v1", "test", rows=True)
-    assert rows == ["", " = One = \n", "", " The <unk> article .\x0b\u2028 Same line . \n", " = = Part = = \n", " = and = \n", "", " = Two = \n", "", " The second . \n"]
+    assert rows == [
+        "",
+        " = One = \n",
+        "",
+        " The <unk> article .\x0b\u2028 Same line . \n",
+        " = = Part = = \n",
+        " = and = \n",
+        "",
+        " = Two = \n",
+        "",
+        " The second . \n",
+    ]
     assert documents("wikitext-2-v1", "test") == ["".join(rows[:7]), "".join(rows[7:])]
     corpus = prepare("wikitext-2-v1", tokenizer="paper", vocab_size=60)
     assert corpus.splits["valid"].documents == 10
-    assert corpus.tokenizer.get_vocab()["[UNK]"] == 0 and "[UNK]" not in corpus.tokenizer.decode(corpus.splits["train"].ids.tolist(), skip_special_tokens=False)
+    assert corpus.tokenizer.get_vocab()["[UNK]"] == 0 and "[UNK]" not in corpus.tokenizer.decode(
+        corpus.splits["train"].ids.tolist(), skip_special_tokens=False
+    )
 
 
 # Small texts

@@ -18,8 +18,8 @@ class Data:
     """Which text and which tokenizer."""
 
     data: str | None = None
-    """Corpus name (stdlib, gutenberg, books, wikitext-2, wikitext-2-v1, wikitext-103, tinystories, tinystories-sample, tinyshakespeare) or path (.txt .md
-    .py .jsonl .parquet, or a folder)."""
+    """Corpus name (stdlib, gutenberg, books, wikitext-2, wikitext-2-v1, wikitext-103, tinystories, tinystories-sample, tinyshakespeare) or path
+    (.txt .md .py .jsonl, also as .gz and .zst; .parquet; or a folder)."""
     tokenizer: str = "bpe"
     """bpe (byte-level, trained on the training split), paper (the paper's protocol), or the path of a tokenizer.json."""
     train_rows: int | None = None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from gam_lm.data import stdlib
-from gam_lm.errors import unknown_name
+from gam_lm.data.left_out import LeftOut
+from gam_lm.errors import InputError, unknown_name
 
 Documents = Callable[[], Iterator[str]]
 """Iterates the documents of a split anew at each call, holding one at a time."""
@@ -29,20 +30,24 @@ class Corpus:
     splits: Mapping[str, Documents]
     stamp: str
     """Changes whenever the text may have changed, and costs nothing to find: what prepared ids are found again by."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """About how many bytes a split has, where that is known before it is read: what progress is counted against."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What is not used of the user's files; documents are counted as they are read."""
 
     def limited(self, row_limits: Mapping[str, int] | None) -> Corpus:
         """The same corpus with at most so many documents per split."""
         if not row_limits:
             return self
         limited = {name: _first(documents, row_limits.get(name)) for name, documents in self.splits.items()}
-        return Corpus(self.name, limited, f"{self.stamp} {sorted(row_limits.items())}")
+        return Corpus(self.name, limited, f"{self.stamp} {sorted(row_limits.items())}", left_out=self.left_out)
 
 
 def load_corpus(data: str, *, rows: bool = False) -> Corpus:
     """The corpus called ``data``, or the one at that path.
 
     Args:
-        data: one of CORPUS_NAMES, or the path of a .txt, .md, .py, .jsonl or .parquet file or of a folder.
+        data: one of CORPUS_NAMES, or the path of a .txt, .md, .py, .jsonl (also as .gz and .zst) or .parquet file or of a folder.
         rows: whether a document of a hub corpus is a row of its data set, as the paper's protocol takes it, rather than an article.
 
     Raises:
@@ -53,11 +58,11 @@ def load_corpus(data: str, *, rows: bool = False) -> Corpus:
     if data == "gutenberg":
         from gam_lm.data import gutenberg
 
-        return Corpus(data, gutenberg.splits(), gutenberg.stamp())
+        return Corpus(data, gutenberg.splits(), gutenberg.stamp(), gutenberg.sizes())
     if data == "books":
         from gam_lm.data import books
 
-        return Corpus(data, books.splits(), books.stamp())
+        return Corpus(data, books.splits(), books.stamp(), books.sizes())
     if data in ("tinystories-sample", "tinyshakespeare", "lambada"):
         from gam_lm.data import named_texts
 
@@ -66,17 +71,30 @@ def load_corpus(data: str, *, rows: bool = False) -> Corpus:
         from gam_lm.data import hub
 
         return Corpus(data, hub.splits(data, rows=rows), hub.stamp(data, rows=rows))
-    from gam_lm.data import text_files
+    return _at_path(data)
 
-    path = Path(data)
-    if not path.exists() and os.sep not in data and not path.suffix:
+
+def _at_path(data: str) -> Corpus:
+    from gam_lm.data import folders
+
+    if "\0" in data:
+        raise InputError(f"data is {data!r}: a path holds no NUL character")
+    path = Path(data).expanduser()
+    if os.sep not in data and not path.suffix and not os.path.lexists(path):
         raise unknown_name("data", data, CORPUS_NAMES)
-    return Corpus(path.resolve().stem, text_files.splits(path), text_files.stamp(path))
+    left_out = LeftOut()
+    splits = folders.splits(path, left_out)
+    return Corpus(path.resolve().stem or "data", splits, folders.stamp(path), folders.sizes(path, splits), left_out)
 
 
 def cache_root() -> Path:
-    """Where prepared and downloaded things live: $XDG_CACHE_HOME/gam-lm, by default ~/.cache/gam-lm."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gam-lm"
+    """Where prepared and downloaded things live: $XDG_CACHE_HOME/gam-lm, by default ~/.cache/gam-lm. Raises InputError where there is no home."""
+    if root := os.environ.get("XDG_CACHE_HOME"):
+        return Path(root) / "gam-lm"
+    try:
+        return Path.home() / ".cache" / "gam-lm"
+    except RuntimeError as error:
+        raise InputError("there is no home folder to keep prepared text in: set XDG_CACHE_HOME to a folder that can be written") from error
 
 
 def data_root() -> Path | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gam_lm.data import text_files
+from gam_lm.data import folders, parquet, text_files
 from gam_lm.data.corpora import data_root
 from gam_lm.errors import InputError, MissingExtraError
 
@@ -67,7 +67,7 @@ def splits(name: str, *, rows: bool) -> Mapping[str, Documents]:
 def stamp(name: str, *, rows: bool) -> str:
     """The files of a local copy; the Hub's own data sets do not change."""
     local = local_copy(name)
-    return f"{SOURCES[name]} rows={rows} {text_files.stamp(local) if local is not None else 'hub'}"
+    return f"{SOURCES[name]} rows={rows} {folders.stamp(local) if local is not None else 'hub'}"
 
 
 def local_copy(name: str) -> Path | None:
@@ -104,25 +104,26 @@ def load_rows(name: str, repository: str, configuration: str | None = None) -> M
 def _local_rows(name: str, folder: Path) -> Mapping[str, Documents]:
     """Rows of a local copy: those of a parquet file, or the lines of a text file as the Hub has them: with their ends, blank lines empty."""
     found = {}
-    for split, names in text_files.SPLIT_NAMES.items():
-        paths = [
-            path
-            for path in sorted(folder.rglob("*"))
-            if path.suffix in text_files.SUFFIXES and (text_files.names_split(path, names) or path.parent.name in names)
-        ]
+    for split, names in folders.SPLIT_NAMES.items():
+        paths = [path for path in folders.find(folder) if folders.names_split(path, names) or path.parent.name in names]
         if paths:
-            found[split] = _lines(paths)
+            found[split] = _rows(paths, lines=SOURCES[name].articles)
     for split in ("train", "valid"):
         if split not in found:
             raise InputError(f"data {name!r}: {folder} has no file of the {split} split, put one there or unset GAM_DATA")
     return found
 
 
-def _lines(paths: list[Path]) -> Documents:
+def _rows(paths: list[Path], *, lines: bool) -> Documents:
+    """Rows of data files; of text files their lines, or the texts between separators."""
+
     def rows() -> Iterator[str]:
         for path in paths:
-            for document in text_files.read(path):
-                yield from [document] if path.suffix in (".parquet", ".jsonl") else _rows_of(document)
+            if text_files.kind(path) == ".parquet":
+                yield from (text or "" for text in parquet.texts(path))
+            else:
+                for document in text_files.read(path):
+                    yield from _rows_of(document) if lines and text_files.kind(path) != ".jsonl" else [document]
 
     return rows
 

@@ -63,7 +63,9 @@ def _paths(name: str) -> list[Path]:
     if name == "tinyshakespeare":
         return [cache_root() / each for each in FILES[name]]
     missing = next((path for path in paths if not path.is_file()), Path("$GAM_DATA", FILES[name][0]))
-    raise InputError(f"data {name!r} is not at hand: {missing} does not exist; put the file there and set GAM_DATA to the folder above {missing.parent.name}/")
+    raise InputError(
+        f"data {name!r} is not at hand: {missing} does not exist; put the file there and set GAM_DATA to the folder above {missing.parent.name}/"
+    )
 
 
 def _shakespeare(path: Path) -> tuple[str, str]:

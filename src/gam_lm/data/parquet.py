@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gam_lm.data.left_out import printable
 from gam_lm.errors import InputError, MissingExtraError
 
 ROWS_AT_ONCE = 64
@@ -27,6 +28,47 @@ def rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
                 raise InputError(f"data {str(path)!r} has no column {column!r}: its columns are {', '.join(sorted(names))}")
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns)):
             yield from zip(*(batch.column(batch.schema.get_field_index(column)).to_pylist() for column in columns), strict=True)
+
+
+def row_groups(path: Path) -> int:
+    """How many row groups a file has, from its footer alone. Raises as :func:`texts` does."""
+    with _opened(path) as file:
+        return int(file.num_row_groups)
+
+
+def texts(path: Path, row_group: int | None = None) -> Iterator[str | None]:
+    """The texts of a file or of one of its row groups, one a row; None where a row has none.
+
+    Raises:
+        InputError: where the file is broken, or no column is known to hold the text.
+        MissingExtraError: where pyarrow is not installed.
+    """
+    with _opened(path) as file:
+        column = _text_column(path, {field.name: field.type for field in file.schema_arrow})
+        groups = None if row_group is None else [row_group]
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column], row_groups=groups):
+            yield from batch.column(0).to_pylist()
+
+
+def _text_column(path: Path, kinds: dict[str, Any]) -> str:
+    """The column called text, else the only one of strings."""
+    strings = [name for name, kind in kinds.items() if _holds_text(kind)]
+    if "text" in strings:
+        return "text"
+    if "text" in kinds:
+        raise InputError(f"data {str(path)!r}: column 'text' holds {' '.join(str(kinds['text']).split())}: write a column of plain strings")
+    if len(strings) != 1:
+        raise InputError(f"data {str(path)!r} has the columns {', '.join(map(printable, kinds)) or '(none)'}: call the one with the text 'text'")
+    return strings[0]
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether a column of an Arrow type is read as text; a column of nulls alone may be."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null))
 
 
 @contextmanager

@@ -1,189 +1,206 @@
-"""The user's own text: .txt, .md, .py, .jsonl and .parquet files, and folders of them."""
+"""One file of the user's text, read document by document: plain text, jsonl and parquet, also packed with gzip or zstd.
+
+* A document is a whole text file, a row of a .jsonl, or a row of a .parquet. A text of more than 16 million characters is several.
+* ``<|endoftext|>`` in a text ends a document, as in the files of GPT-2's data and of TinyStories. It becomes the token of that name.
+* CRLF becomes LF in text files, and a byte order mark is dropped. Nothing else is changed.
+* Rows whose text is null and documents of white space alone are left out and counted.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gam_lm.errors import InputError, MissingExtraError
+from gam_lm.data import parquet
+from gam_lm.data.left_out import BLANK, NULL, LeftOut, printable
+from gam_lm.data.packed import PACKED, unpacked
+from gam_lm.errors import InputError
 
-SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".parquet", ".raw")
+PLAIN = (".txt", ".md", ".py", ".raw")
+SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
 
-SPLIT_NAMES = {"train": ("train", "training"), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
+SEPARATOR = "<|endoftext|>"
 
-FEW_DOCUMENTS = 20
-"""With fewer, a split by document would be lopsided, and the text is split by blocks."""
+BYTES_AT_ONCE = 1 << 22
 
-BLOCK_CHARACTERS = 4096
+PART_CHARACTERS = 16_000_000
+"""A longer text file is read in parts of about this length, each a document of whole lines: bounds the memory."""
 
-Documents = Callable[[], Iterator[str]]
-
-
-def splits(path: Path) -> Mapping[str, Documents]:
-    """The splits of a file or folder.
-
-    A folder with files or folders called train, valid (or validation, val, dev) and test is split as it says. Everything else is one
-    source, of which each twentieth document is for validation and the next for test, or each twentieth block of 4,096 characters where there are
-    fewer than 20 documents.
-
-    Raises:
-        InputError: for a path with no readable file, a broken or binary file, or no text.
-    """
-    if path.is_dir():
-        named = {split: part for split, names in SPLIT_NAMES.items() if (part := _named_part(path, names)) is not None}
-        if "train" in named:
-            return {**{split: _reader(found) for split, found in named.items()}, **_validation_of(named)}
-    return _split_one(_reader(find(path)))
+MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+"""Byte order marks, the longer first: UTF-32's begins like UTF-16's."""
 
 
-def stamp(path: Path) -> str:
-    """Names, sizes and times of the files at ``path``."""
-    return repr([(str(each.resolve()), each.stat().st_size, each.stat().st_mtime_ns) for each in find(path)])
+def kind(path: Path) -> str | None:
+    """The suffix that says how a file is read, without that of a packed file and in small letters; None for a file that is not read."""
+    name = path.name.lower()
+    packed = name.endswith(PACKED)
+    for suffix in PACKED:
+        name = name.removesuffix(suffix)
+    found = Path(name).suffix
+    return found if found in SUFFIXES and not (packed and found == ".parquet") else None
 
 
-def find(path: Path) -> list[Path]:
-    """The readable files at ``path``, in the order of their names. Raises InputError where there is none."""
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise InputError(f"data is {str(path)!r}, of a kind that cannot be read: use {' '.join(SUFFIXES)}")
-        return [path]
-    if not path.exists():
-        raise InputError(f"data is {str(path)!r}: there is no such file or folder")
-    found = sorted(each for each in path.rglob("*") if each.is_file() and each.suffix in SUFFIXES)
-    if not found:
-        raise InputError(f"data is {str(path)!r}, a folder with no file of {' '.join(SUFFIXES)}")
-    return found
+def read(path: Path, left_out: LeftOut | None = None) -> Iterator[str]:
+    """The documents of one file.
 
-
-def read(path: Path) -> Iterator[str]:
-    """The documents of one file: lines of a .jsonl, rows of a .parquet, else the whole file.
+    Args:
+        path: of a file whose :func:`kind` is known.
+        left_out: where rows without text and blank documents are counted.
 
     Raises:
         InputError: naming the file, and the line or byte where it is broken.
     """
-    if path.suffix == ".jsonl":
-        yield from _jsonl(path)
-    elif path.suffix == ".parquet":
-        yield from _parquet(path)
-    else:
-        yield _text(path)
+    left_out = left_out or LeftOut()
+    nulls = blanks = 0
+    for text in _texts(path):
+        if text is None:
+            nulls += 1
+        elif text.isspace():
+            blanks += 1
+        elif text:
+            yield text
+    left_out.documents(path, NULL, nulls)
+    left_out.documents(path, BLANK, blanks)
 
 
-def _named_part(folder: Path, names: tuple[str, ...]) -> list[Path] | None:
-    """Files of one split: a folder of that name, or files whose stem begins or ends with it (train.txt, train-00000-of-00001.parquet, wiki.train.raw)."""
-    for name in names:
-        if (folder / name).is_dir():
-            return find(folder / name)
-    found = [each for each in sorted(folder.iterdir()) if each.is_file() and each.suffix in SUFFIXES and names_split(each, names)]
-    return found or None
+def _texts(path: Path) -> Iterator[str | None]:
+    """Texts between separators; None for a row without text."""
+    found = kind(path)
+    if found in PLAIN:
+        yield from _split_at_separators(_decoded(path))
+        return
+    for text in _jsonl(path) if found == ".jsonl" else parquet.texts(path):
+        if text is None:
+            yield None
+        elif SEPARATOR in text:
+            yield from text.split(SEPARATOR)
+        else:
+            yield text
 
 
-def names_split(path: Path, names: tuple[str, ...]) -> bool:
-    """Whether a file's name says that it belongs to the split called one of ``names``."""
-    words = path.stem.replace("-", ".").replace("_", ".").split(".")
-    return words[0] in names or words[-1] in names
+def _split_at_separators(chunks: Iterator[str]) -> Iterator[str]:
+    held: list[str] = []
+    characters, limit = 0, PART_CHARACTERS
+    tail = ""  # may hold the beginning of a separator
+    for chunk in chunks:
+        *ended, rest = (tail + chunk).split(SEPARATOR)
+        for text in ended:
+            yield "".join([*held, text])
+            held, characters, limit = [], 0, PART_CHARACTERS
+        border = max(0, len(rest) - len(SEPARATOR) + 1)
+        held.append(rest[:border])
+        characters += border
+        tail = rest[border:]
+        if characters >= limit:
+            part = "".join(held)
+            end = part.rfind("\n") + 1 or part.rfind(" ") + 1
+            if end:
+                yield part[:end]
+                held, characters, limit = [part[end:]], len(part) - end, PART_CHARACTERS
+            else:
+                held, limit = [part], 2 * limit  # a place to cut may come
+    yield "".join([*held, tail])
 
 
-def _validation_of(named: Mapping[str, list[Path]]) -> Mapping[str, Documents]:
-    """A validation split taken from train where the folder has none."""
-    if "valid" in named:
-        return {}
-    own = _split_one(_reader(named["train"]))
-    return {"train": own["train"], "valid": own["valid"]}
+def _decoded(path: Path) -> Iterator[str]:
+    """The text of a file in chunks."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    place = 0
+    carriage_return = ""  # at the end of a chunk: the next may begin with its line feed
+    with unpacked(path) as file:
+        while True:
+            raw = file.read(BYTES_AT_ONCE)
+            if place == 0:
+                _check_marks(path, raw)
+                if raw.startswith(codecs.BOM_UTF8):
+                    place, raw = len(codecs.BOM_UTF8), raw[len(codecs.BOM_UTF8) :]
+            if (at := raw.find(b"\0")) >= 0:
+                raise InputError(f"data {str(path)!r} is binary (a NUL byte at byte {place + at}){_guess(raw)}: use a UTF-8 text file")
+            waiting = len(decoder.getstate()[0])
+            try:
+                text = carriage_return + decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                raise InputError(f"data {str(path)!r} is not UTF-8 (byte {place - waiting + error.start}): convert it to UTF-8") from error
+            place += len(raw)
+            carriage_return = "\r" if raw and text.endswith("\r") else ""
+            yield text.removesuffix(carriage_return).replace("\r\n", "\n")
+            if not raw:
+                return
 
 
-def _reader(paths: list[Path]) -> Documents:
-    return lambda: (document for path in paths for document in read(path) if document.strip())
+def _check_marks(path: Path, raw: bytes) -> None:
+    for mark, encoding in MARKS.items():
+        if raw.startswith(mark):
+            raise InputError(f"data {str(path)!r} is {encoding}: convert it to UTF-8 (iconv -f {encoding} -t UTF-8)")
 
 
-def _split_one(documents: Documents) -> Mapping[str, Documents]:
-    few = sum(1 for _ in islice(documents(), FEW_DOCUMENTS)) < FEW_DOCUMENTS
-    pieces = (lambda: _blocks(documents())) if few else documents
-    places: dict[str, tuple[int, ...]] = {"valid": (FEW_DOCUMENTS // 2,), "test": (FEW_DOCUMENTS // 2 + 1,)}
-    places["train"] = tuple(set(range(FEW_DOCUMENTS)) - {*places["valid"], *places["test"]})
-
-    def part(split: str) -> Documents:
-        return lambda: (piece for i, piece in enumerate(pieces()) if i % FEW_DOCUMENTS in places[split])
-
-    return {split: part(split) for split in ("train", "valid", "test")}
+def _guess(raw: bytes) -> str:
+    """Latin text in UTF-16 without a mark has a NUL in every second byte."""
+    start = raw[:1000]
+    return ", perhaps UTF-16" if start[::2].count(0) > 0.4 * len(start) / 2 or start[1::2].count(0) > 0.4 * len(start) / 2 else ""
 
 
-def _blocks(documents: Iterator[str]) -> Iterator[str]:
-    """Pieces of whole lines of at least 4,096 characters; of fewer where the text is short, so that each split has some."""
-    text = list(documents)
-    size = min(BLOCK_CHARACTERS, max(1, sum(map(len, text)) // (3 * FEW_DOCUMENTS)))
-    for document in text:
-        held: list[str] = []
-        count = 0
-        for line in document.splitlines(keepends=True):
-            held.append(line)
-            count += len(line)
-            if count >= size:
-                yield "".join(held)
-                held, count = [], 0
-        if held:
-            yield "".join(held)
+def _jsonl(path: Path) -> Iterator[str | None]:
+    """The field called text of each row, or the only one that can hold text. A row that has no such field is an error, null is not."""
+    column: str | None = None
+    with unpacked(path) as file:
+        for number, raw in enumerate(file, 1):
+            if number == 1:
+                _check_marks(path, raw)
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if not raw.strip():
+                continue
+            where = f"data {str(path)!r}, line {number}"
+            row = _row(raw, where)
+            if column is None:
+                column = _field(row, where)
+            if column not in row:
+                raise InputError(f"{where}: the row has no field {column!r} as the rows before it have: give every row a text, or null")
+            if column != "text" and "text" in row:
+                raise InputError(f"{where}: the row has a field 'text', which the rows before it do not have: call the text 'text' in all of them")
+            value = row[column]
+            if value is not None and not isinstance(value, str):
+                raise InputError(f"{where}: field {column!r} holds no text but {_json_kind(value)}: put the text itself there")
+            if value is not None and not _is_unicode(value):
+                raise InputError(f"{where}: field {column!r} holds half of a surrogate pair, which is no character: remove it")
+            yield value
 
 
-def _text(path: Path) -> str:
+def _row(raw: bytes, where: str) -> dict[str, Any]:
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"data {str(path)!r} cannot be read: {error.strerror}") from error
-    if (place := raw.find(b"\0")) >= 0:
-        raise InputError(f"data {str(path)!r} is binary (a NUL byte at byte {place}): use a UTF-8 text file")
-    try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+        row = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise InputError(f"data {str(path)!r} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
+        raise InputError(f"{where} is not UTF-8 (byte {error.start} of the line): convert the file to UTF-8") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: no JSON that can be read (nested too deeply): use an object with a text field") from error
+    except ValueError as error:
+        raise InputError(f"{where}: no JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: no JSON object, use one with a text field")
+    return row
 
 
-def _jsonl(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            column = None
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise InputError(f"data {str(path)!r}, line {number}: no JSON ({error})") from error
-                if not isinstance(row, dict):
-                    raise InputError(f"data {str(path)!r}, line {number}: no JSON object, use one with a text field")
-                column = column or _text_column(path, [key for key, value in row.items() if isinstance(value, str)], list(row))
-                value = row.get(column)
-                if not isinstance(value, str):
-                    raise InputError(f"data {str(path)!r}, line {number}: field {column!r} holds no text")
-                yield value
-    except UnicodeDecodeError as error:
-        raise InputError(f"data {str(path)!r} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
-
-
-def _parquet(path: Path) -> Iterator[str]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "data", f"data {str(path)!r}") from error
-    try:
-        with pq.ParquetFile(path) as file:
-            kinds = {field.name: field.type for field in file.schema_arrow}
-            strings = [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
-            column = _text_column(path, strings, list(kinds))
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                yield from (value.as_py() or "" for value in batch.column(0))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"data {str(path)!r} is a broken parquet file ({str(error).splitlines()[0]})") from error
-
-
-def _text_column(path: Path, strings: list[str], everything: list[Any]) -> str:
-    """The column called text, else the only one of strings."""
-    if "text" in strings:
+def _field(row: dict[str, Any], where: str) -> str:
+    """The field that holds the text; null may stand for a text."""
+    if "text" in row:
         return "text"
-    if len(strings) != 1:
-        raise InputError(f"data {str(path)!r} has the columns {', '.join(map(str, everything))}: call the one with the text 'text'")
-    return strings[0]
+    possible = [key for key, value in row.items() if value is None or isinstance(value, str)]
+    if len(possible) != 1:
+        names = ", ".join(map(printable, row)) or "no fields"
+        raise InputError(f"{where.partition(', line')[0]} has the columns {names}: call the one with the text 'text'")
+    return possible[0]
+
+
+def _json_kind(value: Any) -> str:
+    return {bool: "true or false", list: "a list", dict: "an object"}.get(type(value), "a number")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -5,28 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
-from gam_lm import __version__
 from gam_lm.data.corpora import SPLITS, Corpus, cache_root, load_corpus
-from gam_lm.data.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, train_bpe, train_paper
-from gam_lm.errors import InputError
+from gam_lm.data.making import make
+from gam_lm.data.tokenizer import fingerprint, load_tokenizer
 from gam_lm.runtime.files import explained, replacing
-from gam_lm.runtime.progress import progress
 
 logger = logging.getLogger("gam_lm")
 
-DOCUMENTS_AT_ONCE = 256
-CHARACTERS_AT_ONCE = 4_000_000
-"""Documents are encoded in batches of at most so many characters (or one document), which bounds the memory."""
+FORMAT = 2
+"""Changes when the same text and tokenizer would give other ids, or other files."""
+
+NAME_CHARACTERS = 60
+"""Of a corpus in the name of its folder: file systems end at 255 bytes."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,13 @@ class TokenCorpus:
     tokenizer_name: str
     tokenizer_sha256: str
     vocab_size: int
+    """The largest id that the tokenizer may give, and one."""
     splits: Mapping[str, Split]
     directory: Path
     source: Corpus
     """The text, which is read again only when it is asked for."""
+    left_out: tuple[str, ...] = ()
+    """What was found and is not used, a line for each reason."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -70,15 +74,24 @@ class TokenCorpus:
 
 
 def prepare(
-    data: str, *, tokenizer: str = "bpe", vocab_size: int = 10_000, row_limits: Mapping[str, int] | None = None, cache: Path | None = None
+    data: str,
+    *,
+    tokenizer: str = "bpe",
+    vocab_size: int = 10_000,
+    row_limits: Mapping[str, int] | None = None,
+    only: Collection[str] | None = None,
+    cache: Path | None = None,
 ) -> TokenCorpus:
-    """The ids of a corpus: from the cache where it was prepared before, else made now, in bounded memory.
+    """The ids of a corpus: from the cache where it was prepared before, else made now, in bounded memory and on all cores.
+
+    Several processes may prepare the same corpus at once: one of them does, the others wait and use the result.
 
     Args:
         data: name or path of a corpus.
-        tokenizer: "bpe", "paper", or the path of a tokenizer.json.
+        tokenizer: "bpe", "paper", or the path of a tokenizer.json, whose truncation, padding and template are ignored.
         vocab_size: entries of a tokenizer that is trained.
         row_limits: rows that are used of a split, where not all are.
+        only: splits that are wanted, where not all are; a tokenizer that is trained needs train.
         cache: where prepared ids are kept; by default the user's cache folder.
 
     Raises:
@@ -87,19 +100,28 @@ def prepare(
     corpus = load_corpus(data, rows=tokenizer == "paper").limited(row_limits)
     given = None if tokenizer in ("bpe", "paper") else load_tokenizer(tokenizer)
     kind = tokenizer if given is None else f"file:{fingerprint(given)[:12]}"
-    key = hashlib.sha256(repr((1, corpus.stamp, kind, vocab_size if given is None else 0)).encode()).hexdigest()[:16]
-    directory = (cache or cache_root() / "tokens") / f"{corpus.name}-{kind.replace(':', '-')}-{key}"
-    found = _open(directory, corpus)
-    if found is not None:
-        return found
-    if directory.exists():
-        logger.info("%s is damaged and is made anew", directory)
-    with replacing(directory) as temporary:
-        temporary.mkdir()
-        _make(corpus, given, kind, vocab_size, temporary)
-    made = _open(directory, corpus)
-    assert made is not None  # it was written a moment ago
-    return made
+    wanted = tuple(split for split in SPLITS if split in corpus.splits and (only is None or split in only))
+    key = digest_of((FORMAT, corpus.stamp, kind, vocab_size if given is None else 0, wanted))[:16]
+    place = cache or cache_root() / "tokens"
+    safe_name = "".join(character if character.isalnum() or character in "-_." else "_" for character in corpus.name)[:NAME_CHARACTERS]
+    safe_name = safe_name.encode("ascii", "replace").decode().replace("?", "_")
+    directory = place / f"{safe_name}-{kind.replace(':', '-')}-{key}"
+    found = _open(directory, corpus, wanted) or _made_by_training(place, safe_name, given, corpus, wanted)
+    if found is None:
+        with _locked(directory):
+            found = _open(directory, corpus, wanted)  # another process may have made it meanwhile
+            if found is None:
+                if directory.exists():
+                    logger.info("%s is damaged and is made anew", directory)
+                with replacing(directory) as temporary:
+                    temporary.mkdir()
+                    meta = make(corpus, given, kind, vocab_size, wanted, temporary)
+                    (temporary / "meta.json").write_text(json.dumps(meta | {"stamp": digest_of(corpus.stamp)}, indent=2), encoding="utf-8")
+                found = _open(directory, corpus, wanted)
+    assert found is not None  # it was written a moment ago
+    for line in found.left_out:
+        logger.info("%s: left out: %s", found.name, line)
+    return found
 
 
 def describe(corpus: TokenCorpus) -> str:
@@ -107,87 +129,64 @@ def describe(corpus: TokenCorpus) -> str:
     lines = [f"{corpus.name}: sha256 {corpus.sha256[:16]}, tokenizer {corpus.tokenizer_name} with {corpus.vocab_size:,} entries"]
     for name, split in corpus.splits.items():
         lines.append(f"{name}: {split.tokens:,} tokens, {split.bytes:,} bytes, {split.words:,} words, {split.documents:,} documents")
-    return "\n".join([*lines, f"ids: {corpus.directory}"])
+    lines += [f"left out: {line}" for line in corpus.left_out]
+    return "\n".join([*lines, f"ids: {corpus.directory}"]).encode("utf-8", "backslashreplace").decode()
 
 
-def _make(corpus: Corpus, given: Tokenizer | None, kind: str, vocab_size: int, directory: Path) -> None:
-    """Write tokenizer.json, the ids of each split and meta.json."""
-    paper = kind == "paper"
-    if given is None and "train" not in corpus.splits:
-        raise InputError(f"data {corpus.name!r} is for evaluation alone: train on another corpus and use gam eval RUN --data {corpus.name}")
-    for split in ("train", "valid"):
-        if split in corpus.splits and next(corpus.splits[split](), None) is None:
-            raise InputError(f"data {corpus.name!r} has no text in its {split} split: use a file with text in it")
-    if given is not None:
-        made = given
-    elif paper:
-        logger.info("%s: training the paper's tokenizer on all splits", corpus.name)
-        made = train_paper((document for documents in corpus.splits.values() for document in documents()), vocab_size)
-    else:
-        logger.info("%s: training a byte-level tokenizer on the training split", corpus.name)
-        made = train_bpe(corpus.splits["train"](), vocab_size)
-    made.save(str(directory / "tokenizer.json"))
-    size = made.get_vocab_size()
-    meta: dict[str, Any] = {
-        "name": corpus.name, "tokenizer_name": kind, "tokenizer_sha256": fingerprint(made), "vocab_size": size,
-        "dtype": "uint16" if size <= 65_536 else "uint32", "version": __version__, "splits": {},
-    }  # fmt: skip
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        if split in corpus.splits:
-            digest.update(f"{split}\0".encode())
-            with progress(f"{corpus.name}: {split}", None, "documents") as bar:
-                counts = _encode(corpus.splits[split](), made, directory / f"{split}.bin", meta["dtype"], digest, bar.advance)
-            meta["splits"][split] = counts
-    (directory / "meta.json").write_text(json.dumps(meta | {"sha256": digest.hexdigest()}, indent=2), encoding="utf-8")
+def digest_of(value: object) -> str:
+    """SHA-256 of what ``repr`` says of a value; file names in it may be no UTF-8."""
+    return hashlib.sha256(repr(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _encode(documents: Iterator[str], tokenizer: Tokenizer, path: Path, dtype: str, digest: Any, advance: Any) -> dict[str, int]:
-    """Append the ids of all documents to ``path``, each followed by the end of text where the tokenizer has one."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    counts = {"tokens": 0, "bytes": 0, "words": 0, "documents": 0}
-    with explained(path), path.open("wb") as file:
-        for batch in _batches(documents):
-            for document, encoded in zip(batch, tokenizer.encode_batch(batch, add_special_tokens=False), strict=True):
-                raw = document.encode()
-                digest.update(len(raw).to_bytes(8, "big"))
-                digest.update(raw)
-                ids = encoded.ids if end is None else [*encoded.ids, end]
-                file.write(np.asarray(ids, dtype=dtype).tobytes())
-                counts["tokens"] += len(ids)
-                counts["bytes"] += len(raw)
-                counts["words"] += len(document.split())
-                counts["documents"] += 1
-            advance(len(batch))
-    return counts
+class _locked:
+    """Holds a corpus while it is prepared, and removes what a killed process left half made."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = FileLock(directory.parent / ".locks" / f"{directory.name}.lock")
+
+    def __enter__(self) -> None:
+        with explained(self._directory):
+            (self._directory.parent / ".locks").mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                logger.info("another process prepares %s: waiting for it", self._directory.name)
+                self._lock.acquire()
+        for left in self._directory.parent.glob(f".{self._directory.name}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of documents of a bounded number and length together."""
-    documents = iter(documents)
-    held: list[str] = []
-    characters = 0
-    while some := list(islice(documents, 1)):
-        held += some
-        characters += len(some[0])
-        if len(held) == DOCUMENTS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
-            yield held
-            held, characters = [], 0
-    if held:
-        yield held
+def _made_by_training(place: Path, name: str, given: Tokenizer | None, corpus: Corpus, wanted: tuple[str, ...]) -> TokenCorpus | None:
+    """The same text with the same tokenizer, found where the tokenizer was trained: what `gam eval` asks for after `gam train`."""
+    if given is None:
+        return None
+    for directory in sorted(place.glob(f"{name}-*")):
+        found = _open(directory, corpus, wanted)
+        if found is not None and found.tokenizer_sha256 == fingerprint(given):
+            return found
+    return None
 
 
-def _open(directory: Path, source: Corpus) -> TokenCorpus | None:
-    """What :func:`prepare` left in ``directory``, or None where it is not there or not whole."""
+def _open(directory: Path, source: Corpus, wanted: tuple[str, ...]) -> TokenCorpus | None:
+    """What :func:`prepare` left in ``directory``, or None where it is not there, not whole, of another text, or lacks a split that is wanted."""
     try:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        if meta["stamp"] != digest_of(source.stamp) or not set(wanted) <= set(meta["splits"]) or not (directory / "tokenizer.json").is_file():
+            return None
         splits = {}
         for name, counts in meta["splits"].items():
             path = directory / f"{name}.bin"
-            if path.stat().st_size != counts["tokens"] * np.dtype(meta["dtype"]).itemsize or not (directory / "tokenizer.json").is_file():
+            if path.stat().st_size != counts["tokens"] * np.dtype(meta["dtype"]).itemsize:
                 return None
             ids = np.memmap(path, dtype=meta["dtype"], mode="r") if counts["tokens"] else np.empty(0, dtype=meta["dtype"])
             splits[name] = Split(ids, counts["bytes"], counts["words"], counts["documents"])
-    except (OSError, ValueError, KeyError):
+        left_out = (*source.left_out.in_files(), *meta["left_out"])
+        return TokenCorpus(
+            source.name, meta["sha256"], meta["tokenizer_name"], meta["tokenizer_sha256"], meta["vocab_size"], splits, directory, source, left_out
+        )
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return TokenCorpus(meta["name"], meta["sha256"], meta["tokenizer_name"], meta["tokenizer_sha256"], meta["vocab_size"], splits, directory, source)

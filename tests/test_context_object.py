@@ -1,6 +1,7 @@
 """A context equals one pass over its tokens, however it was read, forked, rewound, saved, batched and split."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -293,3 +294,65 @@ def test_a_draft_is_what_followed_the_latest_longest_match(text, most):
             expected = (again * most)[:most]  # what followed, and itself again where the text ends
             break
     assert list(lookup.draft(most)) == expected
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory):
+    from gam_lm import save_model
+    from gam_lm.data.tokenizer import train_bpe
+
+    tokenizer = train_bpe(["the cat sat on the mat and the hat of the rat"] * 9, 300)
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_memory_slots": 8, "positions": "none", "write": "delta"}
+    path = tmp_path_factory.mktemp("read") / "cat"
+    save_model(path, LanguageModel(ModelConfig(vocab_size=tokenizer.get_vocab_size(), **size)), tokenizer)
+    return path
+
+
+def test_a_book_is_read_once_and_gone_on_from(run_directory, tmp_path, capsys):
+    from gam_lm import generate_text, load_model
+    from gam_lm.checkpoint import load_tokenizer_of
+    from gam_lm.cli.main import run
+
+    text = "the cat sat on the mat\nand the rat, é " * 60
+    (tmp_path / "book.txt").write_text(text, encoding="utf-8")
+    first, second = tmp_path / "a.state", tmp_path / "b.state"
+    assert run(["read", str(run_directory), str(tmp_path / "book.txt"), "--out", str(first), "--device", "cpu"]) == 0
+    assert re.search(r"read [\d,]+ tokens in .* state of [\d,]+ bytes", capsys.readouterr().out)
+    assert run(["read", str(run_directory), str(tmp_path / "book.txt"), "--out", str(second), "--state", str(first), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    for state, times in ((first, 1), (second, 2)):
+        assert run(["generate", str(run_directory), "--state", str(state), "--prompt", "the hat", "--max-new-tokens", "12", "--seed", "3", "--device", "cpu"]) == 0
+        model, tokenizer = load_model(run_directory), load_tokenizer_of(run_directory)
+        expected = "".join(generate_text(model, tokenizer, text * times + "the hat", max_new_tokens=12, seed=3, temperature=0.8, top_p=0.95))
+        assert capsys.readouterr().out == "the hat" + expected + "\n"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.sampled_from("abé .\n,\u2003😀"), max_size=300), st.integers(1, 40))
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(text, characters):
+    import io
+
+    from gam_lm.cli.read import pieces
+    from gam_lm.data.tokenizer import train_bpe
+
+    tokenizer = TOKENIZERS.setdefault("bpe", train_bpe(["ab ba aab b.a, é bab a\nb"] * 5, 270))
+    cut = list(pieces(io.StringIO(text, newline=""), "t", characters))
+    assert "".join(cut) == text
+    if all(len(piece) < 16 * characters for piece in cut):
+        assert [i for piece in cut for i in tokenizer.encode(piece).ids] == tokenizer.encode(text).ids
+
+
+TOKENIZERS = {}
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "is empty"), (b"\xff\xfe", "is not UTF-8"), (None, "cannot be read")])
+def test_a_text_that_cannot_be_read_is_one_line(run_directory, tmp_path, capsys, content, said):
+    from gam_lm.cli.main import run
+
+    path = tmp_path / "book.txt"
+    if content is not None:
+        path.write_bytes(content)
+    assert run(["read", str(run_directory), str(path), "--out", str(tmp_path / "a.state"), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "a.state").exists()

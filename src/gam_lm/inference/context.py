@@ -121,7 +121,7 @@ class Context:
         usable = (earlier for earlier in self._reachable if earlier.tokens < target or earlier.tokens == target == 0)
         start = max(usable, key=lambda earlier: earlier.tokens)
         self.ring = deque((earlier for earlier in self.ring if earlier.tokens <= target), maxlen=self.keep)
-        again_BT = self.tail[:, self.tail.shape[1] - (self.count - start.count) : self.tail.shape[1] - tokens]
+        again_BT = self.tail[:, self.tail.shape[1] - (self.count - start.tokens) : self.tail.shape[1] - tokens]
         self.tail, self.state, self.count, self.logits = self.tail[:, : self.tail.shape[1] - tokens].clone(), start.state, target, None
         for piece_BT in again_BT.split(PIECE, 1) if target else ():
             self.logits, self.state = last_logits(self.model, piece_BT, self.state)

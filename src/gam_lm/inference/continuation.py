@@ -8,12 +8,16 @@ Shapes: T tokens, V = vocab_size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from gam_lm.errors import InputError
+from gam_lm.inference.context import Context
 from gam_lm.inference.generation import draw
 from gam_lm.inference.prompt_lookup import PromptLookup
 from gam_lm.model import LanguageModel, State
@@ -143,3 +147,23 @@ class Continuation:
         if room is not None:
             limits.append(room - len(self._unread))
         return list(self.lookup.draft(min(limits))) if min(limits) > 0 else []
+
+
+def continue_text(
+    context: Context, tokenizer: Tokenizer, sampling: Sampling, *, max_new_tokens: int | None = 256, lookup: PromptLookup | None = None
+) -> Iterator[str]:
+    """Yield the text that follows what ``context`` has read, in whole characters, up to <|endoftext|>; the context itself stays as it is.
+
+    Raises InputError for a context of several rows, or one that has read nothing.
+    """
+    if context.logits is None or context.batch_size > 1:
+        raise InputError(f"the context has {context.batch_size} rows and {context.count} tokens: go on from one row that has read at least one token")
+    end = tokenizer.token_to_id("<|endoftext|>")
+    stop = frozenset() if end is None else frozenset({end})
+    continuation = Continuation(context.model, context.logits[0], context.state, sampling, stop=stop, lookup=lookup)
+    stream, left = DecodeStream(skip_special_tokens=True), max_new_tokens
+    while tokens := continuation.step(left):
+        left = None if left is None else left - len(tokens)
+        for token in tokens:
+            if text := stream.step(tokenizer, token):
+                yield text

@@ -18,6 +18,9 @@ from gam_lm.serve.protocol import RequestError
 OPEN = frozenset({"/", "/health"})
 """Paths that need no key."""
 
+LINGER = 4
+"""A body that is too large is still received, and thrown away, up to so many times the limit: a client that sends does not read the answer."""
+
 
 class Guard:
     """ASGI middleware that turns away what has no business here.
@@ -79,19 +82,23 @@ async def read_body(request: Request, *, most: int, seconds: float) -> bytes:
     Raises:
         RequestError: with status 413 where it has more than ``most`` bytes, 408 where it takes longer than ``seconds``.
     """
-    too_large = RequestError(f"the request's body has more than {most} bytes: send less", status=413, headers={"Connection": "close"})
+    body, received = bytearray(), 0
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > most:
-        raise too_large
-    body = bytearray()
+    too_large = announced.isdecimal() and int(announced[:20]) > most
     try:
         with anyio.fail_after(seconds):
             async for piece in request.stream():
-                body += piece
-                if len(body) > most:
-                    raise too_large
+                received += len(piece)
+                too_large = too_large or received > most
+                if not too_large:
+                    body += piece
+                elif received > LINGER * most:
+                    break
     except TimeoutError:
-        raise RequestError(f"the request's body did not come within {seconds:g} s", status=408, headers={"Connection": "close"}) from None
+        if not too_large:
+            raise RequestError(f"the request's body did not come within {seconds:g} s", status=408, headers={"Connection": "close"}) from None
+    if too_large:
+        raise RequestError(f"the request's body has more than {most} bytes: send less", status=413, headers={"Connection": "close"})
     return bytes(body)
 
 

@@ -68,7 +68,7 @@ class Engine:
 
     model: LanguageModel
     tokenizer: Tokenizer
-    piece: int = 128
+    piece: int = 64
     """Tokens of a prompt that are read in one call of the model."""
     cache_bytes: int = 0
     """Of the states that are kept for texts that go on from earlier ones; 0 keeps none."""

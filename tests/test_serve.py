@@ -8,36 +8,53 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jinja2 import Template
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gam_lm import LanguageModel, ModelConfig, generate_text, load_model, save_model
 from gam_lm.cli.main import run
 from gam_lm.errors import InputError
+from gam_lm.serve.limits import Limits
 from gam_lm.serve.protocol import RequestError, read_request
 
 pytest.importorskip("uvicorn", reason="pip install 'gam-lm[serve]'")
 openai = pytest.importorskip("openai", reason="pip install 'gam-lm[dev]'")
 
 from gam_lm.checkpoint import load_tokenizer_of
-from gam_lm.serve.engine import _HeldBack, read_chat_template
+from gam_lm.serve.chat import Chat, read_chat_template
+from gam_lm.serve.stopping import StopTexts
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("serve") / "cat"
+    tokenizer = small_tokenizer()
+    save_model(path, small_model(tokenizer.get_vocab_size()), tokenizer)
+    return path
+
+
+def small_model(vocab_size, **options):
+    """The one place that knows how configurations are written."""
     torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_memory_slots": 8, "positions": "none", "write": "delta"}
+    return LanguageModel(ModelConfig(vocab_size=vocab_size, **size | options)).eval()
+
+
+@cache
+def small_tokenizer():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(["the cat sat on the mat and the hat of the rat"] * 3, trainer)
-    path = tmp_path_factory.mktemp("serve") / "cat"
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_memory_slots": 8, "positions": "none", "write": "delta"}
-    save_model(path, LanguageModel(ModelConfig(vocab_size=tokenizer.get_vocab_size(), **size)), tokenizer)
-    return path
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +141,9 @@ def test_a_chat_without_template_is_told_in_plain_lines(client, folder):
     plain = client.completions.create(model="cat", prompt=prompt, max_tokens=8, seed=2, stop="\nUser:")
     assert answer.choices[0].message.content == plain.choices[0].text and answer.choices[0].message.role == "assistant"
     assert answer.object == "chat.completion" and answer.usage == plain.usage
-    pieces = client.chat.completions.create(model="cat", messages=messages, max_completion_tokens=8, seed=2, stream=True)
-    assert "".join(piece.choices[0].delta.content for piece in pieces) == plain.choices[0].text
+    pieces = list(client.chat.completions.create(model="cat", messages=messages, max_completion_tokens=8, seed=2, stream=True))
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == plain.choices[0].text
+    assert [piece.choices[0].delta.role for piece in pieces] == ["assistant"] + [None] * (len(pieces) - 1)
 
 
 def test_several_requests_at_once_get_what_each_gets_alone(client):
@@ -157,7 +175,8 @@ def test_a_short_request_does_not_wait_for_a_long_one_and_cancelled_ones_free_th
     [
         ({"temperature": 3}, "temperature", "from 0 to 2"),
         ({"top_p": 0}, "top_p", "above 0"),
-        ({"max_tokens": 0}, "max_tokens", "from 1 to 100000"),
+        ({"max_tokens": 0}, "max_tokens", "at least 1"),
+        ({"max_tokens": 7000, "n": 16}, "max_tokens", "from 1 to 6250"),
         ({"max_tokens": 100_001}, "max_tokens", "from 1 to 100000"),
         ({"n": 17}, "n", "from 1 to 16"),
         ({"stop": ["a"] * 5}, "stop", "up to 4"),
@@ -181,7 +200,7 @@ def test_another_model_no_json_and_no_route_are_told_in_json(client, address):
     assert error.value.code == "model_not_found"
     for path, data, status in (("/completions", b"{", 400), ("/completions", None, 405), ("/embeddings", b"{}", 404)):
         with pytest.raises(urllib.error.HTTPError) as error:
-            urllib.request.urlopen(urllib.request.Request(address + path, data))
+            urllib.request.urlopen(urllib.request.Request(address + path, data, {"Content-Type": "application/json"}))
         with error.value:
             assert error.value.code == status and json.load(error.value)["error"]["message"]
 
@@ -189,28 +208,57 @@ def test_another_model_no_json_and_no_route_are_told_in_json(client, address):
 def test_a_chat_needs_messages():
     for messages in (None, [], ["hello"], [{"role": "user"}]):
         with pytest.raises(RequestError, match="messages"):
-            read_request({"model": "cat", "messages": messages}, model="cat", chat=True, most_tokens=9)
+            read_request(json.dumps({"model": "cat", "messages": messages}), model="cat", chat=True, limits=Limits())
 
 
 def test_a_chat_template_is_rendered_and_its_refusal_is_a_bad_request(folder, tmp_path):
-    from gam_lm.serve.engine import Engine
-
     source = "{% for m in messages %}{% if m.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
     (tmp_path / "chat_template.jinja").write_text(source)
-    template, special = read_chat_template(tmp_path)
-    engine = Engine(model=load_model(folder), tokenizer=load_tokenizer_of(folder), template=template, special_tokens=special)
-    assert engine.chat_prompt(({"role": "user", "content": "hi"},)) == ("<user>hi<assistant>", ())
+    chat = Chat(load_tokenizer_of(folder), *read_chat_template(tmp_path))
+    assert chat.text([{"role": "user", "content": "hi"}]) == "<user>hi<assistant>" and chat.ends == ()
+    assert chat.ids([{"role": "user", "content": "hi"}]) == load_tokenizer_of(folder).encode("<user>hi<assistant>").ids
     with pytest.raises(RequestError, match="no robots"):
-        engine.chat_prompt(({"role": "robot", "content": "hi"},))
+        chat.ids([{"role": "robot", "content": "hi"}])
     (tmp_path / "chat_template.jinja").write_text("{% for %}")
     with pytest.raises(InputError, match="is broken"):
         read_chat_template(tmp_path)
 
 
-def test_the_text_is_held_back_only_while_a_stop_text_may_have_begun():
-    held = _HeldBack(("abc", "bd"))
-    assert [held.add(piece) for piece in ("xa", "b", "b", "a")] == [("x", False), ("", False), ("ab", False), ("b", False)]
-    assert held.rest == "a" and held.add("bce") == ("", True)
+@given(st.lists(st.sampled_from(["<|endoftext|>", "cat", "\U000f0000", "\U000f0001", " ", "<|end"]), max_size=6).map("".join))
+@settings(max_examples=40, deadline=None)
+def test_what_a_user_writes_is_no_special_token(content):
+    tokenizer = small_tokenizer()
+    (end,) = tokenizer.encode("<|endoftext|>").ids
+    ids = Chat(tokenizer, Template("{% for m in messages %}{{ m.content | trim }}<|endoftext|>{% endfor %}")).ids([{"role": "user", "content": content}])
+    assert ids[-1] == end and end not in ids[:-1]
+    assert tokenizer.decode(ids[:-1]) == content.strip()
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3), st.lists(st.text("abcd", max_size=5), max_size=8))
+@settings(max_examples=200, deadline=None)
+def test_a_text_ends_before_the_first_stop_text_and_is_held_back_only_while_one_may_have_begun(stops, pieces):
+    held, whole, said, stopped = StopTexts(stops), "", "", False
+    for piece in pieces:
+        whole += piece
+        text, stopped = held.add(piece)
+        said += text
+        if stopped:
+            break
+        begun = max((n for stop in stops for n in range(len(stop)) if whole.endswith(stop[:n])), default=0)
+        assert said + held.rest == whole and len(held.rest) == begun
+    ends = [place + len(stop) for stop in stops for place in range(len(whole)) if whole.startswith(stop, place)]
+    assert stopped == bool(ends)
+    if stopped:
+        first = whole[: min(ends)]
+        assert said in {first.removesuffix(stop) for stop in stops if first.endswith(stop)}
+
+
+def test_stop_texts_are_found_in_linear_time():
+    held, text = StopTexts(["a" * 200 + "b"]), "a" * 200_000
+    started = time.perf_counter()
+    for start in range(0, len(text), 100):
+        held.add(text[start : start + 100])
+    assert time.perf_counter() - started < 5 and held.rest == "a" * 200
 
 
 def test_a_port_that_is_taken_is_named(folder, address, capsys):

@@ -35,6 +35,7 @@ VERBS = {
     "train": Entry("train:Train", "train one model"),
     "eval": Entry("evaluate:Eval", "measure a trained model on a text: its loss, and how much context it uses", True),
     "generate": Entry("train:Generate", "continue a prompt, token by token", True),
+    "read": Entry("read:Read", "read a text of any length once and keep the state, for `gam generate --state`", True),
     "export": Entry("export:Export", "write a trained model as ONNX or torch.export graphs, or in int8", True),
     "serve": Entry("serve:Serve", "answer the OpenAI clients over HTTP", True),
     "bench": Entry("bench:Bench", "train several models on the same tokens and compare them (Table 1)"),

@@ -2,54 +2,97 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from gam_lm.cli.flags import check_bounds
 from gam_lm.errors import InputError, MissingExtraError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """Answer the OpenAI clients: /v1/models, /v1/completions, /v1/chat/completions, streaming too. No keys: keep it on loopback or behind a proxy."""
+    """Answer the OpenAI clients: /v1/models, /v1/completions, /v1/chat/completions; a chat page at /, Prometheus figures at /metrics."""
 
     run_directory: Path
     """Run directory of the model; its folder's name is the model's."""
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; 0.0.0.0 lets others in, who then should need a key."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
+    api_key: str | None = None
+    """Key that requests must bring; by default that of the environment variable GAM_API_KEY, which other users of the machine cannot see."""
+    allow_host: tuple[str, ...] = ()
+    """Names of this server besides its addresses and localhost; * allows any."""
+    cors: tuple[str, ...] = ()
+    """Origins whose pages may use the server from a browser, as https://example.org; * allows all."""
+    cache_mb: int = 256
+    """Memory for the states of earlier texts, so that a chat's next turn pays for its new tokens alone; 0 keeps none."""
+    speculate: int = 0
+    """Longest draft of speculative decoding by prompt lookup; it pays for texts that repeat themselves. 0 draws without."""
     most_tokens: int = 4096
-    """Largest max_tokens that a request may ask for."""
+    """Most tokens that a request may ask for, all its answers together."""
+    most_prompt_tokens: int = 131_072
+    """Most tokens in the prompts of a request."""
+    most_body_bytes: int = 4 * 2**20
+    """Largest body of a request."""
+    most_stops: int = 4
+    """Most stop texts of a request."""
+    most_stop_characters: int = 256
+    """Longest stop text."""
+    concurrent: int = 32
+    """Requests that are answered at a time."""
+    waiting: int = 128
+    """Requests that may wait for their turn; those beyond get status 429."""
+    header_seconds: float = 10.0
+    """Time for the headers of a request."""
+    body_seconds: float = 30.0
+    """Time for the body of a request."""
+    write_seconds: float = 30.0
+    """Time in which a client must take what it is sent."""
+    prefill_tokens: int = 64
+    """Tokens of a prompt that are read at a time: more read faster, and other answers wait longer for their tokens (on a GPU 1024)."""
     device: str = "auto"
     """auto, cpu, cuda …"""
 
     def run(self) -> None:
         """Serve until interrupted."""
-        import socket
-
         try:
+            import prometheus_client as _prometheus_client
             import starlette as _starlette
-            import uvicorn
+            import uvicorn as _uvicorn
         except ImportError as error:
-            raise MissingExtraError("starlette and uvicorn", "serve", "gam serve") from error
-        del _starlette
+            raise MissingExtraError("starlette, uvicorn and prometheus-client", "serve", "gam serve") from error
+        del _starlette, _uvicorn, _prometheus_client
         from gam_lm.checkpoint import load_model, load_tokenizer_of
         from gam_lm.serve.app import make_app
-        from gam_lm.serve.engine import Engine, read_chat_template
+        from gam_lm.serve.chat import Chat, read_chat_template
+        from gam_lm.serve.connections import listen, make_server
+        from gam_lm.serve.engine import Engine
+        from gam_lm.serve.limits import Limits
         from gam_lm.training.precision import choose_device
 
         if not 0 <= self.port < 2**16:
             raise InputError(f"port is {self.port}: use a number from 0 to 65535")
-        if self.most_tokens < 1:
-            raise InputError(f"most_tokens is {self.most_tokens}: use a whole number of at least 1")
+        check_bounds(self, whole=("prefill_tokens",), positive=())
+        for field in ("cache_mb", "speculate"):
+            if getattr(self, field) < 0:
+                raise InputError(f"{field} is {getattr(self, field)}: use 0 or a number above it")
+        limits = Limits(**{field.name: getattr(self, field.name) for field in fields(Limits)})
+        key = self.api_key if self.api_key is not None else os.environ.get("GAM_API_KEY")
+        if key is not None and not key.strip():
+            raise InputError("the API key is empty: give one, or leave out --api-key and GAM_API_KEY")
         model = load_model(self.run_directory, device=choose_device(self.device))
-        template, special_tokens = read_chat_template(self.run_directory)
-        engine = Engine(model=model, tokenizer=load_tokenizer_of(self.run_directory), template=template, special_tokens=special_tokens)
+        tokenizer = load_tokenizer_of(self.run_directory)
+        engine = Engine(model=model, tokenizer=tokenizer, piece=self.prefill_tokens, cache_bytes=self.cache_mb * 2**20, draft=self.speculate)
+        chat = Chat(tokenizer, *read_chat_template(self.run_directory))
         name = self.run_directory.resolve().name
-        app = make_app(engine, name=name, most_tokens=self.most_tokens)
+        app = make_app(engine, chat, name=name, limits=limits, api_key=None if key is None else key.strip(), hosts=(self.host, *self.allow_host), cors=self.cors)
         try:
-            listener = socket.create_server((self.host, self.port))
-        except OSError as error:
-            raise InputError(f"cannot listen on {self.host}:{self.port} ({error.strerror or error}): choose another --host or --port") from error
-        print(f"model {name}: http://{self.host}:{listener.getsockname()[1]}/v1", flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)).run(sockets=[listener])
+            listener = listen(self.host, self.port)
+        except (OSError, OverflowError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot listen on {self.host}:{self.port} ({reason}): choose another --host or --port") from error
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        print(f"model {name}: http://{host}:{listener.getsockname()[1]}/v1", flush=True)
+        make_server(app, limits).run(sockets=[listener])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -82,6 +82,8 @@ class Generate:
     """Of the draws; the same seed gives the same text."""
     compile: bool = False
     """Compile the step of one token first: some seconds, then faster."""
+    state: Path | None = None
+    """Go on from the text that `gam read` has read, at once."""
     device: str = "auto"
     """auto, cpu, cuda …"""
 
@@ -93,11 +95,30 @@ class Generate:
 
         model = load_model(self.run_directory, device=choose_device(self.device))
         tokenizer = load_tokenizer_of(self.run_directory)
+        if self.state is not None:
+            self._from_state(model, tokenizer, self.state)
+            return
         pieces = generate_text(
             model, tokenizer, self.prompt, max_new_tokens=self.max_new_tokens or None, temperature=self.temperature, top_k=self.top_k,
             top_p=self.top_p, seed=self.seed, compiled=self.compile,
         )  # fmt: skip
         print(self.prompt, end="", flush=True)
         for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+
+    def _from_state(self, model: Any, tokenizer: Any, state: Path) -> None:
+        from gam_lm.errors import InputError
+        from gam_lm.inference.context import Context
+        from gam_lm.inference.continuation import Sampling, continue_text
+
+        if self.compile:
+            raise InputError("compile is true: leave out --compile or --state, a saved state is continued step by step")
+        sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed)
+        context = Context.load(state, model, tokenizer)
+        if ids := tokenizer.encode(self.prompt).ids:
+            context.read(ids)
+        print(self.prompt, end="", flush=True)
+        for piece in continue_text(context, tokenizer, sampling, max_new_tokens=self.max_new_tokens or None):
             print(piece, end="", flush=True)
         print()

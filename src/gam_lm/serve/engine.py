@@ -1,27 +1,49 @@
-"""What draws the tokens: every request has a sequence of its own, and they take turns, a token each.
+"""What reads the prompts and draws the tokens.
 
-A turn runs in a thread, one at a time, in the order in which the requests ask: a long answer holds up nobody, and a text depends on its own seed
-alone, never on who else is served. A sequence that ends, or that nobody waits for any more, is closed, and its state is gone.
+Every prompt is read in pieces that end at multiples of ``piece`` tokens, wherever its start comes from: a text is computed the same way, with the same
+rounding, whether or not others are served and whether or not its start was in the cache. (A chat's next turn, which goes on from the state of the answer before,
+is equal up to rounding.) Prompts take turns piece by piece, answers token by token.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
-from contextlib import aclosing, asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from anyio import CapacityLimiter, to_thread
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
+from torch import Tensor
 
-from gam_lm.checkpoint import read_json
-from gam_lm.inference.generation import generate
-from gam_lm.model import LanguageModel
+from gam_lm.inference.context import compact, last_logits, state_bytes
+from gam_lm.inference.continuation import Continuation, Sampling
+from gam_lm.inference.prompt_lookup import PromptLookup
+from gam_lm.model import LanguageModel, State
+from gam_lm.serve.chat import encode
+from gam_lm.serve.metrics import Metrics
+from gam_lm.serve.prefix_cache import PrefixCache
 from gam_lm.serve.protocol import Request, RequestError
+from gam_lm.serve.stopping import StopTexts
+from gam_lm.serve.turns import Turns
 
 END_OF_TEXT = "<|endoftext|>"
+
+MOST_STATES = 64
+"""States that a single prompt may leave in the cache."""
+
+
+class Prompt(NamedTuple):
+    """A prompt that was read."""
+
+    ids: list[int]
+    logits_V: Tensor
+    """Of the token that follows."""
+    state: State
+    cached: int
+    """Tokens whose state was in the cache."""
 
 
 class Piece(NamedTuple):
@@ -33,135 +55,157 @@ class Piece(NamedTuple):
     """None, or why nothing follows: "stop" or "length"."""
     tokens: int
     """Drawn so far."""
+    state_bytes: int
+    """Of the answer's state."""
 
 
 @dataclass(kw_only=True)
 class Engine:
-    """A model, its tokenizer, and the sequences that are being written."""
+    """A model, its tokenizer, and the prompts and answers that are at work.
+
+    Made and used on one event loop; the model runs in two threads that take turns.
+    """
 
     model: LanguageModel
     tokenizer: Tokenizer
-    template: Any = None
-    """The compiled chat template, or None for plain lines."""
-    special_tokens: dict[str, str] = field(default_factory=dict)
-    """Of the tokenizer's config, for the template."""
+    piece: int = 64
+    """Tokens of a prompt that are read in one call of the model."""
+    cache_bytes: int = 0
+    """Of the states that are kept for texts that go on from earlier ones; 0 keeps none."""
+    cache_every: int = 512
+    """Tokens between two states of one prompt in the cache, at least."""
+    draft: int = 0
+    """Longest draft of speculative decoding by prompt lookup; 0 draws without."""
+    metrics: Metrics = field(default_factory=Metrics)
     active: int = 0
-    """Sequences whose state is held."""
-    _turn: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    """Prompts and answers whose state is held."""
+    _reading: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    _drawing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    _tokenizing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
 
-    def prompt_ids(self, prompt: str | tuple[int, ...]) -> list[int]:
-        """Token ids of a prompt; an empty one starts a new document."""
-        if not isinstance(prompt, str):
-            return list(prompt)
+    def __post_init__(self) -> None:
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
         end = self.tokenizer.token_to_id(END_OF_TEXT)
-        return self.tokenizer.encode(prompt).ids or ([] if end is None else [end])
+        self._end = None if end is None else int(end)
+        self._turns = Turns(self.model.layers)  # type: ignore[arg-type]
+        self.cache = PrefixCache[State](self.cache_bytes, state_bytes) if self.cache_bytes else None
 
-    def chat_prompt(self, messages: tuple[dict[str, Any], ...]) -> tuple[str, tuple[str, ...]]:
-        """The text of a chat up to where the assistant answers, and what ends that answer.
+    async def apart(self, function: Any, *arguments: Any) -> Any:
+        """``function(*arguments)`` in a thread: tokenising, rendering a template and the like."""
+        return await to_thread.run_sync(function, *arguments, limiter=self._tokenizing)
 
-        With the run's chat template, else as lines "User: …", "Assistant: …".
-
-        Raises:
-            RequestError: where the template refuses the messages.
-        """
-        if self.template is None:
-            lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
-            return "".join(lines) + "Assistant:", ("\nUser:",)
-        from jinja2 import TemplateError
-
-        try:
-            return self.template.render(messages=list(messages), add_generation_prompt=True, **self.special_tokens), ()
-        except TemplateError as error:
-            raise RequestError(f"messages do not fit the chat template: {error}", param="messages") from error
-
-    @asynccontextmanager
-    async def sequence(self, ids: list[int], request: Request, stop: tuple[str, ...], choice: int) -> AsyncIterator[AsyncIterator[Piece]]:
-        """The pieces of one choice; the state lives as long as the block.
+    def prompt_ids(self, prompt: str | tuple[int, ...], most: int) -> list[int]:
+        """Token ids of a prompt; an empty one starts a new document.
 
         Raises:
-            InputError: at the first piece, where the prompt is empty, too long or holds ids that are none.
+            RequestError: where it has more than ``most`` tokens or than learned positions, ids that are none, or nothing to start from.
         """
-        turns = _turns(self.model, self.tokenizer, ids, request, stop, choice)
+        ids = encode(self.tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids and self._end is not None:
+            ids = [self._end]
+        return self.checked(ids, most)
+
+    def checked(self, ids: list[int], most: int) -> list[int]:
+        """The ids themselves; RequestError where the model cannot read them."""
+        config = self.model.config
+        if not ids:
+            raise RequestError(f"prompt is empty and the tokenizer has no {END_OF_TEXT} to start from: give a prompt of at least one token", param="prompt")
+        if (wrong := max(ids)) >= config.vocab_size or (wrong := min(ids)) < 0:
+            raise RequestError(f"prompt holds the id {wrong}: ids are from 0 to {config.vocab_size - 1}", param="prompt")
+        if len(ids) > most:
+            raise RequestError(f"prompt has {len(ids)} tokens: this server reads at most {most}", param="prompt", code="context_length_exceeded")
+        if config.positions == "learned" and len(ids) > config.max_position_embeddings:
+            said = f"prompt has {len(ids)} tokens, the model's positions end at {config.max_position_embeddings}: use a shorter prompt"
+            raise RequestError(said, param="prompt", code="context_length_exceeded")
+        return ids
+
+    async def read(self, ids: list[int]) -> Prompt:
+        """Read a prompt, from the longest start that the cache has; others take their turns between two pieces."""
+        found = self.cache.find(ids[:-1]) if self.cache is not None else None  # the logits come from reading at least one token
+        place, state = (found.tokens, found.state) if found is not None else (0, None)
+        kept = self._worth_keeping(len(ids), found.shared if found is not None else 0)
+        logits_V = None
         self.active += 1
         try:
-            async with aclosing(self._taken(turns)) as pieces:
-                yield pieces
+            while place < len(ids):
+                end = min((place // self.piece + 1) * self.piece, len(ids))
+                read = await to_thread.run_sync(self._read_piece, ids[place:end], state, limiter=self._reading)
+                (logits_V, state), place = read, end
+                if self.cache is not None and place in kept:
+                    self.cache.keep(ids[:place], compact(read[1]))
         finally:
-            turns.close()
             self.active -= 1
+            self._report_cache()
+        assert logits_V is not None and state is not None  # a prompt has at least one token
+        cached = found.tokens if found is not None else 0
+        self.metrics.tokens("prompt", len(ids) - cached)
+        self.metrics.tokens("cached", cached)
+        return Prompt(ids, logits_V, state, cached)
 
-    async def _taken(self, turns: Generator[Piece]) -> AsyncGenerator[Piece]:
-        while (piece := await to_thread.run_sync(next, turns, None, limiter=self._turn)) is not None:
-            yield piece
+    async def write(self, prompt: Prompt, request: Request, stop: tuple[str, ...], choice: int) -> AsyncGenerator[Piece]:
+        """The pieces of one answer to a prompt, the last one with the reason of its end. Close the generator to give its state up."""
+        seed = None if request.seed is None else (request.seed + choice + 2**63) % 2**64 - 2**63
+        sampling = Sampling(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, seed=seed)
+        lookup = None
+        if self.draft:
+            lookup = PromptLookup()
+            await self.apart(lookup.add, prompt.ids)
+        answer = Continuation(
+            self.model, prompt.logits_V, prompt.state, sampling, stop=frozenset() if self._end is None else frozenset({self._end}),
+            lookup=lookup, most_draft=self.draft,
+        )  # fmt: skip
+        stream, held, drawn = DecodeStream(skip_special_tokens=True), StopTexts(stop), 0
+        size = state_bytes(prompt.state)
+        self.active += 1
+        try:
+            while drawn < request.max_tokens:
+                started = time.perf_counter()
+                tokens = await to_thread.run_sync(self._step, answer, request.max_tokens - drawn, limiter=self._drawing)
+                self.metrics.drawn(len(tokens), time.perf_counter() - started)
+                if not tokens:
+                    break
+                said = ""
+                for token in tokens:
+                    drawn += 1
+                    text, stopped = held.add(stream.step(self.tokenizer, token) or "")
+                    said += text
+                    if stopped:
+                        yield Piece(said, "stop", drawn, size)
+                        return
+                size = state_bytes(answer.state)
+                yield Piece(said, None, drawn, size)
+            full = drawn >= request.max_tokens or self._positions_used_up(len(prompt.ids) + drawn)
+            yield Piece(held.rest, "length" if full else "stop", drawn, size)
+        finally:
+            self.active -= 1
+            self.metrics.drafts(answer.drafted, answer.agreed)
+            if self.cache is not None and answer.read:
+                self.cache.keep(prompt.ids + answer.read, compact(answer.state))
+                self._report_cache()
 
+    def _worth_keeping(self, tokens: int, shared: int) -> set[int]:
+        """After how many tokens of a prompt its state is kept: at intervals, where another text has branched off, and at the end."""
+        last = tokens // self.piece * self.piece
+        every = max(self.cache_every, tokens // MOST_STATES) // self.piece * self.piece or self.piece
+        return {*range(every, last + 1, every), last, min(shared, tokens) // self.piece * self.piece} - {0}
 
-def _turns(
-    model: LanguageModel, tokenizer: Tokenizer, ids: list[int], request: Request, stop: tuple[str, ...], choice: int
-) -> Generator[Piece]:
-    """A piece for every token, and a last one with the reason of the end."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    seed = None if request.seed is None else (request.seed + choice) % 2**63
-    stream, held, drawn = DecodeStream(skip_special_tokens=True), _HeldBack(stop), 0
-    tokens = generate(
-        model, ids, max_new_tokens=request.max_tokens, temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, seed=seed,
-        stop=frozenset() if end is None else frozenset({end}),
-    )  # fmt: skip
-    try:
-        for token in tokens:
-            drawn += 1
-            text, stopped = held.add(stream.step(tokenizer, token) or "")
-            if stopped:
-                yield Piece(text, "stop", drawn)
-                return
-            yield Piece(text, None, drawn)
-    finally:
-        tokens.close()
-    room = request.max_tokens if model.embed_positions is None else min(request.max_tokens, model.config.max_position_embeddings - len(ids) + 1)
-    yield Piece(held.rest, "length" if drawn >= room else "stop", drawn)
+    @torch.inference_mode()
+    def _read_piece(self, ids: Sequence[int], state: State | None) -> tuple[Tensor, State]:
+        with self._turns.turn(yielding=True):
+            tokens_1T = torch.tensor([ids], device=self.model.embed_tokens.weight.device)
+            logits_1V, state = last_logits(self.model, tokens_1T, state)
+            return logits_1V[0], state
 
+    @torch.inference_mode()
+    def _step(self, answer: Continuation, most: int) -> list[int]:
+        with self._turns.turn():
+            return answer.step(most)
 
-class _HeldBack:
-    """Keeps back the end of a text as long as a stop text may have begun in it."""
+    def _positions_used_up(self, tokens: int) -> bool:
+        config = self.model.config
+        return config.positions == "learned" and tokens > config.max_position_embeddings
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self.stops, self.rest = stops, ""
-
-    def add(self, text: str) -> tuple[str, bool]:
-        """What can be said now, and whether a stop text has come, before which the answer ends."""
-        self.rest += text
-        places = [place for stop in self.stops if (place := self.rest.find(stop)) >= 0]
-        if places:
-            return self.rest[: min(places)], True
-        begun = max((n for stop in self.stops for n in range(1, len(stop)) if self.rest.endswith(stop[:n])), default=0)
-        said, self.rest = self.rest[: len(self.rest) - begun], self.rest[len(self.rest) - begun :]
-        return said, False
-
-
-def read_chat_template(directory: Path) -> tuple[Any, dict[str, str]]:
-    """The template of chat_template.jinja or tokenizer_config.json, or None, and the special tokens.
-
-    Raises:
-        RequestError: at rendering, for what the template itself refuses.
-        InputError: where the file is broken.
-    """
-    path = directory / "tokenizer_config.json"
-    config = read_json(path) if path.is_file() else {}
-    special = {name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, str)}
-    file = directory / "chat_template.jinja"
-    source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
-    if source is None:
-        return None, special
-    from jinja2 import TemplateError, TemplateSyntaxError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    from gam_lm.errors import InputError
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    try:
-        return environment.from_string(source), special
-    except TemplateSyntaxError as error:
-        raise InputError(f"the chat template of {str(directory)!r} is broken ({error}): mend chat_template.jinja or tokenizer_config.json") from error
+    def _report_cache(self) -> None:
+        if self.cache is not None:
+            self.metrics.cache(self.cache.nbytes, len(self.cache))

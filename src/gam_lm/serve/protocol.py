@@ -1,35 +1,126 @@
-"""Requests as the OpenAI clients send them, checked field by field, and the answers. Knows nothing of models and imports no torch."""
+"""Requests as the OpenAI clients send them, checked by pydantic. Knows nothing of models and imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gam_lm.errors import InputError
 
-IGNORED = frozenset({"user", "metadata", "store", "service_tier"})
-"""Fields that say nothing about the text."""
+if TYPE_CHECKING:
+    from gam_lm.serve.limits import Limits
+
+MOST_CHOICES = 16
+MOST_ERROR_CHARACTERS = 80
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1), "frequency_penalty": (None, 0), "presence_penalty": (None, 0), "logit_bias": (None, {}), "logprobs": (None, False, 0),
     "top_logprobs": (None, 0), "suffix": (None, ""), "response_format": (None, {"type": "text"}), "tools": (None, []), "tool_choice": (None, "none"),
+    "functions": (None, []), "function_call": (None, "none"), "parallel_tool_calls": (None, True, False), "modalities": (None, ["text"]),
 }  # fmt: skip
 """Fields that are understood only where they ask for nothing."""
 
-MOST_CHOICES, MOST_STOPS = 16, 4
+IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+"""Fields that say nothing about the text."""
 
 
 class RequestError(InputError):
     """A request that cannot be answered, with the HTTP status and the field at fault."""
 
-    def __init__(self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
-        self.param, self.status, self.code = param, status, code
+        self.param, self.status, self.code, self.headers = param, status, code, dict(headers or {})
 
     def body(self) -> dict[str, Any]:
         """The JSON that the clients expect."""
-        return {"error": {"message": str(self), "type": "invalid_request_error", "param": self.param, "code": self.code}}
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+Id = Annotated[int, Field(ge=0, lt=2**31)]
+Ids = Annotated[list[Id], Field(fail_fast=True, min_length=1)]
+Text = str
+Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MOST_CHOICES)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    type: Literal["text"] = "text"
+    text: Text
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: Text | Annotated[list[_Part], Field(fail_fast=True)]
+
+
+class _StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class _Body(BaseModel):
+    """What both kinds of completion have. Null is the default of every field."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    model: str
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
+    seed: Seed | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    best_of: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    logit_bias: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+    suffix: Any = None
+    response_format: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    parallel_tool_calls: Any = None
+    modalities: Any = None
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+
+    @field_validator(*NEUTRAL)
+    @classmethod
+    def _asks_for_nothing(cls, value: Any, info: Any) -> Any:
+        if not any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in NEUTRAL[info.field_name]):
+            raise ValueError("left out: this server does not have it")
+        return value
+
+
+class _CompletionBody(_Body):
+    prompt: Text | Ids | Texts | Annotated[list[Ids], Field(fail_fast=True, min_length=1, max_length=MOST_CHOICES)]
+    echo: bool | None = None
+
+
+class _ChatBody(_Body):
+    messages: Annotated[list[_Message], Field(fail_fast=True, min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,136 +153,110 @@ class Request:
     """Whether the answer starts with the prompt."""
 
 
-def read_request(body: object, *, model: str, chat: bool, most_tokens: int) -> Request:
+def read_request(body: bytes | str, *, model: str, chat: bool, limits: Limits) -> Request:
     """Check the JSON of a request.
 
     Args:
-        body: parsed JSON.
+        body: as it came.
         model: name of the one that is served.
         chat: whether it is a chat completion.
-        most_tokens: largest max_tokens.
+        limits: what it may ask for.
 
     Raises:
         RequestError: with the field, its value and what it may be.
     """
-    if not isinstance(body, dict):
-        raise RequestError("the request is no JSON object")
-    fields = _Fields(body)
-    if (asked := fields.take("model", str, None)) != model:
-        raise RequestError(
-            f"model is {asked!r}, this server has {model!r}", param="model", status=404 if asked else 400, code="model_not_found" if asked else None
-        )
-    for name, values in NEUTRAL.items():
-        if (value := fields.rest.pop(name, None)) not in values:
-            fields.refuse(name, value, "left out: this server does not have it")
-    options = fields.take("stream_options", dict, None) or {}
-    max_tokens = fields.take("max_tokens", int, min(256, most_tokens) if chat else 16)
-    if chat:
-        max_tokens = fields.take("max_completion_tokens", int, max_tokens)
+    kind: type[_ChatBody] | type[_CompletionBody] = _ChatBody if chat else _CompletionBody
+    try:
+        read = kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _explained(error) from None
+    except RecursionError:
+        raise RequestError("the request is nested too deeply") from None
+    if read.model != model:
+        raise RequestError(f"model is {_short(read.model)}, this server has {model!r}", param="model", status=404, code="model_not_found")
+    most = read.max_tokens
+    if isinstance(read, _ChatBody):
+        most = read.max_completion_tokens or most
+        prompts: tuple[str | tuple[int, ...], ...] = ()
+        messages = tuple(message.model_dump() | {"content": _content(message)} for message in read.messages)
+    else:
+        prompts, messages = _prompts(read.prompt), ()
+    answers = max(1, len(prompts)) * (read.n or 1)
+    usual = max(1, min(256 if chat else 16, limits.most_tokens // answers))
+    default = lambda value, otherwise: otherwise if value is None else value  # noqa: E731 - null is the default of every field
     request = Request(
-        prompts=() if chat else _prompts(fields), messages=_messages(fields) if chat else (), max_tokens=max_tokens,
-        temperature=fields.take("temperature", float, 1.0), top_p=fields.take("top_p", float, 1.0), top_k=fields.take("top_k", int, None),
-        n=fields.take("n", int, 1), stop=_stops(fields), seed=fields.take("seed", int, None), stream=fields.take("stream", bool, False),
-        include_usage=bool(options.get("include_usage")), echo=False if chat else fields.take("echo", bool, False),
+        prompts=prompts, messages=messages, max_tokens=default(most, usual),
+        temperature=default(read.temperature, 1.0), top_p=default(read.top_p, 1.0), top_k=read.top_k, n=default(read.n, 1), stop=_stops(read.stop, limits),
+        seed=read.seed, stream=bool(read.stream), include_usage=bool(read.stream_options and read.stream_options.include_usage),
+        echo=isinstance(read, _CompletionBody) and bool(read.echo),
     )  # fmt: skip
-    for name, value, low, high in (("max_tokens", max_tokens, 1, most_tokens), ("n", request.n, 1, MOST_CHOICES), ("top_k", request.top_k, 1, None),
-                                   ("temperature", request.temperature, 0, 2), ("top_p", request.top_p, 0, 1)):  # fmt: skip
-        if value is not None and not (low <= value <= (value if high is None else high)):
-            fields.refuse(name, value, f"from {low} to {high}" if high is not None else f"at least {low}")
-    if request.top_p == 0:
-        fields.refuse("top_p", 0, "above 0")
-    for name in fields.rest.keys() - IGNORED:
-        raise RequestError(f"{name} is no field of this request", param=name)
+    if request.max_tokens * answers > limits.most_tokens:
+        of = f" for each of {answers} answers" if answers > 1 else ""
+        raise RequestError(f"max_tokens is {request.max_tokens}{of}: it must be from 1 to {limits.most_tokens // answers}", param="max_tokens")
     return request
 
 
-class _Fields:
-    """The fields that nobody has asked for yet."""
-
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        self.rest = dict(body)
-
-    def take(self, name: str, kind: type, default: Any) -> Any:
-        """The value of a field, null being the default; a whole number serves as a float."""
-        value = self.rest.pop(name, None)
-        if value is None:
-            return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            self.refuse(name, value, f"of type {kind.__name__}")
-        return value
-
-    @staticmethod
-    def refuse(name: str, value: object, wanted: str) -> NoReturn:
-        """Raise the error for a field."""
-        raise RequestError(f"{name} is {value!r:.80}: it must be {wanted}", param=name)
+def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> tuple[str | tuple[int, ...], ...]:
+    if isinstance(prompt, str):
+        return (prompt,)
+    if isinstance(prompt[0], int):
+        return (tuple(prompt),)
+    return tuple(one if isinstance(one, str) else tuple(one) for one in prompt)
 
 
-def _prompts(fields: _Fields) -> tuple[str | tuple[int, ...], ...]:
-    """One prompt or several, each a text or token ids."""
-    prompt = fields.rest.pop("prompt", None)
-    each = prompt if isinstance(prompt, list) and prompt and not _are_ids(prompt) else [prompt]
-    if not all(isinstance(one, str) or (isinstance(one, list) and one and _are_ids(one)) for one in each):
-        fields.refuse("prompt", prompt, "a text, a list of token ids, or a list of either")
-    if len(each) > MOST_CHOICES:
-        fields.refuse("prompt", f"a list of {len(each)}", f"of {MOST_CHOICES} at most")
-    return tuple(one if isinstance(one, str) else tuple(one) for one in each)
+def _content(message: _Message) -> str:
+    return message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
 
 
-def _are_ids(values: list[Any]) -> bool:
-    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
-
-
-def _messages(fields: _Fields) -> tuple[dict[str, Any], ...]:
-    """The messages, with content in parts joined to one text."""
-    messages = fields.take("messages", list, None)
-    if not messages:
-        fields.refuse("messages", messages, "a list of at least one message")
-    found = []
-    for i, message in enumerate(messages):
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            content = "".join(part["text"] for part in content)
-        if not isinstance(content, str) or not isinstance(message.get("role"), str):
-            fields.refuse(f"messages[{i}]", message, "an object with role and content, both texts")
-        found.append(message | {"content": content})
-    return tuple(found)
-
-
-def _stops(fields: _Fields) -> tuple[str, ...]:
-    stop = fields.rest.pop("stop", None)
+def _stops(stop: str | list[str] | None, limits: Limits) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else stop or []
-    if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(each, str) and each for each in stops):
-        fields.refuse("stop", stop, f"a text or up to {MOST_STOPS} of them, none empty")
+    if len(stops) > limits.most_stops or not all(0 < len(each) <= limits.most_stop_characters for each in stops):
+        what = f"a text or up to {limits.most_stops} of them, each of 1 to {limits.most_stop_characters} characters"
+        raise RequestError(f"stop is {_short(stop)}: it must be {what}", param="stop")
     return tuple(stops)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """How answers to one request are told: name, kind and time stay the same from piece to piece."""
+WANTED = {
+    "int_type": "of type int", "int_from_float": "of type int", "float_type": "of type float", "bool_type": "of type bool", "string_type": "of type str",
+    "list_type": "a list", "model_type": "an object", "finite_number": "a finite number", "too_short": "not empty",
+    "string_too_short": "not empty", "int_parsing_size": "a smaller whole number",
+}  # fmt: skip
 
-    id: str
-    model: str
-    created: int
-    chat: bool
 
-    def whole(self, texts: list[str], finishes: list[str], usage: dict[str, int]) -> dict[str, Any]:
-        """All choices at once."""
-        choices = [self._choice(i, text, finish, "message") for i, (text, finish) in enumerate(zip(texts, finishes, strict=True))]
-        return self._envelope("chat.completion" if self.chat else "text_completion", choices) | {"usage": usage}
+def _explained(error: ValidationError) -> RequestError:
+    """What is wrong first, as field, value and fix."""
+    first = error.errors(include_url=False)[0]
+    kind = first["type"]
+    if kind == "json_invalid":
+        return RequestError(f"the request is no JSON: {first['ctx']['error']}")
+    place = first["loc"]
+    if not place:
+        return RequestError("the request is no JSON object")
+    field = str(place[0])
+    if kind == "extra_forbidden":
+        return RequestError(f"{_short(field)} is no field of this request", param=field[:MOST_ERROR_CHARACTERS])
+    if field == "prompt":
+        value = first["input"] if kind != "missing" else None
+        return RequestError(f"prompt is {_short(value)}: it must be a text, a list of token ids, or a list of at most {MOST_CHOICES} of either", param="prompt")
+    if field == "messages" and len(place) > 1:
+        return RequestError(f"messages[{place[1]}] is {_short(first['input'])}: it must be an object with role and content, both texts", param=f"messages[{place[1]}]")
+    if field == "messages":
+        return RequestError("messages must be a list of at least one message", param="messages")
+    if kind == "missing":
+        return RequestError(f"{field} is missing", param=field)
+    return RequestError(f"{field} is {_short(first['input'])}: it must be {_wanted(field, first)}", param=field)
 
-    def piece(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
-        """A piece of one choice."""
-        return self._envelope("chat.completion.chunk" if self.chat else "text_completion", [self._choice(index, text, finish, "delta")])
 
-    def usage(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The last piece of a stream that was asked for token counts."""
-        return self._envelope("chat.completion.chunk" if self.chat else "text_completion", []) | {"usage": usage}
+def _wanted(field: str, error: Any) -> str:
+    kind = error["type"]
+    ranges = {"temperature": "from 0 to 2", "top_p": "above 0, at most 1", "n": f"from 1 to {MOST_CHOICES}", "seed": "from -2^63 to 2^63 - 1"}
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        return ranges.get(field, "at least 1" if kind.startswith("greater") else "smaller")
+    if kind == "value_error":
+        return str(error["msg"]).removeprefix("Value error, ")
+    return WANTED.get(kind, str(error["msg"]))
 
-    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
-    def _choice(self, index: int, text: str, finish: str | None, key: str) -> dict[str, Any]:
-        content = {key: {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        return {"index": index, "logprobs": None, "finish_reason": finish} | content
+def _short(value: object) -> str:
+    text = repr(value[:MOST_ERROR_CHARACTERS] if isinstance(value, str | list) else value)
+    return text if len(text) <= MOST_ERROR_CHARACTERS else text[: MOST_ERROR_CHARACTERS - 1] + "…"

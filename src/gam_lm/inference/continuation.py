@@ -1,0 +1,169 @@
+"""How a text goes on from a state: draw, read, draw, with drafts where they are asked for.
+
+A draft is read in one call with the tokens before it. Each of its tokens is drawn as it would have been without a draft, with the same random numbers, and
+counts while the draw agrees. What was read beyond that is undone by keeping the state from before, so that the text is the same with and without drafts.
+
+Shapes: T tokens, V = vocab_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+
+from gam_lm.errors import InputError
+from gam_lm.inference.context import Context
+from gam_lm.inference.generation import draw
+from gam_lm.inference.prompt_lookup import PromptLookup
+from gam_lm.model import LanguageModel, State
+
+MOST_UNREAD = 16
+"""Tokens that a state may be behind the text before it catches up without a draft."""
+
+COLDEST = 1e-4
+"""Temperatures below it take the likeliest token, which is their limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is drawn; see :func:`gam_lm.inference.generation.generate`."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature is {self.temperature}: use 0 for the likeliest token, or a number above it")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k is {self.top_k}: use a whole number of at least 1")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}: use a probability above 0, at most 1")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}: use a whole number from -2^63 to 2^63 - 1")
+
+
+class Continuation:
+    """A text that is being written, token by token.
+
+    Args:
+        model: in evaluation mode.
+        logits_V: of the first token to draw.
+        state: after all tokens so far, of one row.
+        sampling: how to draw.
+        stop: ids that end the text; they are not part of it.
+        lookup: the text so far, for drafts; None draws without.
+        most_draft: longest draft.
+    """
+
+    def __init__(
+        self, model: LanguageModel, logits_V: Tensor, state: State, sampling: Sampling, *,
+        stop: frozenset[int] = frozenset(), lookup: PromptLookup | None = None, most_draft: int = 8,
+    ) -> None:  # fmt: skip
+        self.model, self.state, self.sampling, self.stop = model, state, sampling, stop
+        self.read: list[int] = []
+        """The tokens drawn that ``state`` has read."""
+        self.ended = False
+        """Whether nothing follows: a token of ``stop`` was drawn, or learned positions are used up."""
+        self.lookup, self.most_draft = lookup, most_draft
+        self.drafted = self.agreed = 0
+        """Tokens drafted, and how many of them were right."""
+        self._hope = most_draft
+        self._unread: list[int] = []
+        self._first: Tensor | None = logits_V
+        self._device = logits_V.device
+        self._position = int(state.position_B[0])
+        self._generator = torch.Generator(self._device)
+        if sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(sampling.seed)
+
+    @torch.no_grad()
+    def step(self, most: int | None = None) -> list[int]:
+        """The next tokens, at most ``most`` of them: one, or more where a draft was right. Empty when the text has ended."""
+        if self.ended or most == 0:
+            return []
+        if self._first is not None:
+            logits_V, self._first = self._first, None
+            first = [self._draw(logits_V)]
+            return self._take(first, first)
+        room = self._room()
+        if room is not None and room < len(self._unread):
+            self.ended = True
+            return []
+        draft = self._draft(most, room)
+        fed_1T = torch.tensor([[*self._unread, *draft]], device=self._device)
+        logits_1TV, state = self.model.stream(fed_1T, self.state)
+        drawn: list[int] = []
+        for logits_V, guess in zip(logits_1TV[0, len(self._unread) - 1 :], [*draft, None], strict=True):
+            drawn.append(self._draw(logits_V))
+            if drawn[-1] != guess or guess in self.stop:
+                break
+        agreed = len(drawn) - 1
+        if agreed == len(draft):
+            self.state = state
+            self.read += [*self._unread, *draft]
+            self._unread = []
+            kept = drawn[-1:]
+        else:
+            kept = drawn
+        if draft:
+            self.drafted, self.agreed = self.drafted + len(draft), self.agreed + agreed
+            self._hope = min(self.most_draft, 2 * agreed + 1)
+        return self._take(drawn, kept)
+
+    def _draw(self, logits_V: Tensor) -> int:
+        how = self.sampling
+        temperature = how.temperature if how.temperature >= COLDEST else 0
+        return int(draw(logits_V, temperature, how.top_k, max(how.top_p, 1e-6), self._generator))
+
+    def _take(self, drawn: list[int], unread: list[int]) -> list[int]:
+        """Count what was drawn, up to a token of ``stop``, and what of it the state has not read."""
+        if drawn[-1] in self.stop:
+            self.ended, drawn, unread = True, drawn[:-1], unread[:-1]
+        self._unread += unread
+        if self.lookup is not None:
+            self.lookup.add(drawn)
+        return drawn
+
+    def _room(self) -> int | None:
+        """Tokens that learned positions still hold; None where there are no such positions."""
+        config = self.model.config
+        return config.max_position_embeddings - self._position - len(self.read) if config.positions == "learned" else None
+
+    def _draft(self, most: int | None, room: int | None) -> list[int]:
+        if self.lookup is None or len(self._unread) > MOST_UNREAD:
+            return []
+        limits = [self._hope, self.most_draft]
+        if most is not None:
+            limits.append(most - 1)
+        if room is not None:
+            limits.append(room - len(self._unread))
+        return list(self.lookup.draft(min(limits))) if min(limits) > 0 else []
+
+
+def continue_text(
+    context: Context, tokenizer: Tokenizer, sampling: Sampling, *, max_new_tokens: int | None = 256, lookup: PromptLookup | None = None
+) -> Iterator[str]:
+    """Yield the text that follows what ``context`` has read, in whole characters, up to <|endoftext|>; the context itself stays as it is.
+
+    Raises InputError for a context of several rows, or one that has read nothing.
+    """
+    if context.logits is None or context.batch_size > 1:
+        raise InputError(f"the context has {context.batch_size} rows and {context.count} tokens: go on from one row that has read at least one token")
+    end = tokenizer.token_to_id("<|endoftext|>")
+    stop = frozenset() if end is None else frozenset({end})
+    continuation = Continuation(context.model, context.logits[0], context.state, sampling, stop=stop, lookup=lookup)
+    stream, left = DecodeStream(skip_special_tokens=True), max_new_tokens
+    while tokens := continuation.step(left):
+        left = None if left is None else left - len(tokens)
+        for token in tokens:
+            if text := stream.step(tokenizer, token):
+                yield text

@@ -1,0 +1,120 @@
+"""From the messages of a chat to token ids: with the run's chat template, or as plain lines.
+
+What a user writes stays text: a literal ``<|endoftext|>`` in a message is no special token. (In the prompt of a plain completion it is one, as in training.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from gam_lm.checkpoint import read_json
+from gam_lm.errors import InputError
+from gam_lm.serve.protocol import RequestError
+
+PLACEHOLDERS = range(0xF0000, 0xFFFFE)
+"""A plane of Unicode for private use."""
+
+
+class Chat:
+    """How a model's chats are written.
+
+    Args:
+        tokenizer: of the model, without truncation and padding.
+        template: the compiled chat template; None writes lines "User: …", "Assistant: …".
+        special_tokens: by role, for the template.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: Any = None, special_tokens: Mapping[str, str] | None = None) -> None:
+        self.tokenizer, self.template, self.special_tokens = tokenizer, template, dict(special_tokens or {})
+        self._literally = Tokenizer.from_str(tokenizer.to_str())
+        self._literally.encode_special_tokens = True
+        self._special = sorted((token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special), key=len, reverse=True)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Texts that end an answer."""
+        return ("\nUser:",) if self.template is None else ()
+
+    def ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a chat up to where the assistant answers.
+
+        Raises:
+            RequestError: where the template refuses the messages.
+        """
+        shown, hidden = self._hidden(messages)
+        text = self.text(shown)
+        ids: list[int] = []
+        for part in re.split(f"([{re.escape(''.join(hidden))}])", text) if hidden else [text]:
+            literal = hidden.get(part)
+            if part:
+                ids += encode(self.tokenizer, part) if literal is None else encode(self._literally, literal)
+        return ids
+
+    def text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The chat as text. Raises RequestError where the template refuses the messages."""
+        if self.template is None:
+            return "".join(f"{message['role'].capitalize()}: {message['content']}\n" for message in messages) + "Assistant:"
+        from jinja2 import TemplateError
+
+        try:
+            return self.template.render(messages=list(messages), add_generation_prompt=True, **self.special_tokens)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:  # what a template may do with a strange message
+            raise RequestError(f"messages do not fit the chat template: {error}", param="messages") from error
+
+    def _hidden(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """The messages with a character of private use in place of each literal special token, and what each such character is."""
+        words = [word for word in self._special if any(word in value for message in messages for value in message.values() if isinstance(value, str))]
+        if not words:
+            return [dict(message) for message in messages], {}
+        everything = "".join(value for message in messages for value in message.values() if isinstance(value, str))
+        free = (chr(code) for code in PLACEHOLDERS if chr(code) not in everything)
+        hidden = dict(zip(words, free, strict=False))
+        pattern = re.compile("|".join(map(re.escape, words)))
+
+        def hide(value: Any) -> Any:
+            return pattern.sub(lambda found: hidden[found[0]], value) if isinstance(value, str) else value
+
+        return [{key: hide(value) for key, value in message.items()} for message in messages], {mark: word for word, mark in hidden.items()}
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text. Other threads go on: unlike ``encode``, ``encode_batch`` does not hold the interpreter's lock."""
+    return tokenizer.encode_batch([text], add_special_tokens=False)[0].ids
+
+
+def read_chat_template(directory: Path) -> tuple[Any, dict[str, str]]:
+    """The template of chat_template.jinja or tokenizer_config.json, or None, and the special tokens.
+
+    Raises:
+        RequestError: at rendering, for what the template itself refuses.
+        InputError: where the file is broken.
+    """
+    path = directory / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    special = {name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, str)}
+    file = directory / "chat_template.jinja"
+    try:
+        source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"{file} cannot be read ({error}): mend or remove it") from error
+    if source is None:
+        return None, special
+    if not isinstance(source, str):
+        raise InputError(f"the chat_template of {path} is {type(source).__name__}: give one text, in chat_template.jinja")
+    from jinja2 import TemplateError, TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    try:
+        return environment.from_string(source), special
+    except TemplateSyntaxError as error:
+        raise InputError(f"the chat template of {str(directory)!r} is broken ({error}): mend chat_template.jinja or tokenizer_config.json") from error

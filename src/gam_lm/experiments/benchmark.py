@@ -18,6 +18,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.data.blocks import TrainingBlocks, document_of_blocks
 from gam_lm.data.tokenizer import END_OF_TEXT
 from gam_lm.data.tokens import TokenCorpus
+from gam_lm.errors import DivergedError
 from gam_lm.experiments.floors import FLOORS, floors
 from gam_lm.experiments.models import build, contender, described, parameters, state_bytes
 from gam_lm.model import LanguageModel
@@ -107,7 +108,13 @@ def train_row(
     """Train one model, measure it, and write its row; arguments as of :func:`benchmark`. Returns the row."""
     run = directory / "runs" / each.label
     model = build(each.config, each.recipe.seed, device)
-    trained = fit(model, corpus, each.recipe, run, label=each.label, tracker=tracker)
+    try:
+        trained = fit(model, corpus, each.recipe, run, label=each.label, tracker=tracker)
+    except DivergedError as error:
+        logger.warning("%s: %s", each.label, error)
+        row = {**identity_of(each), **each.columns, "parameters": parameters(each.config), "diverged": True, "diverged_after_steps": error.step}
+        results.add(row)
+        return row
     measured = evaluations(model, trained, corpus, each.recipe, test=test)
     blocks = {f"{split}_blocks": _keep_blocks(directory, each, split, evaluation, corpus) for split, evaluation in measured.items()}
     row = {**identity_of(each), **each.columns, **figures(model, trained, measured, each.recipe), **blocks}

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from gam_lm.errors import InputError
 from gam_lm.runtime.allocator import give_back, keep_freed_memory
+from gam_lm.runtime.imports import load_imports
 
 OK, OUT_OF_MEMORY, OVER_TIME = "ok", "out of memory", "over time"
 
@@ -241,6 +242,7 @@ def _serve(function: str, keep_memory: bool) -> None:
     parameters = json.loads(sys.stdin.readline())
     module, name = function.split(":")
     try:
+        load_imports()
         call = getattr(import_module(module), name)
         say("started")
         say("done", figures=call(parameters, peak))

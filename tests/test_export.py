@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from stacks import BASE, MIXED, WINDOWED, stack
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
-from gam_lm import LanguageModel, ModelConfig, generate, load_model, save_model
+from gam_lm import LanguageModel, generate, load_model, save_model
 from gam_lm.checkpoint import load_tokenizer_of
 from gam_lm.cli.main import run
 from gam_lm.errors import InputError
@@ -20,39 +21,39 @@ from gam_lm.export.onnx import _solve_unit_lower
 from gam_lm.export.write import export
 from gam_lm.inference.int8 import Int8Linear, quantize_int8
 
-SIZES = {"vocab_size": 270, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_memory_slots": 8, "chunk_size": 8,
-         "positions": "none", "dropout": 0.0}  # fmt: skip
-every_rule = pytest.mark.parametrize("write", ["none", "mean", "delta"])
+SMALL = {**BASE, "vocab_size": 270, "options": BASE["options"] | {"gated_deltanet": {"num_heads": 2, "chunk_size": 8}}}
+RULES = ["gam-static", "gam-mean", "gam-slots", "gam", "gated-deltanet", ("gam", "gated_deltanet")]
+every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
 
 
-def model_of(**changes):
+def model_of(rule="gam-static", **changes):
     """A model whose weights are large enough that every path matters."""
-    model = LanguageModel(ModelConfig(**(SIZES | changes))).eval()
+    model = LanguageModel(stack(rule, SMALL, **changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
-def run_directory(path, **changes):
+def run_directory(path, rule="gam-static", **changes):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=270, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(["the cat sat on the mat and the hat"] * 3, trainer)
-    save_model(path, model_of(vocab_size=tokenizer.get_vocab_size(), **changes), tokenizer)
+    save_model(path, model_of(rule, vocab_size=tokenizer.get_vocab_size(), **changes), tokenizer)
     return path
 
 
 @every_rule
-def test_a_traced_program_equals_the_model_at_another_number_of_rows(write):
-    model = model_of(write=write)
+def test_a_traced_program_equals_the_model_at_another_number_of_rows(rule):
+    model = model_of(rule)
     graphs = trace(model)
     tokens = torch.randint(270, (3, 12))
     expected, last = model.stream(tokens)
     first = graphs.prefill_tokens or 10
-    assert (graphs.prefill_tokens is None) == (write == "none")
+    assert (graphs.prefill_tokens is None) == (rule == "gam-static")
     logits, state = graphs.prefill.module()(tokens[:, :first], flatten_state(model.initial_state(3)))
     torch.testing.assert_close(logits, expected[:, first - 1])
     for t in range(first, 12):
@@ -79,7 +80,7 @@ def test_learned_positions_bound_the_graph(tmp_path):
 
 
 def test_a_torch_export_loads_without_this_library_and_holds_no_pickle(tmp_path):
-    folder = run_directory(tmp_path / "run", write="delta")
+    folder = run_directory(tmp_path / "run", "gam")
     assert run(["export", str(folder), "--format", "torch"]) == 0
     script = (
         "import sys, zipfile, torch\n"
@@ -96,9 +97,9 @@ def test_a_torch_export_loads_without_this_library_and_holds_no_pickle(tmp_path)
 
 @pytest.mark.slow
 @every_rule
-def test_onnx_equals_pytorch_and_the_example_writes_the_same_text(write, tmp_path):
+def test_onnx_equals_pytorch_and_the_example_writes_the_same_text(rule, tmp_path):
     pytest.importorskip("onnxruntime", reason="pip install 'gam-lm[export]'")
-    folder, out = run_directory(tmp_path / "run", write=write), tmp_path / "onnx"
+    folder, out = run_directory(tmp_path / "run", rule), tmp_path / "onnx"
     assert export(folder, "onnx", out).largest_difference < 1e-4
     prompt = "the cat sat on the mat and on the cat"  # several blocks, and tokens that are left over
     example = Path(__file__).parent.parent / "examples" / "generate_onnx.py"
@@ -110,8 +111,8 @@ def test_onnx_equals_pytorch_and_the_example_writes_the_same_text(write, tmp_pat
 
 @pytest.mark.parametrize("tied", [True, False])
 @every_rule
-def test_an_int8_run_loads_and_computes_what_its_integers_say(write, tied, tmp_path):
-    folder, out = run_directory(tmp_path / "run", write=write, tie_word_embeddings=tied), tmp_path / "int8"
+def test_an_int8_run_loads_and_computes_what_its_integers_say(rule, tied, tmp_path):
+    folder, out = run_directory(tmp_path / "run", rule, tie_word_embeddings=tied), tmp_path / "int8"
     done = export(folder, "int8", out)
     assert 0 < done.largest_difference < 0.2
     small, plain = load_model(out), load_model(folder)
@@ -173,9 +174,10 @@ def test_no_weight_changes_its_sign(dtype):
 
 
 def test_what_cannot_be_exported_is_named(tmp_path):
-    folder = run_directory(tmp_path / "run", mixer="attention")
-    with pytest.raises(InputError, match="mixer is 'attention'"):
-        export(folder, "onnx", tmp_path / "out")
+    for name in ("transformer", WINDOWED, MIXED):
+        folder = run_directory(tmp_path / name, name)
+        with pytest.raises(InputError, match="the graph of .*Attention.* depends on the length of the text"):
+            export(folder, "onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="the run itself"):
         export(folder, "int8", folder)

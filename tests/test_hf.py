@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from stacks import BASE, MIXED, STACKS, WINDOWED, stack
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -18,27 +19,12 @@ from gam_lm.errors import InputError
 from gam_lm.hf import GAMCache, GAMConfig, GAMForCausalLM, GAMModel
 from gam_lm.model import LanguageModel
 
-KINDS = {
-    "static": {},
-    "mean": {"write": "mean"},
-    "delta": {"write": "delta"},
-    "attention": {"mixer": "attention", "positions": "rotary"},
-    "mamba": {"mixer": "mamba", "conv_kernel_size": 4},
-}
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_memory_slots": 8,
-    "positions": "none",
-    "dropout": 0.0,
-}
+KINDS = ["gam-static", "gam-mean", *STACKS]
 
 
-def language_model(kind="static", **changes):
-    model = LanguageModel(ModelConfig(**(SIZES | KINDS[kind] | changes))).eval()
-    for parameter in model.parameters():  # away from the small start values, so that every part speaks
+def language_model(kind="gam-static", **changes):
+    model = LanguageModel(stack(kind, **changes)).eval()
+    for parameter in model.parameters():  # away from the small initial values, so that every part speaks
         torch.nn.init.normal_(parameter, std=0.3)
     return model
 
@@ -68,7 +54,7 @@ def test_weights_and_logits_are_bit_equal_through_both_formats(kind, tied, tmp_p
 
 
 def test_wrapping_shares_the_weights_both_ways():
-    model = language_model("delta")
+    model = language_model("gam")
     wrapped = GAMForCausalLM.from_language_model(model)
     back = wrapped.to_language_model()
     with torch.no_grad():
@@ -82,12 +68,27 @@ def test_wrapping_shares_the_weights_both_ways():
 def test_the_configuration_has_the_fields_and_defaults_of_the_library():
     theirs = GAMConfig()
     for field in dataclasses.fields(ModelConfig):
-        if field.name != "vocab_size":
+        if field.name not in ("vocab_size", "options"):
             assert getattr(theirs, field.name) == field.default
-    config = ModelConfig(**SIZES, write="mean")
-    assert GAMConfig(**config.to_dict()).to_model_config() == config
+    assert theirs.to_model_config() == ModelConfig(vocab_size=10_000)
+    for kind in KINDS:
+        assert GAMConfig(**stack(kind).to_dict()).to_model_config() == stack(kind)
     with pytest.raises(InputError, match="num_memory_slots"):
-        GAMForCausalLM(GAMConfig(num_memory_slots=0))
+        GAMForCausalLM(GAMConfig(options={"gam": {"num_memory_slots": 0}}))
+    with pytest.raises(InputError, match="did you mean 'num_heads'"):
+        GAMForCausalLM(GAMConfig(options={"gam": {"num_head": 2}}))
+
+
+@pytest.mark.parametrize("kind", [WINDOWED, MIXED])
+def test_a_hybrid_keeps_its_pattern_and_its_options_through_both_libraries(kind, tmp_path):
+    save_model(tmp_path / "ours", language_model(kind))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    for folder in ("ours", "theirs"):
+        content = json.loads((tmp_path / folder / "config.json").read_text())
+        assert content["mixers"] == list(stack(kind).mixers) and set(content["options"]) == set(stack(kind).mixers)
+        assert content["options"]["attention"]["window"] == (5 if kind == WINDOWED else None)
+        assert load_model(tmp_path / folder).config == stack(kind)
+    assert AutoConfig.from_pretrained(tmp_path / "theirs").to_model_config() == stack(kind)
 
 
 def test_a_run_directory_loads_with_the_auto_classes_and_its_tokenizer_is_the_same(tmp_path):
@@ -128,7 +129,8 @@ def test_the_body_alone_loads_and_gives_hidden_vectors(tmp_path):
 def test_a_memory_that_a_checkpoint_lacks_starts_as_in_a_new_model(tmp_path):
     save_model(tmp_path, language_model())
     torch.manual_seed(3)
-    theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path, write="delta", output_loading_info=True)
+    written = BASE["options"]["gam"] | {"write": "delta", "write_address": "slots"}
+    theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path, options={"gam": written}, output_loading_info=True)
     assert report["missing_keys"] and all(".written." in name for name in report["missing_keys"])
     written = theirs.model.layers[0].mixer.written
     assert torch.allclose(written.address.norm(dim=-1), torch.ones(8))
@@ -208,7 +210,7 @@ def test_pushing_uploads_the_model_with_its_records_and_a_card_made_from_them(tm
 
     run, uploaded = tmp_path / "run", {}
     tokenizer = train_bpe(["the cat sat on the mat"], 270)
-    model = language_model("delta", vocab_size=270)
+    model = language_model("gam", vocab_size=270)
     save_model(run, model, tokenizer)
     recipe = {
         "train_config": {"steps": 12, "batch_size": 4, "context": 32, "learning_rate": 0.003, "seed": 5},
@@ -241,7 +243,8 @@ def test_pushing_uploads_the_model_with_its_records_and_a_card_made_from_them(tm
     card = uploaded["README.md"].decode()
     for fact in (
         f"{model.count_parameters():,} parameters",
-        "`delta`",
+        "`gam`",
+        "num_heads 2",
         "`cats`",
         "1,234 tokens",
         "| Steps | 12 |",
@@ -265,7 +268,7 @@ def test_pushing_uploads_the_model_with_its_records_and_a_card_made_from_them(tm
 def test_a_new_cache_is_empty_and_a_used_one_says_what_it_holds():
     cache = GAMCache()
     assert (cache.get_seq_length(), cache.batch_size, cache.nbytes, cache.is_initialized) == (0, -1, 0, False)
-    wrapped = GAMForCausalLM.from_language_model(language_model("delta"))
+    wrapped = GAMForCausalLM.from_language_model(language_model("gam"))
     sizes = set()
     for _ in range(3):
         wrapped(torch.randint(40, (2, 5)), use_cache=True, past_key_values=cache)

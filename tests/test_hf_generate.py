@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from stacks import WINDOWED
 from test_hf import KINDS, language_model
 from transformers import pipeline
 from transformers.generation.streamers import BaseStreamer
@@ -12,6 +13,7 @@ from gam_lm.checkpoint import save_model
 from gam_lm.data.tokenizer import train_bpe
 from gam_lm.hf import GAMCache, GAMForCausalLM
 from gam_lm.hf.modeling_gam import CACHE
+from gam_lm.mixers.attention_options import AttentionOptions
 
 PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 LENGTH = 12
@@ -63,7 +65,7 @@ def test_greedy_decoding_equals_running_the_whole_text_each_time(kind, options):
 @pytest.mark.parametrize("schedule", ["constant", "heuristic"])
 def test_assisted_decoding_takes_back_what_the_model_rejects(kind, schedule):
     model, wrapped = models(kind)
-    _, assistant = models("delta")  # of other weights, so that most proposals are rejected
+    _, assistant = models("gam-slots")  # of other weights, so that most proposals are rejected
     assistant.generation_config.num_assistant_tokens = 4
     assistant.generation_config.num_assistant_tokens_schedule = schedule
     assert torch.equal(decode(wrapped, assistant_model=assistant), greedy(model, PROMPT))
@@ -128,14 +130,16 @@ def test_streamers_get_every_token_once_and_in_order(kind):
         assert streamer.ended
 
 
-@pytest.mark.parametrize("kind", ["static", "mean", "delta", "mamba"])
-def test_the_cache_does_not_grow(kind):
-    _, wrapped = models(kind)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cache_grows_with_attention_over_all_tokens_alone(kind):
+    model, wrapped = models(kind)
     sizes = set()
     for length in (2, 30):
         found = decode(wrapped, return_dict_in_generate=True, max_new_tokens=length)
         sizes.add(found[CACHE].nbytes)
-    assert len(sizes) == 1
+    unlimited = any(name == "attention" and model.config.options_of(AttentionOptions).window is None for name in model.config.mixers)
+    assert (len(sizes) == 1) is not unlimited
+    assert kind != WINDOWED or len(sizes) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -166,7 +170,7 @@ def test_any_number_of_recorded_tokens_can_be_taken_back(kind):
 
 @torch.no_grad()
 def test_rows_of_a_cache_are_chosen_and_repeated_like_those_of_a_tensor():
-    _, wrapped = models("mean")
+    _, wrapped = models("gam-mean")
     text, after = torch.randint(40, (3, 6)), torch.randint(40, (6, 2))
 
     def continued(rows, change):
@@ -186,7 +190,7 @@ def test_rows_of_a_cache_are_chosen_and_repeated_like_those_of_a_tensor():
 
 def test_a_pipeline_loads_a_run_directory_and_writes_text(tmp_path):
     tokenizer = train_bpe(["the cat sat on the mat and the dog on the log"] * 4, 280)
-    model = language_model("delta", vocab_size=tokenizer.get_vocab_size())
+    model = language_model("gam", vocab_size=tokenizer.get_vocab_size())
     save_model(tmp_path, model, tokenizer)
     write = pipeline("text-generation", model=str(tmp_path), dtype=torch.float64)
     prompt = "the cat"
@@ -202,7 +206,7 @@ def test_a_pipeline_loads_a_run_directory_and_writes_text(tmp_path):
 
 
 def test_generation_ends_at_the_end_of_text():
-    model, wrapped = models("static")
+    model, wrapped = models("gam-static")
     text = greedy(model, PROMPT)
     end = int(text[0, len(PROMPT[0]) + 3])
     first = text[0, len(PROMPT[0]) :].tolist().index(end)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stacks import WINDOWED
 from test_hf import KINDS, language_model, same_weights
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -17,7 +18,7 @@ from gam_lm.ops.cross_entropy import IGNORE
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 
 
-def wrapped_model(kind="delta", **changes):
+def wrapped_model(kind="gam", **changes):
     return GAMForCausalLM.from_language_model(language_model(kind, **changes)).train()
 
 
@@ -32,7 +33,7 @@ def nearly_equal(one, other, atol=1e-10):
 
 
 def test_labels_are_shifted_once_and_the_loss_is_that_of_the_library():
-    model = language_model("delta")
+    model = language_model("gam")
     wrapped = GAMForCausalLM.from_language_model(model)
     tokens = torch.randint(40, (3, 8))
     labels = tokens.clone()
@@ -76,7 +77,7 @@ def test_activation_checkpointing_runs_each_block_twice_and_changes_no_gradient(
     plain, plain_calls = gradients(wrapped), len(calls)
     wrapped.gradient_checkpointing_enable()
     wrapped(tokens, labels=tokens).loss.backward()
-    assert len(calls) == plain_calls + 4
+    assert len(calls) == plain_calls + 2 * len(wrapped.model.layers)
     assert nearly_equal(gradients(wrapped), plain)
 
 
@@ -106,7 +107,7 @@ def text():
 def test_trainer_learns_a_text_and_what_it_saves_is_a_run_directory(tmp_path, text):
     tokenizer = train_bpe([text], 300)
     rows = rows_of(text, tokenizer, 32, 48)
-    model = GAMForCausalLM.from_language_model(language_model("delta", vocab_size=300, num_hidden_layers=2))
+    model = GAMForCausalLM.from_language_model(language_model("gam", vocab_size=300, num_hidden_layers=2))
     model.init_weights()
     steps = {"max_steps": 150, "lr_scheduler_type": "linear"}  # far enough that no seed ends near the bound
     trainer = train(model, rows, tmp_path / "trained", **steps, per_device_train_batch_size=8, optim="adamw_torch", gradient_checkpointing=True)
@@ -124,7 +125,7 @@ def test_trainer_reaches_the_same_weights_in_one_part_and_in_four(tmp_path, text
     trained = []
     for batch_size, parts in ((8, 1), (2, 4)):
         torch.manual_seed(0)
-        model = wrapped_model("delta", vocab_size=300).double()
+        model = wrapped_model("gam", vocab_size=300).double()
         train(model, rows, tmp_path / str(parts), per_device_train_batch_size=batch_size, gradient_accumulation_steps=parts, max_steps=3)
         trained.append(dict(model.named_parameters()))
     assert nearly_equal(*trained, atol=1e-9)
@@ -132,7 +133,13 @@ def test_trainer_reaches_the_same_weights_in_one_part_and_in_four(tmp_path, text
 
 @pytest.mark.parametrize(
     ("kind", "projections"),
-    [("static", ["gate"]), ("delta", ["gate", "value_proj", "out_proj", "up_proj"]), ("mamba", ["in_proj", "out_proj"]), ("attention", ["qkv_proj"])],
+    [
+        ("gam-static", ["gate"]),
+        ("gam", ["gate", "value_proj", "out_proj", "up_proj"]),
+        ("mamba", ["in_proj", "out_proj"]),
+        ("attention", ["qkv_proj"]),
+        (WINDOWED, ["gate", "qkv_proj"]),
+    ],
 )
 def test_lora_trains_the_projections_alone_and_merges_into_a_plain_model(kind, projections, tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model

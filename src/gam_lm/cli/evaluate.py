@@ -35,11 +35,9 @@ class Eval:
     context: int | None = None
     """Tokens per block; by default what the model was trained with."""
     context_use: tuple[int, ...] = ()
-    """Also the loss of fixed targets with only so many true tokens before them, e.g. 4 12 13 16 64 256."""
+    """Also the loss of the same targets from only so many tokens before them, e.g. 4 13 64 256 1024: what text further back is worth."""
     targets: int = 2048
     """Targets of --context-use."""
-    contexts: tuple[int, ...] = ()
-    """Also the loss with other context lengths, e.g. 512 1024 4096 16384: what it does beyond its training length."""
     stream: bool = False
     """Also the loss over the whole split as one text, the state carried over all block borders."""
     harness: tuple[str, ...] = ()
@@ -85,14 +83,12 @@ class Eval:
         row |= measured.figures(self.split) | {"position_nats": measured.position_nats.tolist()}
         if self.context_use:
             row["context_use"] = self._context_use(model, corpus, context)
-        if self.contexts:
-            row["contexts"] = {str(length): self._long(model, corpus, length, f"context {length}") for length in sorted(set(self.contexts))}
         if self.stream:
-            row["stream_nats_per_token"] = self._long(model, corpus, corpus.splits[self.split].tokens - 1, "one stream")
+            row["stream_nats_per_token"] = self._stream(model, corpus)
         if self.out is not None:
             self._keep(row, model, corpus)
         if self.json:
-            print(json.dumps(row if self.context_use or self.contexts or self.stream else measured.figures(self.split)))
+            print(json.dumps(row if self.context_use or self.stream else measured.figures(self.split)))
 
     def _context_use(self, model: LanguageModel, corpus: TokenCorpus, context: int) -> dict[str, Any]:
         from gam_lm.data.tokenizer import END_OF_TEXT
@@ -104,7 +100,7 @@ class Eval:
             used = context_use(
                 model, corpus.splits[self.split].ids, separator, self.context_use, context=context, targets=self.targets, advance=bar.advance
             )
-        print(f"context use, {used.targets} targets, {used.context} tokens before each; what the rest of the text is worth after d true tokens:")
+        print(f"context use, {used.targets} targets, {used.context} tokens before each; what the text before the last d is worth:")
         for d, gain in used.gains.items():
             print(f"  d = {d:5}: " + ("not measurable with its positions" if gain is None else f"{gain:+.4f} ± {used.half_widths[d]:.4f} nats/token"))
         by_d = {
@@ -112,16 +108,16 @@ class Eval:
         }
         return {"context": used.context, "targets": used.targets, "by_distance": by_d}
 
-    def _long(self, model: LanguageModel, corpus: TokenCorpus, length: int, name: str) -> float | None:
+    def _stream(self, model: LanguageModel, corpus: TokenCorpus) -> float | None:
         from gam_lm.training.evaluate import evaluate
 
-        if model.config.longest is not None and length > model.config.longest:
-            print(f"{name}: not measurable, learned positions end at {model.config.longest}")
-            return None
         split = corpus.splits[self.split]
-        rows = max(1, min(self.batch_size, STREAMED_AT_ONCE // 256, 2**16 // length))
-        nats = evaluate(model, split, context=length, batch_size=rows, window=max(1, STREAMED_AT_ONCE // rows)).nats_per_token
-        print(f"{name}: {nats:.4f} nats/token")
+        length = split.tokens - 1
+        if model.config.longest is not None and length > model.config.longest:
+            print(f"one stream: not measurable, learned positions end at {model.config.longest}")
+            return None
+        nats = evaluate(model, split, context=length, batch_size=1, window=STREAMED_AT_ONCE).nats_per_token
+        print(f"one stream: {nats:.4f} nats/token")
         return nats
 
     def _keep(self, row: dict[str, Any], model: LanguageModel, corpus: TokenCorpus) -> None:

@@ -1,8 +1,7 @@
 """How much of its context a model really uses.
 
-The same targets are predicted again and again: from the true text before them, and from a text of the same length of which only the last d tokens
-are true and the rest comes from another document. What the loss gains as d grows is what the model draws from further back. Targets and positions are the same
-throughout, so that nothing but the context differs.
+The same targets are predicted again and again, each time from the last d tokens before them and nothing else. What the loss gains as d grows is what the model
+draws from further back. The text before the d tokens is cut away, not replaced: another text in its place would add the harm of a false context.
 
 Shapes: N targets, T = context tokens.
 """
@@ -27,13 +26,13 @@ class ContextUse:
     """The loss of the same targets by the number of true tokens before them."""
 
     context: int
-    """Tokens before each target, true or not."""
+    """The most tokens before a target."""
     targets: int
     """Number of targets."""
     nats: dict[int, float | None]
-    """By d: mean loss with d true tokens; None where the model's positions do not allow it. ``context`` itself is the true text."""
+    """By d: mean loss from the last d tokens; None where the model's positions do not allow it."""
     gains: dict[int, float | None]
-    """By d: how much lower the loss is with the whole true text than with d tokens of it."""
+    """By d: how much lower the loss is from ``context`` tokens than from d."""
     half_widths: dict[int, float | None]
     """Half the 95 % interval of each gain, over the targets."""
 
@@ -63,7 +62,7 @@ def context_use(
         advance: called with the number of sequences after each batch.
 
     Raises:
-        InputError: for d < 1, or a split that has no two documents longer than the context.
+        InputError: for d < 1, or a split without enough places that have the context within their document.
     """
     if min(distances, default=1) < 1:
         raise InputError(f"context_use holds {min(distances)}: use numbers of tokens from 1 up")
@@ -71,13 +70,10 @@ def context_use(
     wanted = sorted({*distances})
     allowed = [d for d in wanted if d <= limit]
     context = max(min(context, int(min(limit, 2**62))), *allowed) if allowed else context
-    true_NT, other_NT, target_N = _contexts(ids, separator, context, targets)
+    context_NT, target_N = _contexts(ids, separator, context, targets)
     was_training = model.training
     model.eval()
-    losses = {}
-    for d in sorted({*allowed, context}):
-        mixed_NT = np.concatenate([other_NT[:, : context - d], true_NT[:, context - d :]], 1)
-        losses[d] = _losses(model, mixed_NT, target_N, batch_size, advance)
+    losses = {d: _losses(model, context_NT[:, context - d :], target_N, batch_size, advance) for d in sorted({*allowed, context})}
     model.train(was_training)
     nats: dict[int, float | None] = dict.fromkeys(wanted)
     gains, half_widths = dict(nats), dict(nats)
@@ -88,8 +84,10 @@ def context_use(
     return ContextUse(context=context, targets=len(target_N), nats=nats, gains=gains, half_widths=half_widths)
 
 
-def _contexts(ids: np.ndarray[Any, Any], separator: int | None, context: int, targets: int) -> tuple[np.ndarray[Any, Any], ...]:
-    """True contexts, contexts of another document, targets: each target deep enough in a document, its stranger half the split away."""
+def _contexts(
+    ids: np.ndarray[Any, Any], separator: int | None, context: int, targets: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Contexts (N, T) and targets (N,), each target deep enough in a document."""
     whole = np.asarray(ids).astype(np.int64)
     document = np.zeros(len(whole), np.int64) if separator is None else np.cumsum(whole == separator)
     places = np.arange(context, len(whole))
@@ -99,16 +97,7 @@ def _contexts(ids: np.ndarray[Any, Any], separator: int | None, context: int, ta
             f"the split has {len(places):,} places with {context} tokens of the same document before them, {targets:,} are needed: use a longer text"
         )
     chosen = places[np.linspace(0, len(places) - 1, targets).round().astype(np.int64)]
-    stranger = places[(np.searchsorted(places, chosen) + len(places) // 2) % len(places)]
-    for step in range(1, 17):  # where half the split away is the same document, further on is another
-        same = document[stranger] == document[chosen]
-        if not same.any():
-            break
-        stranger = np.where(same, places[(np.searchsorted(places, chosen) + len(places) // 2 + step * len(places) // 17) % len(places)], stranger)
-    if (document[stranger] == document[chosen]).any():
-        raise InputError("the split has no second document as long as the context: context use needs text of several documents")
-    before = np.arange(-context, 0)
-    return whole[chosen[:, None] + before], whole[stranger[:, None] + before], whole[chosen]
+    return whole[chosen[:, None] + np.arange(-context, 0)], whole[chosen]
 
 
 def _losses(

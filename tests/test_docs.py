@@ -76,7 +76,9 @@ def home(tmp_path_factory):
         (folder / "my_texts" / f"{i:02}.txt").write_text(TEXT * 20)
     tokenizer = train_bpe([TEXT * 4], 300)
     torch.manual_seed(0)
-    config = ModelConfig(vocab_size=tokenizer.get_vocab_size(), hidden_size=16, num_hidden_layers=2, options=(GAMOptions(num_memory_slots=8, num_heads=2),))
+    config = ModelConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=16, num_hidden_layers=2, options=(GAMOptions(num_memory_slots=8, num_heads=2),)
+    )
     save_model(folder / "runs" / "mine", LanguageModel(config), tokenizer)
     return folder
 

@@ -51,13 +51,13 @@ def splits(path: Path, left_out: LeftOut | None = None) -> Mapping[str, Document
             left_out.file(file, NO_SPLIT)
     found = {split: _reader(part, left_out) for split, part in parts.items()}
     if "valid" not in found:
-        found |= _split_one(found["train"], {split: place for split, place in PLACES.items() if split not in found})
+        found |= _split_one(found["train"], left_out, {split: place for split, place in PLACES.items() if split not in found})
     return found
 
 
 def split_files(files: Sequence[Path], left_out: LeftOut) -> Mapping[str, Documents]:
     """The splits of files that are one text, whatever their names say; as those of :func:`splits`."""
-    return _split_one(_reader(files, left_out))
+    return _split_one(_reader(files, left_out), left_out)
 
 
 def stamp(path: Path) -> str:
@@ -164,9 +164,11 @@ def _reader(paths: Sequence[Path], left_out: LeftOut) -> Documents:
     return lambda: (document for path in paths for document in read(path, left_out))
 
 
-def _split_one(documents: Documents, places: Mapping[str, int] = PLACES) -> Mapping[str, Documents]:
+def _split_one(documents: Documents, left_out: LeftOut, places: Mapping[str, int] = PLACES) -> Mapping[str, Documents]:
     """Train, and the splits that ``places`` gives one document or block of PARTS."""
-    few = sum(1 for _ in islice(documents(), PARTS)) < PARTS
+    count = sum(1 for _ in islice(documents(), PARTS))
+    few = count < PARTS
+    left_out.few = count if few else None
 
     def part(split: str) -> Documents:
         if few:

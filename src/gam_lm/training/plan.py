@@ -165,7 +165,7 @@ def recipe_for(*, hidden_size: int, tokens_seen: float, gpu: bool = False, minut
     share = FINE_TUNING if fine_tuning else 1.0
     return TrainConfig(
         batch_size=at(BATCH, tokens_seen) * (GPU_BATCH if gpu else 1), optimizer="muon", learning_rate=share * learning_rate_for(hidden_size),
-        muon_learning_rate=share * MUON_LEARNING_RATE, keep="best", compile="auto" if minutes >= COMPILE_FROM else "off",
+        muon_learning_rate=share * MUON_LEARNING_RATE, keep="best", compile="on" if minutes >= COMPILE_FROM else "off",
     )  # fmt: skip
 
 
@@ -191,6 +191,10 @@ class Plan:
     """Run directory whose weights it starts from."""
     chat: bool = False
     """Whether the texts are conversations."""
+    train_rows: int | None = None
+    """Rows of the training split that are used; None uses all."""
+    valid_rows: int | None = None
+    """Rows of the validation split that are used; None uses all."""
 
     def to_dict(self) -> dict[str, object]:
         """The fields as JSON values."""

@@ -6,9 +6,9 @@ import ast
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -27,7 +27,7 @@ class Flag(NamedTuple):
     """Whether it is written without its name."""
 
 
-def flags_of(kind: type[Any], *, positional_required: bool = False, prefix: str = "") -> Iterator[Flag]:
+def flags_of(kind: Any, *, positional_required: bool = False, prefix: str = "") -> Iterator[Flag]:
     """All flags of a verb's class, groups without a name flattened.
 
     Args:
@@ -77,7 +77,7 @@ def short_help(kind: type[Any], default: Any, first: Sequence[str], name: str) -
     planned = getattr(kind, "planned", ())
     for each in first:
         flag = flags[each]
-        hint = tyro.conf.Positional[flag.hint] if flag.positional else flag.hint
+        hint: Any = Annotated[flag.hint, tyro.conf.Positional] if flag.positional else flag.hint
         value = values.get(each, tyro.MISSING)
         if each in planned and not getattr(default, "preset", None):
             hint, value, flag = flag.hint | None, None, flag._replace(help=f"{flag.help} Planned where it is not given.")
@@ -114,10 +114,10 @@ def _unwrapped(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 @cache
-def explained(kind: type[Any]) -> dict[str, str]:
+def explained(kind: Hashable) -> dict[str, str]:
     """The docstring under each field of a class; empty where its source is not there."""
     try:
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(cast(type[Any], kind)))).body
     except (OSError, TypeError):  # it was made at run time
         return {}
     assert isinstance(body, ast.ClassDef)

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 RECIPE = tuple(field.name for field in dataclasses.fields(TrainConfig))
 
+TEXT = ("vocab_size", "tokenizer", "train_rows", "valid_rows", "valid_tokens")
+"""Flags that say how a text is read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -124,7 +127,7 @@ def _new(train: Train, texts: tuple[str, ...], out: Path, device: torch.device) 
     plan = Plan(
         texts=texts, minutes=0 if told or fixed.get("steps") or "epochs" in fixed else train.minutes, vocab_size=_vocabulary(train, texts),
         tokenizer=train.text.tokenizer if train.start is None else str(needed(train.start, "tokenizer.json")),
-        model=train.model if start is None else _model_of(train.start, start), valid_tokens=0, seconds=0, chat=train.chat is not None,
+        model=train.model if start is None else _model_of(Path(str(train.start)), start), valid_tokens=0, seconds=0, chat=train.chat is not None,
         start="" if train.start is None else str(train.start), train_rows=train.text.train_rows, valid_rows=train.text.valid_rows,
     )  # fmt: skip
     if start is not None:
@@ -153,12 +156,18 @@ def _again(train: Train, texts: tuple[str, ...], out: Path, saved: Mapping[str, 
         plan = Plan.from_dict(saved["plan"]) if "plan" in saved else _unplanned(saved, config, texts)
     except (KeyError, TypeError) as error:
         raise InputError(f"{out / 'recipe.json'} is broken (no {error}): copy it again or choose a new folder") from error
-    for name, asked, kept in (
-        ("minutes", train.minutes, plan.minutes), ("from", str(train.start), plan.start), ("model", train.model, plan.model), ("chat", train.chat is not None, plan.chat),
-    ):  # fmt: skip
-        if name in train.given and asked != kept and not (name == "minutes" and not plan.minutes):
+    asked = {
+        "from": str(train.start), "chat": train.chat is not None, "model": train.model, "minutes": train.minutes, "vocab_size": train.architecture.vocab_size,
+        "tokenizer": train.text.tokenizer, "train_rows": train.text.train_rows, "valid_rows": train.text.valid_rows, "valid_tokens": train.valid_tokens,
+    }  # fmt: skip
+    asked = {name: value for name, value in asked.items() if name in train.given}
+    if "plan" not in saved:  # what it does not say of the text, the flags say
+        plan = dataclasses.replace(plan, **{name: asked.pop(name) for name in TEXT if name in asked})
+    for name, value in asked.items():
+        kept = getattr(plan, "start" if name == "from" else name)
+        if value != kept and not (name == "minutes" and not plan.minutes):
             raise InputError(
-                f"out is {str(out)!r}, which holds another run ({name} {kept or 'not given'}, not {asked}): leave --{name} out to go on with it, "
+                f"out is {str(out)!r}, which holds another run ({name} {kept or 'not given'}, not {value}): leave --{name.replace('_', '-')} out to go on with it, "
                 "or choose a new --out"
             )
     changes = {name: getattr(train.architecture, name) for name in (field.name for field in SCAFFOLD) if name in train.given and name != "vocab_size"}
@@ -170,12 +179,7 @@ def _again(train: Train, texts: tuple[str, ...], out: Path, saved: Mapping[str, 
         changes["mixers"] = list(changes["mixers"])
     config = changed(config, changes)
     recipe = recipe.replace(**{name: getattr(train.recipe, name) for name in RECIPE if name in train.given})
-    other = {"texts": texts or plan.texts}
-    for name, value in (("vocab_size", train.architecture.vocab_size), ("tokenizer", train.text.tokenizer), ("train_rows", train.text.train_rows),
-                        ("valid_rows", train.text.valid_rows), ("valid_tokens", train.valid_tokens)):  # fmt: skip
-        if name in train.given:
-            other[name] = value  # type: ignore[assignment]
-    plan = dataclasses.replace(plan, **other)  # type: ignore[arg-type]
+    plan = dataclasses.replace(plan, texts=texts or plan.texts)
     if not plan.texts:
         raise InputError(f"data is not given, and {str(out)!r} does not say what it was trained on: name its text")
     whole = _prepared(plan, recipe.context)

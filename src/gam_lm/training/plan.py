@@ -218,7 +218,10 @@ class Figures:
 
     documents: int
     train_bytes: int
+    """Of conversations, what the assistant said."""
     train_tokens: int
+    counted_tokens: int
+    """Those of the training tokens that are predicted: in conversations the assistant's."""
     valid_tokens: int
     """Of the whole split."""
     entries: int
@@ -238,8 +241,10 @@ def explain(plan: Plan, recipe: TrainConfig, figures: Figures) -> Iterator[str]:
     left_out = "left out: " + "; ".join(f.left_out) if f.left_out else "nothing left out"
     measured = f"{plan.valid_tokens:,} of {f.valid_tokens:,}" if plan.valid_tokens < f.valid_tokens else f"{f.valid_tokens:,}"
     documents = f"{f.documents:,} {'conversation' if plan.chat else 'document'}{'' if f.documents == 1 else 's'}"
-    yield f"text        {documents}, {f.train_bytes / 1e6:,.2f} MB and {f.train_tokens:,} tokens to train on, {measured} tokens to validate on; {left_out}"
-    yield f"vocabulary  {f.entries:,} entries, {f.train_bytes / f.train_tokens:.2f} bytes a token" + (f", of {plan.start}" if plan.start else "")
+    size = f"{f.counted_tokens:,} tokens of answers" if plan.chat else f"{_size(f.train_bytes)} and {f.train_tokens:,} tokens"
+    yield f"text        {documents}, {size} to train on, {measured} tokens to validate on; {left_out}"
+    length = "" if plan.chat else f", {f.train_bytes / f.train_tokens:.2f} bytes a token"
+    yield f"vocabulary  {f.entries:,} entries{length}" + (f", of {plan.start}" if plan.start else "")
     yield f"model       {plan.model}: {f.layers}, {f.parameters:,} parameters" + (f", starting from {plan.start}" if plan.start else "")
     per_step = recipe.batch_size * recipe.context
     rates = f"Muon {recipe.muon_learning_rate or MUON_LEARNING_RATE:.3g}, AdamW" if recipe.optimizer == "muon" else "AdamW"
@@ -250,6 +255,10 @@ def explain(plan: Plan, recipe: TrainConfig, figures: Figures) -> Iterator[str]:
     early = plan.minutes and plan.seconds < 0.8 * 60 * plan.minutes and passes > 0.9 * MOST_PASSES
     why = f"; the text is too small to use all of the {plan.minutes:g} that it may take" if early else ""
     yield f"time        about {_duration(plan.seconds)} on {f.device}{why}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} KB"
 
 
 def _duration(seconds: float) -> str:

@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from gam_lm.data.download import check, fetch
+from gam_lm.data.text_files import END_OF_TEXT
 from gam_lm.errors import InputError
 
 Documents = Callable[[], Iterator[str]]
 
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-
-STORY_MARKER = "<|endoftext|>"
-"""The line between two stories."""
 
 FILES = {
     "tinyshakespeare": ("tinyshakespeare/input.txt",),
@@ -81,7 +79,7 @@ def _shakespeare(path: Path) -> tuple[str, str]:
 
 
 def _stories(path: Path) -> Iterator[str]:
-    stories = _read(path).split(STORY_MARKER)
+    stories = _read(path).split(END_OF_TEXT)
     return (story.strip() for story in stories if story.strip())
 
 

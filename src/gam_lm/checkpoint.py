@@ -113,14 +113,10 @@ def load_config(directory: Path) -> ModelConfig:
 
 
 def load_tokenizer_of(directory: Path | str) -> Tokenizer:
-    """The tokenizer that the model was trained with. Raises InputError where it is missing or broken."""
-    from tokenizers import Tokenizer
+    """The tokenizer that the model was trained with, which cuts, pads and adds nothing. Raises InputError where it is missing or broken."""
+    from gam_lm.data.tokenizer import load_tokenizer
 
-    path = needed(Path(directory), "tokenizer.json")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for whatever it cannot read
-        raise InputError(f"{path} is no tokenizer ({error}): copy it again from where the model was trained") from error
+    return load_tokenizer(needed(Path(directory), "tokenizer.json"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

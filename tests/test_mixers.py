@@ -109,11 +109,13 @@ def same(a, b):
 
 @pytest.mark.parametrize("name", ["gam", "gam-static+gate_activation=sigmoid", "gam-static+fusion=global+keep_gate=true", "gam-mean", "gam-slots", "gam-attention"])
 def test_a_gate_starts_open(name):
-    torch.manual_seed(1)
-    mixer = mixer_class("gam")(config(name, hidden_size=64))
-    mixer.init_weights()
     x_BTD = F.layer_norm(torch.randn(3, 50, 64), (64,))
-    assert all(0.4 < gate.mean() < 1 and (gate > 0).all() for gate in mixer.trace(x_BTD).gates.values())
+    for initialization in ("scaled", "fan_in"):
+        torch.manual_seed(1)
+        mixer = mixer_class("gam")(config(name, hidden_size=64, initialization=initialization))
+        mixer.init_weights()
+        for gate in mixer.trace(x_BTD).gates.values():
+            assert 0.4 < gate.mean() < 1 and (initialization == "fan_in" or (gate > 0).all())
 
 
 @every_stack

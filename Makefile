@@ -31,6 +31,7 @@ test-browser: .venv/installed-dev
 lint: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 docs: .venv/installed-dev
 	$(BIN)/zensical build --strict --clean --config-file mkdocs.yml

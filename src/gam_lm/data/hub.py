@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gam_lm.data import folders, parquet, text_files
-from gam_lm.data.corpora import data_root
+from gam_lm.data.places import data_root
 from gam_lm.errors import InputError, MissingExtraError
 
 Documents = Callable[[], Iterator[str]]

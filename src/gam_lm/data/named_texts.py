@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from gam_lm.data.download import check, fetch
+from gam_lm.data.places import cache_root, data_root
 from gam_lm.data.text_files import END_OF_TEXT
 from gam_lm.errors import InputError
 
@@ -52,8 +53,6 @@ def stamp(name: str) -> str:
 
 def _paths(name: str) -> list[Path]:
     """The files of a corpus: in $GAM_DATA, or for tiny Shakespeare in the cache, where they may not be yet."""
-    from gam_lm.data.corpora import cache_root, data_root
-
     root = data_root()
     paths = [] if root is None else [root / each for each in FILES[name]]
     if paths and all(path.is_file() for path in paths):

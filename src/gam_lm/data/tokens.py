@@ -16,8 +16,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
-from gam_lm.data.corpora import SPLITS, Corpus, cache_root, load_corpus
+from gam_lm.data.corpora import SPLITS, Corpus, load_corpus
 from gam_lm.data.making import make
+from gam_lm.data.places import cache_root
 from gam_lm.data.tokenizer import fingerprint, load_tokenizer
 from gam_lm.errors import InputError
 from gam_lm.runtime.files import explained, replacing

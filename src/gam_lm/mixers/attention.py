@@ -137,7 +137,7 @@ class Attention(Mixer):
         scored = met if W is None else last + max(W, key_value_cache.BLOCK)  # a block of queries looks at a block and a window of keys
         computed = context if materialised and W is None else (met if W is None else min(scored, context))
         if W is None:
-            kept = 5 * D + 3 * D * options.rotary
+            kept: float = 5 * D + 3 * D * options.rotary
         else:  # keys and values are copied behind those of the cache, outputs put together; a block's mask is there as truth values and as numbers
             masked = min(max(W, key_value_cache.BLOCK), context) + W - 1
             kept = 5 * D + (D if options.rotary and not options.qk_norm else 3 * D) + 1.25 * masked

@@ -92,7 +92,9 @@ def test_parameters_by_part_add_up(name):
         assert model_cost(config, 1).total_parameters == count_parameters(config)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "gam-slots+write_gate=closed"])  # which keeps less: what never writes has no gradients
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name != "gam-slots+write_gate=closed"]
+)  # which keeps less: what never writes has no gradients
 def test_the_backward_pass_keeps_the_numbers_that_cost_says(name):
     """Distinct memory saved for the backward pass, weights and what does not depend on the tokens left out."""
 

@@ -99,6 +99,8 @@ def load_state(
             raise ValueError("the optimiser's moments have other shapes than the weights")
         optimizer.load_state_dict({"state": moments, "param_groups": fresh["param_groups"]})
         for name, tensor in (average or {}).items():
+            if saved[name].shape != tensor.shape:
+                raise ValueError("the averaged weights have other shapes")
             tensor.copy_(saved[name])
         set_generators(states)
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:

@@ -230,7 +230,8 @@ def test_every_step_has_a_learning_rate_above_zero_and_at_most_the_highest(sched
         ("epochs", math.nan, "finite"), ("epochs", 0.0, "above 0"), ("batch_size", 0, "at least 1"), ("batch_size", 2.5, "whole number"),
         ("optimizer", "moun", "did you mean 'muon'"), ("steps", 0, "at least 1"), ("accumulate", 3, "use a divisor"), ("ema", 1.0, "below 1"),
         ("cooldown", 0.0, "above 0"), ("muon_learning_rate", 0.0, "above 0"), ("steps", 10**400, "at most"), ("shuffle_documents", 1, "true or false"),
-        ("betas", (0.9,), "at least 2 of them"), ("betas", (0.9, 0.9, 0.9), "at most 2 of them"), ("weight_decay", math.nan, "finite"), ("warmup_steps", -1, "at least 0"), ("context", -5, "at least 1"), ("learning_rate", "1e-3", "a number"),
+        ("betas", (0.9,), "at least 2 of them"), ("betas", (0.9, 0.9, 0.9), "at most 2 of them"),
+        ("weight_decay", math.nan, "finite"), ("warmup_steps", -1, "at least 0"), ("context", -5, "at least 1"), ("learning_rate", "1e-3", "a number"),
     ],
 )  # fmt: skip
 def test_a_field_out_of_range_is_one_line_with_field_and_fix(field, value, fix):

@@ -15,7 +15,8 @@ from driver import load
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
 def test_64_clients_of_all_kinds_get_what_each_gets_alone(tmp_path):
-    save_model(tmp_path / "cat", small_model(small_tokenizer().get_vocab_size(), num_hidden_layers=2), small_tokenizer())
+    # In double precision answers drawn together differ from those alone by less than any draw can tell.
+    save_model(tmp_path / "cat", small_model(small_tokenizer().get_vocab_size(), num_hidden_layers=2).double(), small_tokenizer())
     figures, tally, log = load(tmp_path / "cat", clients=64, seconds=8, flags=("--device", "cpu", "--cache-mb", "2"))
     assert figures["requests"] > 64 and not figures["errors_500"], figures
     assert not tally.failed and not tally.differing, (tally.failed[:3], tally.differing[:3])

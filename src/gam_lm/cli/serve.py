@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -97,4 +98,5 @@ class Serve:
             raise InputError(f"cannot listen on {self.host}:{self.port} ({reason}): choose another --host or --port") from error
         host = f"[{self.host}]" if ":" in self.host else self.host
         print(f"model {name}: http://{host}:{listener.getsockname()[1]}/v1", flush=True)
+        sys.setswitchinterval(0.0005)  # what waits for the interpreter, a token or an answer to /health, would wait ten times as long
         make_server(app, limits).run(sockets=[listener])

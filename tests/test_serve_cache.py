@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import time
+from contextlib import aclosing
 
 import pytest
 import torch
@@ -80,8 +81,9 @@ async def written(engine, ids, **options):
     """Text, tokens and cached tokens of one answer."""
     prompt = await engine.read(list(ids))
     text, tokens = "", 0
-    async for piece in engine.write(prompt, request(**options), (), 0):
-        text, tokens = text + piece.text, piece.tokens
+    async with aclosing(engine.write(prompt, request(**options), (), 0)) as pieces:
+        async for piece in pieces:
+            text, tokens = text + piece.text, piece.tokens
     return text, tokens, prompt.cached
 
 
@@ -208,6 +210,25 @@ def test_an_answer_that_is_given_up_leaves_the_others_as_they_are():
         assert await kept == expected
         await asyncio.gather(*gone, return_exceptions=True)
         assert made.active == 0 and not made._asking
+
+    asyncio.run(work())
+
+
+def test_a_call_that_fails_fails_those_who_were_in_it_and_nobody_after():
+    async def work():
+        made = engine("written")
+        stream, broken = made.model.stream, [True]
+
+        def sometimes(tokens, state):
+            if broken and len(tokens) > 1:
+                raise ValueError(broken.pop())
+            return stream(tokens, state)
+
+        made.model.stream = sometimes
+        found = await asyncio.gather(*(written(made, [5] * 9, seed=i) for i in range(4)), return_exceptions=True)
+        failed = [each for each in found if isinstance(each, RuntimeError)]
+        assert 2 <= len(failed) <= 4 and all(isinstance(each.__cause__, ValueError) for each in failed)
+        assert (await written(made, [5] * 9))[1] > 0 and made.active == 0
 
     asyncio.run(work())
 

@@ -210,7 +210,7 @@ def test_slow_headers_and_bodies_are_ended(server):
     assert raw(server, b"").startswith(b"HTTP/1.1 408 ")
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
     assert raw(server, head, b'{"model"').startswith(b"HTTP/1.1 408 ")
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 25
     # A connection that is used again has the limit anew.
     get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     found = raw(server, get, get[:20])

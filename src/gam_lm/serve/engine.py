@@ -69,6 +69,7 @@ class _Asked:
     most: int
     tokens: list[int] | None = None
     """None until they are drawn."""
+    failure: Exception | None = None
 
 
 @dataclass(kw_only=True)
@@ -220,20 +221,29 @@ class Engine:
         self._asking.append(asked)
         try:
             async with self._drawing:
-                if asked.tokens is None:
-                    waiting = [self._asking.popleft() for _ in range(min(self.batch, len(self._asking)))]
-                    await to_thread.run_sync(self._step, waiting, limiter=self._drawing_thread)
+                while asked.tokens is None and asked.failure is None:
+                    await to_thread.run_sync(self._step, limiter=self._drawing_thread)
         finally:
             if asked in self._asking:  # it left before its turn came
                 self._asking.remove(asked)
         if asked.tokens is None:
-            raise RuntimeError("the call of the model that drew this token failed")
+            raise RuntimeError("a call of the model failed") from asked.failure
         return asked.tokens
 
     @torch.inference_mode()
-    def _step(self, waiting: list[_Asked]) -> None:
+    def _step(self) -> None:
+        """Draw for those who wait now. They are taken off the list within the turn, so that whoever is given up on the way takes nobody along."""
         with self._turns.turn():
-            for asked, tokens in zip(waiting, step_together([(each.answer, each.most) for each in waiting]), strict=True):
+            waiting: list[_Asked] = []
+            while self._asking and len(waiting) < self.batch:
+                waiting.append(self._asking.popleft())
+            try:
+                drawn = step_together([(each.answer, each.most) for each in waiting])
+            except Exception as error:  # raised where each of them waits
+                for asked in waiting:
+                    asked.failure = error
+                return
+            for asked, tokens in zip(waiting, drawn, strict=True):
                 asked.tokens = tokens
 
     def _positions_used_up(self, tokens: int) -> bool:

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import time
+from contextlib import aclosing
 
 import pytest
 import torch
@@ -80,8 +81,9 @@ async def written(engine, ids, **options):
     """Text, tokens and cached tokens of one answer."""
     prompt = await engine.read(list(ids))
     text, tokens = "", 0
-    async for piece in engine.write(prompt, request(**options), (), 0):
-        text, tokens = text + piece.text, piece.tokens
+    async with aclosing(engine.write(prompt, request(**options), (), 0)) as pieces:
+        async for piece in pieces:
+            text, tokens = text + piece.text, piece.tokens
     return text, tokens, prompt.cached
 
 
@@ -157,17 +159,78 @@ def test_drafts_write_the_same_answer(kind):
         assert asyncio.run(work(draft=True, **options)) == asyncio.run(work(draft=False, **options))
 
 
-def test_answers_beside_others_are_those_alone():
+@pytest.mark.parametrize("draft", [0, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_drawn_together_are_those_alone(kind, draft):
+    prompts = [[i % 7 + 1] * (5 + 11 * i) for i in range(9)]
+
+    def double(**options):
+        made = engine(kind, **options)
+        made.model.double()
+        return made
+
+    async def alone():
+        return [await written(double(), ids, seed=i) for i, ids in enumerate(prompts)]
+
+    async def together():
+        made = double(cache_bytes=2**20, cache_every=8, batch=4, draft=draft)
+        rows, stream = [], made.model.stream
+        made.model.stream = lambda tokens, state: rows.append(len(tokens)) or stream(tokens, state)
+        found = await asyncio.gather(*(written(made, ids, seed=i) for i, ids in enumerate(prompts)))
+        return found, rows
+
+    found, rows = asyncio.run(together())
+    assert [each[:2] for each in found] == [each[:2] for each in asyncio.run(alone())]
+    assert max(rows) <= 4 and (max(rows) > 1 or kind == "attention")  # states of unequal sizes are not joined
+
+
+def test_without_batches_answers_beside_others_are_those_alone_to_the_last_bit():
     prompts = [[i % 7 + 1] * (5 + 11 * i) for i in range(9)]
 
     async def alone():
         return [await written(engine("written"), ids, seed=i) for i, ids in enumerate(prompts)]
 
     async def together():
-        made = engine("written", cache_bytes=2**20, cache_every=8)
+        made = engine("written", cache_bytes=2**20, cache_every=8, batch=1)
         return await asyncio.gather(*(written(made, ids, seed=i) for i, ids in enumerate(prompts)))
 
     assert [each[:2] for each in asyncio.run(together())] == [each[:2] for each in asyncio.run(alone())]
+
+
+def test_an_answer_that_is_given_up_leaves_the_others_as_they_are():
+    async def work():
+        made = engine("written")
+        made.model.double()
+        expected = await written(made, [5] * 20, seed=1)
+        kept = asyncio.create_task(written(made, [5] * 20, seed=1))
+        gone = [asyncio.create_task(written(made, [7] * 9, seed=i, max_tokens=4000)) for i in range(5)]
+        for i, task in enumerate(gone):
+            await asyncio.sleep(0.01 * i)
+            task.cancel()
+        assert await kept == expected
+        await asyncio.gather(*gone, return_exceptions=True)
+        assert made.active == 0 and not made._asking
+
+    asyncio.run(work())
+
+
+def test_a_call_that_fails_fails_those_who_were_in_it_and_nobody_after():
+    async def work():
+        made = engine("written")
+        stream, broken = made.model.stream, [True]
+
+        def sometimes(tokens, state):
+            if broken and len(tokens) > 1:
+                raise ValueError(broken.pop())
+            return stream(tokens, state)
+
+        made.model.stream = sometimes
+        found = await asyncio.gather(*(written(made, [5] * 9, seed=i) for i in range(4)), return_exceptions=True)
+        failed = [each for each in found if isinstance(each, RuntimeError)]
+        assert 2 <= len(failed) <= 4 and all(isinstance(each.__cause__, ValueError) for each in failed)
+        assert (await written(made, [5] * 9))[1] > 0 and made.active == 0
+
+    asyncio.run(work())
 
 
 def test_several_answers_share_one_reading():

@@ -142,5 +142,6 @@ def _help() -> str:
     presets = "\n".join(f"  {name}: {summary}" for name, summary in summaries.items())
     return (
         "gam: Gated Associative Memory language models\n\nusage: gam VERB [flags]; gam VERB --help lists the flags\n\n"
-        f"verbs:\n{verbs}\n\nwith any of them: --import PATH_OR_MODULE loads a mixer of your own (examples/my_mixer.py)\n\npresets (`gam bench --preset paper` is Table 1 whole):\n{presets}"
+        f"verbs:\n{verbs}\n\nwith any of them: --import PATH_OR_MODULE loads a mixer of your own (examples/my_mixer.py)\n\n"
+        f"presets (`gam bench --preset paper` is Table 1 whole):\n{presets}"
     )

@@ -21,7 +21,8 @@ BASE = {
     "options": {name: {"num_heads": 4} for name in ("gam", "attention", "gated_deltanet")},
 }  # fmt: skip
 ABLATIONS = [
-    "gam-static+gate_activation=sigmoid", "gam-slots+static_path=true", "gam-slots+write_gate=closed", "transformer+window=64", "transformer-learned+window=64", "transformer+conv_kernel_size=3",
+    "gam-static+gate_activation=sigmoid", "gam-slots+static_path=true", "gam-slots+write_gate=closed", "transformer+window=64",
+    "transformer-learned+window=64", "transformer+conv_kernel_size=3",
     "transformer-learned+backend=materialised",
 ]  # fmt: skip
 NAMES = [*sorted(MODELS), *HYBRIDS, *ABLATIONS]

@@ -69,6 +69,7 @@ def test_attention_of_one_token_is_attention(dtype, tolerance):
     q, k, v = (torch.randn(2, tokens, 3, 4, dtype=dtype) for tokens in (1, 11, 11))
     own_BS = torch.tensor([[True] * 11, [False] * 4 + [True] * 7])
     wanted = torch.nn.functional.scaled_dot_product_attention(*(each.double().transpose(1, 2) for each in (q, k, v)), attn_mask=own_BS[:, None, None])
+    wanted = wanted.transpose(1, 2)
     got = attend_one(q, k, v, own_BS)
     assert got.dtype is dtype and (got - wanted).abs().max() < tolerance
 
@@ -79,7 +80,7 @@ def test_only_a_state_that_grows_is_filled():
 
     names = [*MODELS, "gam-attention", "llama", *STACKS]
     filled = [name for name in names if any(layer.mixer.filled_cache(1, 5, 1, dtype=torch.float32) is not None for layer in model_of(name).layers)]
-    assert filled == [name for name in names if grows(name, 1000)] and WINDOWED not in filled
+    assert filled == [name for name in names if grows(name, 100)] and WINDOWED not in filled
     assert {"transformer", "transformer-learned", MIXED} <= set(filled)
     assert why_not_decoding(model_of(MIXED)) == "the state of Attention grows with every token"
     assert why_not_decoding(model_of(WINDOWED)) == obstacle(CPU)
@@ -245,8 +246,10 @@ def test_table_and_plots_show_every_model_and_what_failed(tmp_path):
 
 def test_the_command_measures_in_processes_of_their_own(tmp_path, capsys):
     sizes = ["--hidden-size", "16", "--gam.num-heads", "2", "--gam.num-memory-slots", "8", "--steps", "2", "--warmup", "1"]
-    command = ["bench-decode", "--models", "gam-static", "gam-hybrid", "--contexts", "5", "9", "--batch-sizes", "1", "--precisions", "fp32", "--variants", "eager", "--device", "cpu",
-               "--out", str(tmp_path / "out"), *sizes]  # fmt: skip
+    command = [
+        "bench-decode", "--models", "gam-static", "gam-hybrid", "--contexts", "5", "9", "--batch-sizes", "1", "--precisions", "fp32", "--variants", "eager",
+        "--device", "cpu", "--out", str(tmp_path / "out"), *sizes,
+    ]  # fmt: skip
     assert run(command) == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert [(row["model"], row["context"], row["outcome"]) for row in rows] == [

@@ -110,8 +110,10 @@ def test_table_and_plot_show_every_variant_over_the_plain_ones(tmp_path):
 @pytest.mark.slow
 def test_the_command_measures_in_processes_of_their_own(tmp_path, capsys):
     sizes = ["--hidden-size", "16", "--gam.num-heads", "2", "--gam.num-memory-slots", "8", "--vocab-size", "64", "--num-hidden-layers", "1"]
-    command = ["bench-train", "--models", "gam-static", "--batch-sizes", "2", "--context", "16", "--variants", "eager", "--rounds", "2", "--warmup", "1", "--device", "cpu",
-               "--out", str(tmp_path / "out"), *sizes]  # fmt: skip
+    command = [
+        "bench-train", "--models", "gam-static", "--batch-sizes", "2", "--context", "16", "--variants", "eager", "--rounds", "2", "--warmup", "1",
+        "--device", "cpu", "--out", str(tmp_path / "out"), *sizes,
+    ]  # fmt: skip
     assert run(command) == 0
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert (row["outcome"], row["variant"], row["dtype"]) == ("ok", "eager", "bf16") and "gam-static" in capsys.readouterr().out

@@ -80,11 +80,15 @@ def die_before(operation, run):
 
 def start(corpus, run, operation=None):
     """A process that trains; its id."""
+    asked = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, asked)  # one that comes at once waits until the new process can answer it
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, asked)
         return child
     code = 1
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, asked)
         torch.set_num_threads(1)
         if operation is not None:
             die_before(operation, run)
@@ -182,12 +186,16 @@ def main():
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
         folder = Path(name)
         corpus = make_corpus(folder / "text")
-        if wait(start(corpus, folder / "warm")):
-            raise RuntimeError("the run that nobody stopped failed")
-        begun = time.monotonic()
-        wait(start(corpus, folder / "whole"))
-        seconds, expected = time.monotonic() - begun, content(folder / "whole")
-        report = {"differences_without_kills": differences(expected, content(folder / "warm")), "seconds_of_a_run": round(seconds, 3)}
+        times, runs = [], [folder / f"whole-{i}" for i in range(3)]
+        for run in runs:
+            begun = time.monotonic()
+            if wait(start(corpus, run)):
+                raise RuntimeError("a run that nobody stopped failed")
+            times.append(time.monotonic() - begun)
+        seconds, expected = min(times), content(runs[0])  # the shortest, so that few of the random moments come after the end
+        report = {
+            "differences_without_kills": [name for run in runs for name in differences(expected, content(run))], "seconds_of_a_run": round(seconds, 3),
+        }  # fmt: skip
         if chosen.operations:
             report["operations"] = at_every_operation(corpus, folder, expected)
         if chosen.random:

@@ -6,7 +6,7 @@ OUT ?= runs/laptop
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-fast test-browser lint docs wheel-test bench-gpu clean
+.PHONY: run test test-fast test-browser soak lint docs wheel-test bench-gpu clean
 
 run: .venv/installed-plot
 	$(BIN)/gam bench --preset laptop --out $(OUT)
@@ -27,6 +27,10 @@ test-fast: .venv/installed-dev
 # The pages in Debian's Chromium: apt-get install chromium chromium-driver. `make test` runs these too, where there is one.
 test-browser: .venv/installed-dev
 	$(BIN)/python -m pytest -m browser -rs
+
+# Hundreds of kills, for an evening: every file operation, and random moments.
+soak: .venv/installed-dev
+	$(BIN)/python tests/soak/kills.py --operations --random 500
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -44,6 +44,10 @@ class DivergedError(Exception):
             "use a lower learning rate, more warm-up steps or a smaller clip"
         )
 
+    def figures(self) -> dict[str, Any]:
+        """What a row of results says of it."""
+        return {"step": self.step, "learning_rate": self.learning_rate, "layer": self.layer, "what": self.what}
+
     def at(self, step: int) -> DivergedError:
         """The same after ``step`` steps."""
         return DivergedError(self.what, self.layer, self.learning_rate, step)

@@ -246,34 +246,58 @@ def test_several_answers_share_one_reading():
     assert [each for each in asyncio.run(work()) if each > 1] == [8, 8, 4]
 
 
-def test_turns_are_handed_on_in_order_also_between_blocks():
-    blocks = torch.nn.ModuleList(torch.nn.Identity() for _ in range(6))
-    turns, order, ready = Turns(blocks), [], threading.Event()
+class Lasting(torch.nn.Identity):
+    """A block that takes some time."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x):
+        time.sleep(self.seconds)
+        return x
+
+
+def reading_and_drawing(block_seconds, token_seconds, blocks=12, tokens=4):
+    """The order in which the blocks of a prompt and the tokens of another answer come."""
+    modules = torch.nn.ModuleList(Lasting(block_seconds) for _ in range(blocks))
+    turns, order, ready = Turns(modules), [], threading.Event()
+    turns._usual = token_seconds
 
     def read():
         with turns.turn(yielding=True):
             ready.set()
             while not turns._queue:
                 time.sleep(0.001)
-            for i, block in enumerate(blocks):
+            for block in modules:
                 block(torch.zeros(1))
-                order.append(f"block {i}")
+                order.append("block")
 
     def draw():
         ready.wait()
-        for i in range(3):
+        for _ in range(tokens):
             with turns.turn():
-                order.append(f"token {i}")
-                while i < 2 and not turns._queue:
-                    time.sleep(0.001)
+                time.sleep(token_seconds)
+                order.append("token")
 
     threads = [threading.Thread(target=work) for work in (read, draw)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert order[0] == "token 0" and sorted(order) == sorted([f"block {i}" for i in range(6)] + [f"token {i}" for i in range(3)])
-    assert order.index("block 0") < order.index("token 1") and order.index("token 2") < order.index("block 5")
+    assert sorted(order) == ["block"] * blocks + ["token"] * tokens
+    return " ".join(order)
+
+
+def test_a_token_waits_for_one_block_of_a_prompt_not_for_a_piece():
+    order = reading_and_drawing(block_seconds=0.05, token_seconds=0.002)
+    assert order.startswith(("token block token block token block token block", "block token block token block token block token block"))
+
+
+def test_quick_blocks_have_as_long_as_a_token_before_they_give_way():
+    order = reading_and_drawing(block_seconds=0.004, token_seconds=0.04, blocks=60, tokens=4)
+    runs = [len(run.split()) for run in order.strip("token ").split("token") if run.strip()]
+    assert 2 < sum(runs[1:-1]) / max(1, len(runs[1:-1])) < 15, order
 
 
 def test_a_server_says_what_was_cached_and_counts_it(folder):  # noqa: F811

@@ -213,8 +213,9 @@ def test_slow_headers_and_bodies_are_ended(server):
     assert time.monotonic() - started < 25
     # A connection that is used again has the limit anew.
     get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    found = raw(server, get, get[:20])
-    assert found.count(b"HTTP/1.1 200") == 1 and found.count(b"HTTP/1.1 408") == 1
+    for parts in ((get, get[:20]), (get + get[:20],)):
+        found = raw(server, *parts)
+        assert found.count(b"HTTP/1.1 200") == 1 and found.count(b"HTTP/1.1 408") == 1
     until_idle(server)
 
 

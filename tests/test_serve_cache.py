@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_serve import small_model, small_tokenizer
 from test_serve_hostile import BODY, ask, folder, serving  # noqa: F401
+from tokenizers import Tokenizer
 
 from gam_lm.inference.context import state_tensors
 from gam_lm.serve.engine import Engine
@@ -317,3 +318,22 @@ def test_a_server_says_what_was_cached_and_counts_it(folder):  # noqa: F811
         assert figures["gam_first_token_seconds_count"] == 2 and figures["gam_cache_bytes"] > 0
         ask(server, BODY | {"model": "dog"})
         assert 'status="404"' in ask(server, None, "/metrics", "GET")[2]
+
+
+@pytest.mark.parametrize("draft", [0, 4])
+def test_learned_positions_end_an_answer_and_refuse_a_longer_prompt(draft):
+    from gam_lm.serve.protocol import RequestError
+
+    model = small_model(small_tokenizer().get_vocab_size(), positions="learned", max_position_embeddings=32)
+    made = Engine(model=model, tokenizer=Tokenizer.from_str(small_tokenizer().to_str().replace("<|endoftext|>", "<|never|>")), piece=8, draft=draft)
+
+    async def work():
+        prompt = await made.read(made.checked([5] * 30, 99))
+        return [piece async for piece in made.write(prompt, request(), (), 0)]
+
+    pieces = asyncio.run(work())
+    assert (pieces[-1].tokens, pieces[-1].finish) == (3, "length")
+    with pytest.raises(RequestError, match="positions end at 32"):
+        made.checked([5] * 33, 99)
+    with pytest.raises(RequestError, match="reads at most 20"):
+        made.checked([5] * 21, 20)

@@ -6,7 +6,7 @@ OUT ?= runs/laptop
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-fast test-browser lint docs wheel-test bench-gpu clean
+.PHONY: run test test-fast test-browser soak lint docs wheel-test bench-gpu clean
 
 run: .venv/installed-plot
 	$(BIN)/gam bench --preset laptop --out $(OUT)
@@ -28,9 +28,14 @@ test-fast: .venv/installed-dev
 test-browser: .venv/installed-dev
 	$(BIN)/python -m pytest -m browser -rs
 
+# Hundreds of kills, for an evening: every file operation, and random moments.
+soak: .venv/installed-dev
+	$(BIN)/python tests/soak/kills.py --operations --random 500
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 docs: .venv/installed-dev
 	$(BIN)/zensical build --strict --clean --config-file mkdocs.yml

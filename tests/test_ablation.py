@@ -8,14 +8,19 @@ import pytest
 from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
-from gam_lm.experiments.ablation import changes_of, plan_ablation
-from gam_lm.presets import ABLATION, ABLATIONS
+from gam_lm.experiments.ablation import changes_of_row, plan_ablation
+from gam_lm.mixers.gam_options import GAMOptions
+from gam_lm.presets.models import changed, named_model
+from gam_lm.presets.setups import ABLATION, ABLATIONS
 from gam_lm.report.ablation import ablation, above_full
 from gam_lm.report.published import TABLE_3
 from gam_lm.training.recipe import TrainConfig
 
-FULL = ModelConfig(vocab_size=31, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, num_memory_slots=6, dropout=0.0)
-TINY = ["--hidden-size", "8", "--num-hidden-layers", "1", "--num-attention-heads", "2", "--num-memory-slots", "4", "--vocab-size", "270",
+FULL = ModelConfig(
+    vocab_size=31, hidden_size=8, num_hidden_layers=2, positions="learned", initialization="scaled",
+    options=(GAMOptions(write="none", gate_activation="sigmoid", num_heads=2, num_memory_slots=6),),
+)  # fmt: skip
+TINY = ["--hidden-size", "8", "--num-hidden-layers", "1", "--gam.num-heads", "2", "--gam.num-memory-slots", "4", "--vocab-size", "270",
         "--context", "16", "--batch-size", "2", "--steps", "2", "--precision", "fp32", "--device", "cpu"]  # fmt: skip
 
 
@@ -29,7 +34,12 @@ def test_a_kept_gate_is_what_the_published_single_paths_lack():
     for path in ("global", "local"):
         gate = rows[f"{path}-gated"].columns["paper_size_parameters"] - rows[path].columns["paper_size_parameters"]
         assert gate == 6 * (512 * 512 + 512)
-        assert rows[f"{path}-gated"].config == rows[path].config.replace(keep_gate=True)
+        assert rows[f"{path}-gated"].config == changed(rows[path].config, {"keep_gate": True})
+
+
+def field_of(config, field):
+    """A field of the model, or of its one mixer."""
+    return getattr(config, field, None) or getattr(config.options[0], field)
 
 
 def test_every_row_differs_from_the_full_model_in_what_its_name_says():
@@ -40,14 +50,14 @@ def test_every_row_differs_from_the_full_model_in_what_its_name_says():
     for row in rows:
         if row.name != "full":
             field, value = row.name.split("=")
-            assert str(getattr(row.config, field)) == value and row.config.replace(**{field: getattr(FULL, field)}) == FULL
+            assert str(field_of(row.config, field)) == value and changed(row.config, {field: field_of(FULL, field)}) == FULL
     assert len({row.label for row in rows}) == len(rows)
 
 
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("gloabl", "did you mean 'global'"), ("kernel=3", "unknown field of row"), ("write=detla", "did you mean 'delta'"),
+        ("gloabl", "did you mean 'global'"), ("kernel=3", "unknown field of gam"), ("write=detla", "did you mean 'delta'"),
         ("conv_kernel_size=many", "conv_kernel_size is 'many'"),
     ],
 )  # fmt: skip
@@ -57,15 +67,17 @@ def test_a_row_that_cannot_be_is_named(row, said):
 
 
 def test_only_a_gated_model_is_taken_apart():
-    with pytest.raises(InputError, match="use mixer='gam' and fusion='gate'"):
-        plan_ablation(["full"], [0], FULL.replace(mixer="attention"), TrainConfig(steps=1))
+    with pytest.raises(InputError, match="unknown field of attention 'fusion'"):
+        plan_ablation(["full"], [0], FULL.replace(mixers=("attention",)), TrainConfig(steps=1))
+    with pytest.raises(InputError, match="row 'full' is the model with fusion=gate, which yours has not"):
+        plan_ablation(["full"], [0], changed(FULL, {"fusion": "sum"}), TrainConfig(steps=1))
 
 
 def test_every_preset_names_rows_that_exist():
     for preset in ABLATION.values():
-        base = ModelConfig(vocab_size=preset.vocab_size, **preset.model)
-        assert plan_ablation(preset.models, preset.seeds, base, preset.train)
-    assert all(changes_of(name) == dict(changes) for name, changes in ABLATIONS.items())
+        full = named_model(preset.full, {"vocab_size": preset.vocab_size, **preset.model})
+        assert plan_ablation(preset.models, preset.seeds, full, preset.train)
+    assert all(changes_of_row(name) == dict(changes) for name, changes in ABLATIONS.items())
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,13 @@
 """Any architecture of transformers as a baseline, at the size of the library's own models."""
 
 import json
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+from stacks import BASE
 from test_cli import TINY, refused, text  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,24 +21,26 @@ from gam_lm.hf import baselines
 from gam_lm.hf.baselines import Baseline, BaselineBlock
 from gam_lm.model import count_parameters
 from gam_lm.ops.cross_entropy import IGNORE
-from gam_lm.presets import PRESETS, named_model
+from gam_lm.presets.models import named_model
+from gam_lm.presets.setups import PRESETS
 from gam_lm.report.plots import GREY, colour
 from gam_lm.results import Results
 from gam_lm.training.loop import fit
 from gam_lm.training.recipe import TrainConfig
+from gam_lm.training.trackers import NoTracker
 
 CPU = torch.device("cpu")
 NAMES = ["hf:llama", "hf:mamba2", "hf:lfm2", "hf:qwen3"]
-SMALL = ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_memory_slots=8, dropout=0.0)
+SMALL = {**BASE, "vocab_size": 64}
 
 
 @pytest.mark.parametrize("name", [*NAMES, "hf:gpt2", "hf:mamba", "hf:mistral", "hf:qwen3_next", "hf:gemma2"])
 @pytest.mark.parametrize("setup", ["laptop", "small-cpu"])
-def test_an_baseline_has_the_parameters_of_the_static_gam(name, setup):
-    base = ModelConfig(vocab_size=PRESETS[setup].vocab_size, **PRESETS[setup].model)
+def test_a_baseline_has_the_parameters_of_the_static_gam(name, setup):
+    base = {"vocab_size": PRESETS[setup].vocab_size, **PRESETS[setup].model}
     row, config = contender(name, base, match=True)
     target = count_parameters(named_model("gam-static", base))
-    assert row == name and (config.vocab_size, config.hidden_size) == (base.vocab_size, base.hidden_size)
+    assert row == name and (config.vocab_size, config.hidden_size) == (base["vocab_size"], base["hidden_size"])
     assert abs(baselines.count(config) - target) <= CLOSE_ENOUGH * target
     if setup == "laptop":
         model = build(config, 0, CPU)
@@ -45,10 +49,10 @@ def test_an_baseline_has_the_parameters_of_the_static_gam(name, setup):
 
 
 @pytest.mark.parametrize("name", [*NAMES, "hf:gpt2"])
-def test_by_fan_in_its_start_values_are_as_large_as_those_of_our_own_models(name):
-    base = SMALL.replace(vocab_size=1000, hidden_size=64)
-    baselines_own, by_fan_in = (build(contender(name, base.replace(initialization=each), match=False)[1], 0, CPU) for each in ("scaled", "fan_in"))
-    ours = build(named_model("transformer-rotary", base.replace(initialization="fan_in")), 0, CPU)
+def test_by_fan_in_its_initialisation_is_as_large_as_that_of_our_own_models(name):
+    base = SMALL | {"vocab_size": 1000, "hidden_size": 64}
+    baselines_own, by_fan_in = (build(contender(name, base | {"initialization": each}, match=False)[1], 0, CPU) for each in ("scaled", "fan_in"))
+    ours = build(named_model("transformer", base), 0, CPU)
     std = ours.embed_tokens.weight.std().item()
     assert by_fan_in.embed_tokens.weight.std().item() == pytest.approx(std, rel=0.02)
     usual = type(baselines_own.network.config)().initializer_range
@@ -73,7 +77,7 @@ def test_its_loss_is_the_one_that_transformers_finds(name):
         model.stream(tokens, model.stream(tokens)[1])
 
 
-def test_its_start_values_are_a_function_of_the_seed():
+def test_its_initialisation_is_a_function_of_the_seed():
     config = contender("hf:qwen3", SMALL, match=True)[1]
     one, same, other = (dict(build(config, seed, CPU).named_parameters()) for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -96,7 +100,7 @@ def test_a_scaled_output_head_is_made_plain_and_a_biased_one_is_refused():
 
 def test_bench_trains_baselines_on_the_same_tokens(text, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "bench"
-    command = ["bench", "--data", str(text), "--models", "gam-static", *NAMES, "--steps", "3", "--out", str(out), *TINY]
+    command = ["bench", "--data", str(text), "--models", "gam-static", *NAMES, "--steps", "3", "--initialization", "scaled", "--out", str(out), *TINY]
     assert run([*command, "--dry-run"]) == 0
     plan = {row["model"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])}
     assert run(command) == 0
@@ -121,18 +125,15 @@ def test_bench_trains_baselines_on_the_same_tokens(text, tmp_path, capsys):  # n
     assert folder.joinpath("model.safetensors").stat().st_mtime_ns == before
 
 
-class Interrupted:
+class Interrupted(NoTracker):
     def log(self, figures, step):
         if step == 10:
-            raise KeyboardInterrupt
-
-    def finish(self):
-        pass
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_an_interrupted_training_goes_on_as_the_same_run(text, tmp_path):  # noqa: F811
     corpus = prepare(str(text), vocab_size=270)
-    config = contender("hf:lfm2", SMALL.replace(vocab_size=corpus.vocab_size), match=True)[1]
+    config = contender("hf:lfm2", SMALL | {"vocab_size": corpus.vocab_size}, match=True)[1]
     recipe = TrainConfig(steps=14, batch_size=2, context=8, precision="fp32")
     whole, parts = build(config, 0, CPU), build(config, 0, CPU)
     expected = fit(whole, corpus, recipe, tmp_path / "whole")
@@ -145,16 +146,16 @@ def test_an_interrupted_training_goes_on_as_the_same_run(text, tmp_path):  # noq
 
 
 def test_recall_trains_and_measures_baselines(tmp_path):
-    sizes = ["--hidden-size", "16", "--num-hidden-layers", "2", "--num-attention-heads", "2", "--num-memory-slots", "8", "--vocab-size", "64"]
+    sizes = ["--hidden-size", "16", "--num-hidden-layers", "2", "--gam.num-heads", "2", "--gam.num-memory-slots", "8", "--vocab-size", "64"]
     task = ["--pairs", "2", "--length", "16", "--steps", "3", "--batch-size", "4", "--device", "cpu"]
-    assert run(["recall", "--models", "gam-delta", *NAMES, *task, *sizes, "--out", str(tmp_path / "out")]) == 0
+    assert run(["recall", "--models", "gam", *NAMES, *task, *sizes, "--out", str(tmp_path / "out")]) == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert [row["model"] for row in rows] == ["gam-delta", *NAMES]
+    assert [row["model"] for row in rows] == ["gam", *NAMES]
     assert all(0 <= row["accuracy"] <= 1 and row["answers"] == 2048 and row["state_bytes"] > 0 for row in rows)
 
 
 def test_scale_measures_blocks_of_baselines(tmp_path):
-    base = SMALL.replace(hidden_size=32)
+    base = SMALL | {"hidden_size": 32}
     results = Results.open(tmp_path / "results.json", command="", environment={}, corpus=None)
     scale(["gam-static", *NAMES, "hf:gpt2"], [300], base, Protocol(warmup=1, iterations=1), results, CPU, isolated=False)
     rows = {row["model"]: row for row in results.rows}

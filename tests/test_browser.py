@@ -216,7 +216,7 @@ def test_slots_are_sorted_and_searched(show, slots_page):
 
 
 def test_a_hostile_name_of_a_run_stays_text(show, tmp_path):
-    folder = save_run(tmp_path / "a<img src=x onerror=alert(1)>", write="delta")
+    folder = save_run(tmp_path / "a<img src=x onerror=alert(1)>", "gam-slots")
     for verb in ("trace", "slots"):
         path = tmp_path / f"{verb}.html"
         assert run(["inspect", verb, str(folder), "--text", HOSTILE, "--out", str(path), "--device", "cpu"]) == 0

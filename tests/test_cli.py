@@ -1,5 +1,6 @@
 """The command line, as a person meets it."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 
 from gam_lm.cli.main import VERBS, parse, run
-from gam_lm.presets import DEFAULT_GAM
+from gam_lm.config import ModelConfig
+from gam_lm.mixers.attention_options import AttentionOptions
+from gam_lm.mixers.registry import mixer_class, mixer_names, options_class
+from gam_lm.presets.models import DEFAULT_MODEL, MODELS
 
-TINY = ["--hidden-size", "16", "--num-hidden-layers", "1", "--num-attention-heads", "2", "--num-memory-slots", "8", "--vocab-size", "270",
+TINY = ["--hidden-size", "16", "--num-hidden-layers", "1", "--gam.num-heads", "2", "--gam.num-memory-slots", "8", "--vocab-size", "270",
         "--context", "16", "--batch-size", "4", "--precision", "fp32", "--device", "cpu"]  # fmt: skip
 
 
@@ -58,7 +62,7 @@ def test_a_preset_gives_the_defaults_and_flags_change_them():
     (verb,) = parse(["bench", "--preset", "laptop", "--out", "x", "--steps", "7"])
     assert (verb.recipe.steps, verb.recipe.batch_size, verb.architecture.hidden_size, verb.text.data) == (7, 8, 128, "stdlib")
     (verb,) = parse(["train", "--preset", "paper-wikitext2", "--out", "x", "--model", "mamba-paper", "--hidden-size", "64"])
-    assert (verb.architecture.stack, verb.architecture.expand, verb.architecture.hidden_size, verb.recipe.blocks) == ("bare", 3, 64, "paper")
+    assert (verb.architecture.stack, verb.architecture.mamba.expand, verb.architecture.hidden_size, verb.recipe.blocks) == ("bare", 3, 64, "paper")
 
 
 def test_the_paper_preset_is_table_1_whole():
@@ -100,15 +104,15 @@ def test_bench_compares_models_and_goes_on_where_it_stopped(text, tmp_path, caps
     ]
     assert run([*command, "--dry-run"]) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["model"] for row in plan] == [DEFAULT_GAM, "transformer", "mamba"] and not out.exists()
+    assert [row["model"] for row in plan] == [DEFAULT_MODEL, "transformer", "mamba"] and not out.exists()
     assert all(row["steps"] == 4 and row["train_tokens"] == 4 * 4 * 16 and row["expected_seconds"] >= 0 for row in plan)
 
     assert run(command) == 0
     content = json.loads((out / "results.json").read_text())
     rows = {row["model"]: row for row in content["rows"]}
-    assert set(rows) == {"unigram", "bigram", "xz", DEFAULT_GAM, "transformer", "mamba"}
+    assert set(rows) == {"unigram", "bigram", "xz", DEFAULT_MODEL, "transformer", "mamba"}
     assert {row["train_tokens"] for row in rows.values() if not row.get("floor")} == {4 * 4 * 16}
-    for name in (DEFAULT_GAM, "transformer", "mamba"):
+    for name in (DEFAULT_MODEL, "transformer", "mamba"):
         assert [point["step"] for point in rows[name]["curve"]] == [2, 4]
         assert rows[name]["val_nats_per_token"] == rows[name]["curve"][-1]["val_nats"]
         assert rows[name]["state_bytes"] > 0 and rows[name]["tokens_per_second"] == pytest.approx(1000 * 4 * 16 / rows[name]["step_ms"])
@@ -118,10 +122,10 @@ def test_bench_compares_models_and_goes_on_where_it_stopped(text, tmp_path, caps
     lost = [row for row in content["rows"] if row["model"] != "mamba"]
     (out / "results.json").write_text(json.dumps(content | {"rows": lost}))
     shutil.rmtree(out / "runs" / "mamba-seed0")
-    before = (out / "runs" / f"{DEFAULT_GAM}-seed0" / "model.safetensors").stat().st_mtime_ns
+    before = (out / "runs" / f"{DEFAULT_MODEL}-seed0" / "model.safetensors").stat().st_mtime_ns
     assert run(command) == 0
     again = {row["model"]: row for row in json.loads((out / "results.json").read_text())["rows"]}
-    assert (out / "runs" / f"{DEFAULT_GAM}-seed0" / "model.safetensors").stat().st_mtime_ns == before
+    assert (out / "runs" / f"{DEFAULT_MODEL}-seed0" / "model.safetensors").stat().st_mtime_ns == before
     assert again["mamba"]["val_nats_per_token"] == rows["mamba"]["val_nats_per_token"]  # the same run once more
 
 
@@ -137,8 +141,8 @@ def test_bench_compares_models_and_goes_on_where_it_stopped(text, tmp_path, caps
         (["train", "--data", "{out}/none.txt", "--out", "{out}", *TINY], "no such file or folder"),
         (["train", "--data", "{text}", "--out", "{out}", *TINY, "--context", "100000"], "needs 100001"),
         (
-            ["train", "--data", "{text}", "--out", "{out}", *TINY, "--mixer", "attention", "--hidden-size", "15"],
-            "num_attention_heads=2 does not divide",
+            ["train", "--data", "{text}", "--out", "{out}", *TINY, "--hidden-size", "15"],
+            "num_heads is 2, which does not divide hidden_size=15",
         ),
         (["train", "--data", "{text}", "--out", "{text}", *TINY], "not empty and no run directory"),
         (["train", "--data", "{text}", "--out", "{trained}", "--steps", "9", *TINY], "holds another run"),
@@ -169,7 +173,7 @@ def test_a_prompt_longer_than_the_positions_is_named(text, tmp_path, capsys):
     out = tmp_path / "run"
     learned = ["--positions", "learned", "--max-position-embeddings", "16"]
     assert run(["train", "--data", str(text), "--out", str(out), "--steps", "1", *TINY, *learned]) == 0
-    assert "positions end at 16" in refused(capsys, ["generate", str(out), "--prompt", "alpha beta " * 50])
+    assert "learned positions end at 16" in refused(capsys, ["generate", str(out), "--prompt", "alpha beta " * 50])
 
 
 def test_an_interrupt_is_exit_code_130(monkeypatch):
@@ -182,9 +186,42 @@ def test_an_interrupt_is_exit_code_130(monkeypatch):
 def test_env_names_machine_and_backends(capsys):
     assert run(["env"]) == 0
     said = capsys.readouterr().out
-    assert "torch: " in said and "mixer mamba: chunked" in said
+    assert "torch: " in said and all(f"mixer {name}: {', '.join(mixer_class(name).backends)}" in said for name in mixer_names())
 
 
 def test_data_prepare_describes_the_corpus(text, capsys):
     assert run(["data", "prepare", str(text), "--vocab-size", "270"]) == 0
     assert "train: " in capsys.readouterr().out
+
+
+def test_the_models_are_printed_with_what_each_changes_and_its_source(capsys):
+    assert run(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(MODELS)
+    assert all(each.says in line and each.source in line for each, line in zip(MODELS.values(), lines[2:], strict=True))
+
+
+def test_every_option_of_every_mixer_is_a_flag_with_its_explanation(capsys):
+    with pytest.raises(SystemExit):
+        run(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name in mixer_names():
+        for field in dataclasses.fields(options_class(name)):
+            flag = f"--{name}.{field.name}".replace("_", "-")
+            assert flag in said or f"--{name}.{'no-' if field.default is True else ''}{field.name}".replace("_", "-") in said, flag
+
+
+def test_a_stack_of_several_mixers_is_trained_from_flags(text, tmp_path, capsys):
+    out = tmp_path / "hybrid"
+    flags = ["--mixers", "gam", "attention", "--attention.window", "5", "--attention.num-heads", "4", "--num-hidden-layers", "2"]
+    assert run(["train", "--data", str(text), "--out", str(out), "--steps", "2", *TINY, *flags]) == 0
+    config = ModelConfig.from_dict(json.loads((out / "config.json").read_text()))
+    assert config.layer_mixers == ("gam", "attention")
+    assert (config.options_of(AttentionOptions).window, config.options_of(AttentionOptions).num_heads) == (5, 4)
+    assert run(["generate", str(out), "--prompt", "alpha", "--max-new-tokens", "12", "--seed", "3", "--device", "cpu"]) == 0
+    assert "\nalpha" in capsys.readouterr().out
+
+
+def test_options_of_a_mixer_that_is_not_there_are_refused(text, tmp_path, capsys):
+    said = refused(capsys, ["train", "--data", str(text), "--out", str(tmp_path / "run"), *TINY, "--attention.window", "5"])
+    assert "--attention.window is given, and mixers is ['gam']: leave it out, or add attention to --mixers" in said

@@ -5,21 +5,27 @@ import os
 
 import pytest
 import torch
+from stacks import HYBRIDS, stack
 from torch.utils.flop_counter import FlopCounterMode
 
 from gam_lm.cli.main import run
-from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import SIZES, enlarged, model_cost
 from gam_lm.errors import InputError
 from gam_lm.model import LanguageModel, count_parameters
-from gam_lm.presets import MODELS, named_model
+from gam_lm.presets.models import MODELS, named_model
 from gam_lm.runtime.isolation import run_isolated
 
 T = 512
-BASE = ModelConfig(
-    vocab_size=96, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, num_memory_slots=128, dropout=0.1, max_position_embeddings=T
-)
-NAMES = sorted(MODELS)
+BASE = {
+    "vocab_size": 96, "hidden_size": 128, "num_hidden_layers": 2, "dropout": 0.1, "max_position_embeddings": T,
+    "options": {name: {"num_heads": 4} for name in ("gam", "attention", "gated_deltanet")},
+}  # fmt: skip
+ABLATIONS = [
+    "gam-static+gate_activation=sigmoid", "gam-slots+static_path=true", "gam-slots+write_gate=closed", "transformer+window=64",
+    "transformer-learned+window=64", "transformer+conv_kernel_size=3",
+    "transformer-learned+backend=materialised",
+]  # fmt: skip
+NAMES = [*sorted(MODELS), *HYBRIDS, *ABLATIONS]
 every_model = pytest.mark.parametrize("name", NAMES)
 
 
@@ -30,9 +36,10 @@ def solve(a_shape, b_shape, *_, **__):
 
 
 def attend(q_shape, k_shape, v_shape, *_, **__):
-    """Causal attention over one sequence: half of both T × T products, the diagonal whole."""
+    """Attention: causal over one sequence is half of both T × T products, the diagonal whole; over a cache, or blocks of a window, both are whole."""
     b, h, t, e = q_shape
-    return 2 * b * h * t * (t + 1) * e
+    s = k_shape[2]
+    return 2 * b * h * t * (t + 1 if t == s else 2 * s) * e
 
 
 def attend_backward(slope_shape, q_shape, k_shape, v_shape, *_, **__):
@@ -52,7 +59,7 @@ def counted(call):
 
 def built(name, **changes):
     torch.manual_seed(0)
-    return LanguageModel(named_model(name, BASE.replace(**changes)))
+    return LanguageModel(stack(name, BASE, **changes))
 
 
 @every_model
@@ -74,9 +81,7 @@ def test_training_has_three_times_the_operations(name):
 
 @every_model
 def test_decoding_has_the_operations_that_torch_counts(name):
-    # The fused attention of one query over a cache is not causal; its products are those of the materialised one.
-    config = named_model(name, BASE)
-    model = LanguageModel(config.replace(backend="materialised") if config.mixer == "attention" else config).requires_grad_(False)
+    model = built(name).requires_grad_(False)
     _, state = model.stream(torch.randint(96, (1, T - 1)))
     found = counted(lambda: model.stream(torch.randint(96, (1, 1)), state))
     assert found <= model_cost(model.config, T - 1).decode_flops <= 1.12 * found
@@ -84,11 +89,13 @@ def test_decoding_has_the_operations_that_torch_counts(name):
 
 @every_model
 def test_parameters_by_part_add_up(name):
-    for config in (named_model(name, BASE), named_model(name, BASE.replace(tie_word_embeddings=False))):
+    for config in (stack(name, BASE), stack(name, BASE, tie_word_embeddings=False)):
         assert model_cost(config, 1).total_parameters == count_parameters(config)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "gam-delta-closed"])  # which keeps less: what never writes has no gradients
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name != "gam-slots+write_gate=closed"]
+)  # which keeps less: what never writes has no gradients
 def test_the_backward_pass_keeps_the_numbers_that_cost_says(name):
     """Distinct memory saved for the backward pass, weights and what does not depend on the tokens left out."""
 
@@ -140,13 +147,13 @@ def step(parameters, peak):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gam-static", "gam-delta", "transformer", "mamba"])
+@pytest.mark.parametrize("name", ["gam-static", "gam", "transformer", "gated-deltanet", "mamba", "gam-hybrid"])
 def test_a_training_step_takes_the_memory_that_cost_says(name, tmp_path, monkeypatch):
     """Above weights and moments, which are there before: gradients, activations, and what a pass holds for a moment."""
     (tmp_path / "probe.py").write_text(PROBE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed goes back at once
-    config = named_model(name, BASE.replace(hidden_size=256, num_memory_slots=256, num_hidden_layers=4, dropout=0.0))
+    config = stack(name, BASE, hidden_size=256, num_hidden_layers=4, dropout=0.0)
     done = run_isolated("probe:step", {"config": config.to_dict(), "batch": 4, "context": T}, seconds=120, memory_mb=8000)
     expected = model_cost(config, T).activation_bytes * 4 * T + 4 * count_parameters(config)
     assert 0.85 * expected < done.figures["bytes"] < 1.3 * expected
@@ -156,22 +163,24 @@ def test_a_training_step_takes_the_memory_that_cost_says(name, tmp_path, monkeyp
 @every_model
 def test_larger_models_come_near_their_size(name, size):
     target, width = SIZES[size]
-    config = enlarged(named_model(name, ModelConfig(vocab_size=10_000)), target, width)
+    config = enlarged(stack(name, {"vocab_size": 10_000, "options": {}}), target, width)
     cost = model_cost(config, 1_000_000)
     assert config.hidden_size == width and abs(cost.total_parameters / target - 1) < 0.05
-    constant = config.mixer != "attention"
-    assert (cost.state_bytes == model_cost(config, 1_000).state_bytes) == constant
+    with torch.device("meta"):
+        small = LanguageModel(stack(name, BASE))
+    grows = any(layer.mixer.filled_cache(1, 1, 1, dtype=torch.float32) is not None for layer in small.layers)
+    assert (cost.state_bytes == model_cost(config, 1_000).state_bytes) is not grows
 
 
 def test_at_a_million_tokens_attention_alone_grows():
-    base = ModelConfig(vocab_size=10_000)
-    gam, transformer = (model_cost(enlarged(named_model(name, base), *SIZES["1 B"]), 2**20) for name in ("gam-static", "transformer-rotary"))
+    base = {"vocab_size": 10_000}
+    gam, transformer = (model_cost(enlarged(named_model(name, base), *SIZES["1 B"]), 2**20) for name in ("gam-static", "transformer"))
     assert transformer.state_bytes > 10_000 * gam.state_bytes and transformer.decode_flops > 10 * gam.decode_flops
 
 
 def test_a_context_beyond_learned_positions_is_refused():
     with pytest.raises(InputError, match="positions end at 512"):
-        model_cost(named_model("gam-paper", BASE), 513)
+        model_cost(stack("gam-paper", BASE), 513)
 
 
 def test_inspect_cost_prints_tables_or_json(capsys):

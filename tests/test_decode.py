@@ -6,24 +6,27 @@ import pytest
 import torch
 import torch._inductor.config  # reads CXX once, before a test changes it
 import torch.nn.functional as F
+from stacks import BASE as SMALL
+from stacks import MIXED, STACKS, WINDOWED, stack
 
 import gam_lm.experiments.decode as decode
 from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
+from gam_lm.diagnostics.cost import POSITION_BYTES, model_cost
 from gam_lm.errors import InputError
 from gam_lm.experiments.decode import GPT2, Protocol, bench_decode, weight_bytes
 from gam_lm.experiments.models import contender
-from gam_lm.inference.compiling import compiled_step, obstacle
+from gam_lm.inference.compiling import compiled_step, obstacle, why_not_decoding
 from gam_lm.inference.int8 import quantize_int8
 from gam_lm.inference.row_products import MAX_ROWS, row_backend
-from gam_lm.mixers.attention import attend_one
+from gam_lm.mixers.key_value_cache import attend_one
 from gam_lm.model import LanguageModel, State
-from gam_lm.presets import named_model
+from gam_lm.presets.models import named_model
 from gam_lm.report.decode import decode_table, write_decode
 from gam_lm.results import Results
 
-BASE = ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_memory_slots=8, dropout=0.0)
-MODELS = ["gam-static", "gam-mean", "gam-delta", "transformer", "transformer-rotary", "mamba"]
+BASE = SMALL | {"vocab_size": 64}
+MODELS = ["gam-static", "gam-mean", "gam", "gam-hybrid", "transformer-learned", "transformer", "mamba"]
 CPU = torch.device("cpu")
 
 
@@ -33,24 +36,32 @@ def opened(path):
 
 def model_of(name, **changes):
     torch.manual_seed(1)
-    return LanguageModel(named_model(name, BASE.replace(max_position_embeddings=64)).replace(**changes)).eval()
+    return LanguageModel(stack(name, BASE, max_position_embeddings=64).replace(**changes)).eval()
 
 
-@pytest.mark.parametrize("name", ["transformer", "transformer-rotary"])
+@pytest.mark.parametrize("name", ["transformer-learned", "transformer", "llama", "gam-attention", "transformer+conv_kernel_size=3", MIXED])
 @torch.no_grad()
 def test_a_cache_written_in_place_gives_what_a_growing_one_gives(name):
     model = model_of(name).double()
     n, B = 9, 3
     filled = [layer.mixer.filled_cache(B, n, 4, dtype=torch.float64) for layer in model.layers]
-    position_B = torch.full((B,), n)
-    in_place = State(position_B, tuple(filled))
-    grows = State(position_B, tuple((k[:, :n], v[:, :n], own[:, :n], *([count] if model.layers[0].mixer.rotary else [])) for k, v, own, count, _ in filled))
+    _, read = model.stream(torch.randint(64, (B, n)))
+    in_place = State(read.position_B, tuple(layer if cache is None else cache for cache, layer in zip(filled, read.layers, strict=True)))
+
+    def cut(layer):
+        """The same as a cache that grows: without the room, and without the fourth tensor, the place."""
+        at = next(i for i, each in enumerate(layer) if each.dtype == torch.bool)
+        return (*layer[: at - 2], *(each[:, :n] for each in layer[at - 2 : at + 1]), *layer[at + 2 :])
+
+    grows = State(read.position_B, tuple(layer if cache is None else cut(layer) for cache, layer in zip(filled, in_place.layers, strict=True)))
+    assert any(cache is not None for cache in filled)
+    places = [each.data_ptr() for layer in in_place.layers for each in layer if each.dim() == 4 and each.shape[1] == n + 4]
     for _ in range(4):
         token_B1 = torch.randint(64, (B, 1))
         got, in_place = model.stream(token_B1, in_place)
         wanted, grows = model.stream(token_B1, grows)
         assert (got - wanted).abs().max() < 1e-12
-    assert in_place.layers[0][0].data_ptr() == filled[0][0].data_ptr()
+    assert places == [each.data_ptr() for layer in in_place.layers for each in layer if each.dim() == 4 and each.shape[1] == n + 4] != []
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 1e-2)])
@@ -58,13 +69,21 @@ def test_attention_of_one_token_is_attention(dtype, tolerance):
     q, k, v = (torch.randn(2, tokens, 3, 4, dtype=dtype) for tokens in (1, 11, 11))
     own_BS = torch.tensor([[True] * 11, [False] * 4 + [True] * 7])
     wanted = torch.nn.functional.scaled_dot_product_attention(*(each.double().transpose(1, 2) for each in (q, k, v)), attn_mask=own_BS[:, None, None])
+    wanted = wanted.transpose(1, 2)
     got = attend_one(q, k, v, own_BS)
     assert got.dtype is dtype and (got - wanted).abs().max() < tolerance
 
 
 def test_only_a_state_that_grows_is_filled():
-    filled = {name: model_of(name).layers[0].mixer.filled_cache(1, 5, 1, dtype=torch.float32) for name in MODELS}
-    assert [name for name, each in filled.items() if each is not None] == ["transformer", "transformer-rotary"]
+    def grows(name, tokens):
+        return model_cost(stack(name), 2 * tokens).state_bytes > model_cost(stack(name), tokens).state_bytes
+
+    names = [*MODELS, "gam-attention", "llama", *STACKS]
+    filled = [name for name in names if any(layer.mixer.filled_cache(1, 5, 1, dtype=torch.float32) is not None for layer in model_of(name).layers)]
+    assert filled == [name for name in names if grows(name, 100)] and WINDOWED not in filled
+    assert {"transformer", "transformer-learned", MIXED} <= set(filled)
+    assert why_not_decoding(model_of(MIXED)) == "the state of Attention grows with every token"
+    assert why_not_decoding(model_of(WINDOWED)) == obstacle(CPU)
 
 
 def test_the_bytes_of_the_weights_are_those_that_a_token_reads():
@@ -89,39 +108,53 @@ def test_a_row_for_every_model_context_and_setting_and_none_twice(tmp_path, monk
     rows = opened(tmp_path).rows
     assert len(rows) == 2 * 2 * (3 * len(MODELS) + 2)  # GPT-2 has no int8
     assert all(row["outcome"] == "ok" and row["step_ms_low"] <= row["step_ms"] <= row["step_ms_high"] for row in rows)
-    target = named_model("gam-static", BASE)
     for row in rows:
         config = ModelConfig.from_dict(row["model_config"])
-        assert config.num_hidden_layers == 2 or config.mixer in {"mamba", GPT2}  # whose layers are halved or chosen to match the size
-        width = {"fp32": 4, "bf16": 2, "int8": 4 if config.mixer == "gam" else 2}[row["dtype"]] * BASE.hidden_size  # int8 embeddings give fp32
+        assert config.num_hidden_layers == 2 or row["model"] in {"mamba", GPT2}  # whose depth is chosen to match the size
+        width = {"fp32": 4, "bf16": 2, "int8": 4 if row["model"] == "gam-static" else 2}[row["dtype"]] * 16  # int8 embeddings give fp32
         if row["model"] == GPT2:
             assert row["state_bytes"] == row["context"] * 2 * config.num_hidden_layers * width  # keys and values
-        elif config.mixer == "attention":
+        elif config.mixers == ("attention",):
             assert row["context"] * 4 * width <= row["state_bytes"] <= row["context"] * (4 * width + 2) + 48  # whose a token is, and counts
         elif row["model"] == "gam-static":
-            assert row["state_bytes"] == 2 * (target.conv_kernel_size - 1) * width
+            assert row["state_bytes"] == 2 * 2 * width  # two inputs of a convolution of three taps
+        elif row["dtype"] == "fp32":
+            assert row["state_bytes"] == model_cost(config, row["context"]).state_bytes - POSITION_BYTES
     monkeypatch.setattr(decode, "_measure", None)
     bench_decode(*arguments, opened(tmp_path), CPU, isolated=False)  # nothing is left to measure
 
 
 def test_models_are_of_one_size_whatever_their_positions_need():
-    rows = {name: decode._row(name, 100_000, "fp32", "eager", 1, BASE, 100_000, Protocol()) for name in (*MODELS, GPT2)}
-    assert rows["transformer"]["model_config"]["max_position_embeddings"] > 100_000
-    _, matched = contender("transformer", BASE, match=True)
-    assert rows["transformer"]["model_config"]["intermediate_size"] == matched.intermediate_size
-    gpt2 = rows[GPT2]
-    assert gpt2["model_config"]["max_position_embeddings"] == rows["transformer"]["model_config"]["max_position_embeddings"]
-    assert gpt2["model_config"] | {"max_position_embeddings": 0} == contender(GPT2, BASE, match=True)[1].to_dict() | {"max_position_embeddings": 0}
-    assert gpt2["backend"] == "transformers-sdpa"
+    configs = {name: decode._config(name, BASE, 100_046) for name in (*MODELS, GPT2)}
+    assert configs["transformer-learned"].max_position_embeddings == configs[GPT2].max_position_embeddings == 100_046
+    for name in ("transformer-learned", GPT2):
+        _, matched = contender(name, BASE, match=True)
+        assert configs[name].replace(max_position_embeddings=matched.max_position_embeddings) == matched
+    assert decode._row(GPT2, configs[GPT2], 5, "fp32", "eager", 1)["backend"] == "transformers-sdpa"
     with pytest.raises(InputError, match="hf:gpt2"):
-        decode._row("hf:gpt3", 5, "fp32", "eager", 1, BASE, 5, Protocol())
+        decode._config("hf:gpt3", BASE, 5)
+
+
+@torch.no_grad()
+def test_a_stack_of_caches_and_memories_decodes_after_any_context(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "memory_bandwidth", lambda device: 1e9)
+    mixed = {**BASE, "mixers": ["gam", "attention"]}
+    monkeypatch.setattr(
+        decode, "contender", lambda name, base, match: (name, stack(("gam", "attention"), mixed) if name == "mixed" else named_model(name, base))
+    )
+    bench_decode(
+        ["mixed", "gam-hybrid"], [5, 2000], [2], [("fp32", "eager")], BASE, Protocol(steps=1, warmup=1), opened(tmp_path), CPU, isolated=False
+    )
+    for row in opened(tmp_path).rows:
+        expected = model_cost(ModelConfig.from_dict(row["model_config"]), row["context"]).state_bytes - POSITION_BYTES
+        assert row["outcome"] == "ok" and row["state_bytes"] == pytest.approx(expected, abs=8)  # of a count, a share is taken
 
 
 @pytest.mark.slow
 def test_a_context_that_runs_out_of_memory_is_a_row_and_the_shorter_ones_are_measured(tmp_path):
     # 10⁷ tokens × 16 channels × keys and values in fp32 are 1.3 GB.
     protocol = Protocol(steps=1, warmup=1, limit_mb=1000)
-    bench_decode(["transformer-rotary"], [16, 10_000_000], [1], [("fp32", "eager")], BASE.replace(num_hidden_layers=1), protocol, opened(tmp_path), CPU)
+    bench_decode(["transformer"], [16, 10_000_000], [1], [("fp32", "eager")], BASE | {"num_hidden_layers": 1}, protocol, opened(tmp_path), CPU)
     assert {row["context"]: row["outcome"] for row in opened(tmp_path).rows} == {16: "ok", 10_000_000: "out of memory"}
 
 
@@ -129,14 +162,29 @@ def test_without_a_compiler_the_compiled_rows_are_left_out_with_one_line(tmp_pat
     monkeypatch.setattr(decode, "memory_bandwidth", lambda device: 1e9)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "no-such-compiler" in obstacle(CPU)
-    bench_decode(["gam"], [5], [1], [("fp32", "eager"), ("fp32", "compiled")], BASE, Protocol(steps=1, warmup=1), opened(tmp_path), CPU, isolated=False)
+    bench_decode(
+        ["gam"], [5], [1], [("fp32", "eager"), ("fp32", "compiled")], BASE, Protocol(steps=1, warmup=1), opened(tmp_path), CPU, isolated=False
+    )
     assert [row["variant"] for row in opened(tmp_path).rows] == ["eager"]
     assert sum("no-such-compiler" in record.message for record in caplog.records) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(obstacle(CPU) is not None, reason="no compiler")
-@pytest.mark.parametrize(("name", "B"), [("gam-static", 1), ("gam-mean", 1), ("mamba", 1), ("transformer-rotary", 2), ("gam-delta", MAX_ROWS + 1), ("int8", 1)])
+@pytest.mark.parametrize(
+    ("name", "B"),
+    [
+        ("gam-static", 1),
+        ("gam-mean", 1),
+        ("mamba", 1),
+        ("transformer", 2),
+        ("gam", MAX_ROWS + 1),
+        ("gated-deltanet", 1),
+        (WINDOWED, 1),
+        (MIXED, 2),
+        ("int8", 1),
+    ],
+)
 @torch.no_grad()
 def test_the_compiled_step_gives_what_the_model_gives(name, B):
     model = model_of("gam-mean" if name == "int8" else name)
@@ -144,8 +192,8 @@ def test_the_compiled_step_gives_what_the_model_gives(name, B):
         quantize_int8(model)
     token_B1 = torch.randint(64, (B, 1))
     filled = [layer.mixer.filled_cache(B, 7, 8, dtype=torch.float32) for layer in model.layers]
-    grows = filled[0] is not None
-    state = State(torch.full((B,), 7), tuple(filled)) if grows else model.stream(torch.randint(64, (B, 7)))[1]
+    _, read = model.stream(torch.randint(64, (B, 7)))
+    state = State(read.position_B, tuple(layer if cache is None else cache for cache, layer in zip(filled, read.layers, strict=True)))
     step = compiled_step(model, token_B1, state)
     copy = State(state.position_B, tuple(tuple(each.clone() for each in layer) for layer in state.layers))
     for _ in range(3):
@@ -161,7 +209,11 @@ def test_the_compiled_step_gives_what_the_model_gives(name, B):
 @torch.no_grad()
 def test_products_of_few_rows_as_loops_are_the_products(dtype, near):
     def products(x_RI, weight_OI, bias_O):
-        return [y for R in range(1, MAX_ROWS + 2) for y in (F.linear(F.gelu(x_RI[:R]), weight_OI), F.linear(x_RI[:R], weight_OI, bias_O), x_RI[-R:] @ weight_OI.T)]
+        return [
+            y
+            for R in range(1, MAX_ROWS + 2)
+            for y in (F.linear(F.gelu(x_RI[:R]), weight_OI), F.linear(x_RI[:R], weight_OI, bias_O), x_RI[-R:] @ weight_OI.T)
+        ]
 
     inputs = [torch.randn(*shape, dtype=dtype) for shape in ((MAX_ROWS + 1, 32), (24, 32), (24,))]
     wanted, got = products(*inputs), torch.compile(products, backend=row_backend, dynamic=False)(*inputs)
@@ -193,10 +245,14 @@ def test_table_and_plots_show_every_model_and_what_failed(tmp_path):
 
 
 def test_the_command_measures_in_processes_of_their_own(tmp_path, capsys):
-    sizes = ["--hidden-size", "16", "--num-attention-heads", "2", "--num-memory-slots", "8", "--steps", "2", "--warmup", "1"]
-    command = ["bench-decode", "--models", "gam-static", "--contexts", "5", "9", "--batch-sizes", "1", "--precisions", "fp32", "--variants", "eager", "--device", "cpu",
-               "--out", str(tmp_path / "out"), *sizes]  # fmt: skip
+    sizes = ["--hidden-size", "16", "--gam.num-heads", "2", "--gam.num-memory-slots", "8", "--steps", "2", "--warmup", "1"]
+    command = [
+        "bench-decode", "--models", "gam-static", "gam-hybrid", "--contexts", "5", "9", "--batch-sizes", "1", "--precisions", "fp32", "--variants", "eager",
+        "--device", "cpu", "--out", str(tmp_path / "out"), *sizes,
+    ]  # fmt: skip
     assert run(command) == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert [(row["context"], row["outcome"]) for row in rows] == [(5, "ok"), (9, "ok")] and "gam-static" in capsys.readouterr().out
+    assert [(row["model"], row["context"], row["outcome"]) for row in rows] == [
+        (name, n, "ok") for name in ("gam-static", "gam-hybrid") for n in (5, 9)
+    ] and "gam-static" in capsys.readouterr().out
     assert run([*command, "--contexts", "0"]) == 2

@@ -7,26 +7,26 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gam_lm.config import ModelConfig
 from gam_lm.experiments.floors import bigram_nats, unigram_nats, xz_bytes
 from gam_lm.experiments.models import CLOSE_ENOUGH, contender
 from gam_lm.model import count_parameters
-from gam_lm.presets import MODELS, PRESETS
+from gam_lm.presets.models import MODELS, SIZED_BY
+from gam_lm.presets.setups import PRESETS
 
-SETTINGS = [ModelConfig(vocab_size=preset.vocab_size, **preset.model) for preset in PRESETS.values()]
+SETTINGS = [{"vocab_size": preset.vocab_size, **preset.model} for preset in PRESETS.values()]
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"mamba-paper"}))
 @pytest.mark.parametrize("base", SETTINGS[:3], ids=list(PRESETS)[:3])
 def test_contenders_have_the_parameters_of_the_static_gam(name, base):
     _, config = contender(name, base, match=True)
-    target = count_parameters(contender("gam-static", base, match=False)[1])
+    target = count_parameters(contender(SIZED_BY, base, match=False)[1])
     assert abs(count_parameters(config) - target) <= CLOSE_ENOUGH * target
-    assert config.mixer == contender(name, base, match=False)[1].mixer
+    assert config.mixers == contender(name, base, match=False)[1].mixers
 
 
 def test_the_papers_sizes_are_left_as_published():
-    _, config = contender("transformer-paper", ModelConfig(vocab_size=10_000), match=False)
+    _, config = contender("transformer-paper", {"vocab_size": 10_000}, match=False)
     assert count_parameters(config) == 24_166_400
 
 

@@ -18,6 +18,7 @@ PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_t
 PACKAGES = {
     "matplotlib": "plot", "datasets": "data", "pyarrow": "data", "tensorboard": "track", "transformers": "hf", "accelerate": "hf", "peft": "hf",
     "onnx": "export", "onnxscript": "export", "onnxruntime": "export", "starlette": "serve", "uvicorn": "serve", "lm_eval": "eval", "fla": "fla",
+    "jinja2": "plot", "optuna": "tune", "zstandard": "data", "prometheus_client": "serve",
 }  # fmt: skip
 """What is imported from each extra."""
 
@@ -27,6 +28,7 @@ ASKED = {
     "track": ("torch.utils.tensorboard", ["train", "--data", "{text}", "--tracker", "tensorboard", "--steps", "1", "--out", "{out}", *TINY]),
     "export": ("onnx", ["export", "{trained}", "--out", "{out}"]),
     "serve": ("uvicorn", ["serve", "{trained}", "--device", "cpu"]),
+    "tune": ("optuna", ["tune", "--data", "{text}", "--models", "gam", "--trials", "1", "--steps", "1", "--out", "{out}", *TINY]),
     "eval": ("lm_eval", ["eval", "{trained}", "--harness", "wikitext"]),
 }  # fmt: skip
 
@@ -36,6 +38,7 @@ def test_a_missing_extra_is_one_line_with_the_pip_command(extra, text, trained, 
     package, command = ASKED[extra]
     for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:  # also what an earlier test has imported
         monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "gam_lm.experiments.tune", raising=False)
     places = {"text": text, "trained": trained, "out": tmp_path / "out"}
     assert refused(capsys, [word.format(**places) for word in command]).endswith(f": pip install 'gam-lm[{extra}]'")
     assert extra in PROJECT["optional-dependencies"]
@@ -49,7 +52,7 @@ def test_parquet_and_the_kernels_ask_for_their_extras_too(tmp_path, capsys, monk
 
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from gam_lm.mixers.memories import fla_delta_memory
+    from gam_lm.ops.delta_rule import fla_delta_memory
 
     monkeypatch.setitem(sys.modules, "fla.ops.gated_delta_rule", None)
     with FakeTensorMode():  # a GPU that is not there
@@ -81,16 +84,16 @@ print(json.dumps([codes, loaded]))
 
 def test_every_extra_and_every_package_of_it_is_declared():
     extras = PROJECT["optional-dependencies"]
-    assert {"hf", "data", "plot", "eval", "serve", "export", "track", "fla", "dev"} == extras.keys()
+    assert {"hf", "data", "plot", "eval", "serve", "export", "track", "fla", "tune", "dev"} == extras.keys()
     named = {extra: {re.match(r"[\w-]+", each)[0].replace("-", "_") for each in packages} for extra, packages in extras.items()}
     distribution = {"fla": "flash_linear_attention"}
     for package, extra in PACKAGES.items():
         assert distribution.get(package, package) in named[extra]
     core = {re.match(r"[\w-]+", each)[0] for each in PROJECT["dependencies"]}
-    assert core == {"torch", "numpy", "safetensors", "tokenizers", "tyro", "rich"}
+    assert core == {"torch", "numpy", "safetensors", "tokenizers", "tyro", "rich", "pydantic", "filelock"}
 
 
-@pytest.mark.parametrize("verb", ["bench", "scale", "recall", "train"])
+@pytest.mark.parametrize("verb", ["bench", "scale", "recall", "train", "tune"])
 def test_help_needs_no_extra(verb, capsys, monkeypatch):
     for package in PACKAGES:
         monkeypatch.setitem(sys.modules, package, None)

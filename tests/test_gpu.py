@@ -13,8 +13,9 @@ from gam_lm.cli.main import run
 from gam_lm.experiments.gpu import DRY, FULL, bench_gpu
 from gam_lm.experiments.training_speed import matched
 from gam_lm.inference.compiling import obstacle
+from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.model import count_parameters
-from gam_lm.presets import KERNELS, named_model
+from gam_lm.presets.models import named_model
 from gam_lm.report.gpu import write_gpu
 from gam_lm.results import Results
 
@@ -44,7 +45,7 @@ def test_every_part_is_measured_once_and_stands_on_the_page(tmp_path, opened, mo
     page = write_gpu(tmp_path)
     assert [line for line in page.splitlines() if line.startswith("## ")] == ["## " + t for t in (
         "Parity with the fp64 reference", "Table 2: one block", "Training", "Decoding")]  # fmt: skip
-    for name in ("scaling.measure_block", "decode.measure_model", "parity._Pass", "training_speed._measure_rows"):
+    for name in ("scaling.measure_block", "decode.measure_model", "parity._Pass", "training_speed._measure"):
         monkeypatch.setattr(f"gam_lm.experiments.{name}", None)
     assert bench_gpu(DRY, opened, CPU, seconds=600) == []  # nothing is left
 
@@ -55,7 +56,10 @@ def test_a_step_that_fails_is_said_and_the_others_are_taken(opened, monkeypatch,
 
     monkeypatch.setattr("gam_lm.experiments.scaling.measure_block", broken)
     failed = bench_gpu(dataclasses.replace(DRY, models=("gam-static",)), opened, CPU, seconds=600)
-    assert failed == ["Table 2 in fp32 of gam-static, transformer-materialised", "Table 2 in bf16 of gam-static, transformer-materialised"]
+    assert failed == [
+        "Table 2 in fp32 of gam-static, transformer-learned+backend=materialised",
+        "Table 2 in bf16 of gam-static, transformer-learned+backend=materialised",
+    ]
     assert "a kernel of ours" in caplog.text and opened("decode").rows and not opened("table-2").rows
 
 
@@ -71,7 +75,7 @@ def test_a_path_that_is_wrong_is_not_within(opened, monkeypatch):
 
     def wrong(config, dtype, device, *, compiled):
         made = original(config, dtype, device, compiled=compiled)
-        if dtype == torch.bfloat16 and config.conv_kernel_size == 3 and next(calls) == 2:  # the trusted one comes first
+        if dtype == torch.bfloat16 and config.options_of(GAMOptions).conv_kernel_size == 3 and next(calls) == 2:  # the trusted one comes first
             made.gradient = made.gradient * 1.5
         return made
 
@@ -92,7 +96,7 @@ def test_the_compiled_block_is_within_the_reference(opened):
 
 
 def test_the_sizes_are_those_that_are_promised():
-    sizes = {name: count_parameters(config) for name, config in matched([m for m in FULL.models if m not in KERNELS], FULL.base).items()}
+    sizes = {name: count_parameters(config) for name, config in matched([m for m in FULL.models if not m.endswith(parity.FLA)], FULL.base).items()}
     assert all(abs(size - 22.5e6) < 0.05 * 22.5e6 for size in sizes.values())
     parameters, width = FULL.large
     for name in FULL.models:

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
+from stacks import BASE, on, stack
 from test_cli import refused
 
 from gam_lm.checkpoint import load_model, load_tokenizer_of, save_model
 from gam_lm.cli.main import run
-from gam_lm.config import ModelConfig
 from gam_lm.data.tokenizer import train_bpe
 from gam_lm.experiments.models import contender
 from gam_lm.hf.baselines import Baseline
@@ -20,7 +20,6 @@ pytest.importorskip("lm_eval", reason="pip install 'gam-lm[eval]'")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of the harness's own making
 
 TEXTS = ["the cat sat on the mat and the dog on the log\nthe hat", "the dog sat on the hat", "a naïve cat — and a mat"]
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_memory_slots": 8, "num_attention_heads": 2, "positions": "none", "dropout": 0.0}
 TASK = """
 task: {name}
 dataset_path: json
@@ -70,7 +69,7 @@ def loglikelihood(model, ids, start=1):
 def folder(tmp_path):
     """A run directory and three tasks, whose right answers are the library's own."""
     tokenizer = train_bpe(TEXTS * 4, 300)
-    model = LanguageModel(ModelConfig(vocab_size=tokenizer.get_vocab_size(), write="delta", **SIZES)).eval()
+    model = LanguageModel(stack("gam", vocab_size=tokenizer.get_vocab_size())).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     save_model(tmp_path / "run", model, tokenizer)
@@ -123,7 +122,7 @@ def test_a_text_longer_than_the_context_goes_by_windows(folder, capsys):
 
 def test_baselines_are_measured_too(folder, capsys):
     tokenizer = load_tokenizer_of(folder / "run")
-    config = contender("hf:llama", ModelConfig(vocab_size=tokenizer.get_vocab_size(), **SIZES), match=True)[1]
+    config = contender("hf:llama", on(BASE, vocab_size=tokenizer.get_vocab_size()), match=True)[1]
     model = Baseline(config).eval()
     save_model(folder / "llama", model, tokenizer)
     command = ["eval", str(folder / "llama"), "--harness", "rolling", "--harness-tasks", str(folder / "tasks"), "--context", "64"]

@@ -7,30 +7,28 @@ import tracemalloc
 
 import pytest
 import torch
+from stacks import WINDOWED, stack
 from test_page import Page, table
 
 from gam_lm.checkpoint import load_model, load_tokenizer_of, save_model
 from gam_lm.cli.main import run
-from gam_lm.config import ModelConfig
 from gam_lm.data.tokenizer import train_bpe
 from gam_lm.diagnostics.slots import slot_uses
 from gam_lm.diagnostics.trace import trace
+from gam_lm.mixers.registry import mixer_names
 from gam_lm.model import LanguageModel
 from gam_lm.report.trace_page import figures, write_json, write_page
 
 HOSTILE = "alpha <b>beta</b> & </script><script>document.title = 'taken'</script> {{ gamma }}\n\n  end"
 TEXT = HOSTILE + " alpha beta gamma, alpha beta" * 6
-MEMORIES = {"static": {}, "delta": {"write": "delta"}, "mean": {"write": "mean"}, "both": {"write": "delta", "static_path": True}}
+MEMORIES = {"static": "gam-static", "delta": "gam-slots", "keys": "gam", "mean": "gam-mean", "both": "gam-slots+static_path=true", "hybrid": WINDOWED}
 
 
-def save_run(folder, **changes):
+def save_run(folder, name):
     """A run directory of a small model that nobody trained."""
     torch.manual_seed(1)
     tokenizer = train_bpe([TEXT], 280)
-    config = ModelConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_memory_slots=8, dropout=0.0,
-        positions="none", **changes,
-    )  # fmt: skip
+    config = stack(name, vocab_size=tokenizer.get_vocab_size())
     model = LanguageModel(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -41,7 +39,7 @@ def save_run(folder, **changes):
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    return {name: save_run(tmp_path_factory.mktemp("runs") / name, **changes) for name, changes in MEMORIES.items()}
+    return {name: save_run(tmp_path_factory.mktemp("runs") / name, model) for name, model in MEMORIES.items()}
 
 
 every_memory = pytest.mark.parametrize("memory", MEMORIES)
@@ -63,7 +61,10 @@ def test_the_trace_as_json_is_what_the_api_says(runs, memory, tmp_path, capsys):
     out = tmp_path / "trace.json"
     assert run(["inspect", "trace", str(runs[memory]), "--text", TEXT, "--window", "32", "--out", str(out), "--device", "cpu"]) == 0
     content = json.loads(out.read_text(encoding="utf-8"))
-    assert content["tokens"] == plain(traced(runs[memory], window=32)) and content["model_config"]["write"] == MEMORIES[memory].get("write", "none")
+    assert (
+        content["tokens"] == plain(traced(runs[memory], window=32))
+        and content["model_config"] == stack(MEMORIES[memory], vocab_size=content["model_config"]["vocab_size"]).to_dict()
+    )
     assert "".join(token["text"] for token in content["tokens"]) == TEXT
     assert "Layer" in capsys.readouterr().out
 
@@ -92,9 +93,9 @@ def test_the_page_of_a_trace_holds_the_same_figures_and_takes_no_text_for_markup
     assert float(means["rows"][1][gate]) == pytest.approx(sum(token["layers"][0]["gates"]["local"] for token in tokens) / len(tokens), abs=1e-4)
 
 
-@pytest.mark.parametrize("mixer", ["attention", "mamba"])
+@pytest.mark.parametrize("mixer", [name for name in mixer_names() if name != "gam"])
 def test_a_model_without_slots_is_traced_and_has_none_to_look_at(mixer, tmp_path, capsys):
-    folder = save_run(tmp_path / mixer, mixer=mixer)
+    folder = save_run(tmp_path / mixer, mixer)
     assert run(["inspect", "trace", str(folder), "--text", TEXT, "--out", str(tmp_path / "trace.html"), "--device", "cpu"]) == 0
     assert "| added by mixer |" in capsys.readouterr().out
     assert run(["inspect", "slots", str(folder), "--text", TEXT, "--device", "cpu"]) == 2
@@ -136,14 +137,19 @@ def test_the_slots_as_json_and_csv_are_what_the_api_says(runs, memory, tmp_path,
     with (tmp_path / "slots.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for use, row in zip(uses, rows, strict=True):
-        assert float(row["mean_share"]) == use["mean_share"] and row["dead"] == str(use["dead"]) and json.loads(row["near_address"]) == use["near_address"]
+        assert (
+            float(row["mean_share"]) == use["mean_share"]
+            and row["dead"] == str(use["dead"])
+            and json.loads(row["near_address"]) == use["near_address"]
+        )
         assert row["removal_nats"] == ("" if use["removal_nats"] is None else str(use["removal_nats"]))
     assert "| 0 | " in capsys.readouterr().out
 
     assert run([*command, str(tmp_path / "slots.html")]) == 0
     page = Page((tmp_path / "slots.html").read_text(encoding="utf-8"))
     shown = [line for each in page.tables if each["caption"].startswith("Layer") for line in each["rows"][1:]]
-    assert len(shown) == len(uses) and sum("±" in " ".join(line) for line in shown) == 2 * 2 * (2 if memory == "both" else 1)
+    assert len(shown) == len(uses) and sum("±" in " ".join(line) for line in shown) == 2 * len({(use["layer"], use["memory"]) for use in uses})
+    assert len({use["layer"] for use in uses}) == (3 if memory == "hybrid" else 2)
     most = max((use for use in uses if (use["layer"], use["memory"]) == (0, uses[0]["memory"])), key=lambda use: use["mean_share"])
     assert shown[0][:2] == [str(most["slot"]), f"{100 * most['mean_share']:.2f} %"]
 

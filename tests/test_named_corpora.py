@@ -101,6 +101,14 @@ def test_wikitext_at_word_level_has_the_rows_and_articles_of_the_hub(monkeypatch
     )
 
 
+def test_stories_of_the_published_file_are_documents_and_blank_rows_are_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("GAM_DATA", str(tmp_path))
+    (tmp_path / "tinystories").mkdir()
+    for split in ("train", "valid"):
+        (tmp_path / "tinystories" / f"TinyStories-{split}.txt").write_text("One.\nTwo.<|endoftext|>\n<|endoftext|>Three.\n")
+    assert documents("tinystories", "valid") == ["One.\nTwo.", "Three.\n"]
+
+
 # Small texts
 
 

@@ -67,6 +67,13 @@ def test_orthogonalised_singular_values_are_near_one(shape):
     assert (found > 0.65).float().mean() > 0.9  # the smallest of a square matrix may start below the reach of five steps
 
 
+def test_every_cpu_orthogonalises_in_the_same_format(monkeypatch):
+    monkeypatch.setattr("gam_lm.training.muon.has_bf16", lambda device: True)
+    g = torch.randn(8, 5)
+    assert orthogonalize(g).dtype == torch.float32 and orthogonalize(g.double()).dtype == torch.float64
+    assert torch.equal(orthogonalize(g.bfloat16()), orthogonalize(g.bfloat16().float()))
+
+
 def test_a_matrix_of_zeros_stays_zero():
     assert torch.equal(orthogonalize(torch.zeros(4, 3)), torch.zeros(4, 3))
 
@@ -223,6 +230,7 @@ def test_every_step_has_a_learning_rate_above_zero_and_at_most_the_highest(sched
         ("epochs", math.nan, "finite"), ("epochs", 0.0, "above 0"), ("batch_size", 0, "at least 1"), ("batch_size", 2.5, "whole number"),
         ("optimizer", "moun", "did you mean 'muon'"), ("steps", 0, "at least 1"), ("accumulate", 3, "use a divisor"), ("ema", 1.0, "below 1"),
         ("cooldown", 0.0, "above 0"), ("muon_learning_rate", 0.0, "above 0"), ("steps", 10**400, "at most"), ("shuffle_documents", 1, "true or false"),
+        ("betas", (0.9,), "at least 2 of them"), ("betas", (0.9, 0.9, 0.9), "at most 2 of them"),
         ("weight_decay", math.nan, "finite"), ("warmup_steps", -1, "at least 0"), ("context", -5, "at least 1"), ("learning_rate", "1e-3", "a number"),
     ],
 )  # fmt: skip

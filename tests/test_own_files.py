@@ -351,7 +351,7 @@ def test_what_a_killed_preparation_left_is_removed_by_the_next(tmp_path):
 
 
 def test_without_a_home_the_cache_folder_is_asked_for(monkeypatch):
-    from gam_lm.data.corpora import cache_root
+    from gam_lm.data.places import cache_root
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory.")))

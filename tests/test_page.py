@@ -114,7 +114,7 @@ def everything(tmp_path_factory):
     write(root / "first", trainings(root / "first"), CORPUS | {"name": HOSTILE}, command='gam bench --data "<script>" --out first')
     write(root / "first" / "runs" / "a", [])  # what lies below belongs to it
     write(root / "scaling", [cell("gam-static", T) for T in (1024, 2048, 4096)] + [cell("transformer", 1024, "out of memory")], None)
-    right = {"gam-mean": (0.5, 0.6), "gam-delta": (0.8, 0.9), "mamba": (0.81, 0.87), "transformer": (0.7,)}
+    right = {"gam-mean": (0.5, 0.6), "gam-slots": (0.8, 0.9), "mamba": (0.81, 0.87), "transformer": (0.7,)}
     write(root / "deep" / "recall", [answered(name, seed, share) for name, shares in right.items() for seed, share in enumerate(shares)], None)
     write(root / "use", [evaluated()])
     write(root / "decode", [step("gam-mean", 1000, 1.25), step("gam-mean", 10_000, 1.5), step("transformer", 10_000, 9.0, outcome="over time")], None)

@@ -9,8 +9,10 @@ import torch
 from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
+from gam_lm.experiments.models import activations_per_token
 from gam_lm.experiments.recall import TASKS, RecallTask, accuracy
 from gam_lm.experiments.recall import recall as measure_recall
+from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE
 from gam_lm.report.recall import recall, recall_by_gap, recall_by_length, recall_differences, recall_plots, recall_table
@@ -102,6 +104,12 @@ def test_sizes_that_do_not_fit_are_named(sizes, named):
         RecallTask(**sizes)
 
 
+def small(vocab_size, **options):
+    """One block of GAM."""
+    options = {"num_memory_slots": 8, "num_heads": 2, **options}
+    return ModelConfig(vocab_size=vocab_size, hidden_size=16, num_hidden_layers=1, options=(GAMOptions(**options),))
+
+
 class Reader(torch.nn.Module):
     """Stands in for a model: reads the bindings, and answers only questions at most ``reach`` tokens away."""
 
@@ -133,14 +141,16 @@ def test_accuracy_counts_right_answers_in_all_and_by_gap():
 
 
 def test_a_model_that_knows_nothing_is_at_chance():
-    model = LanguageModel(ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_memory_slots=8, num_attention_heads=2))
+    model = LanguageModel(small(64))
     assert accuracy(model, RecallTask(vocab=64), sequences=128)["accuracy"] < 0.15
 
 
 def answered(model, accuracy, *, pairs=8, length=64, steps=250, slots=64, seed=0, by_gap=(), **more):
     return {
         "model": model, "seed": seed, "task": "mqar", "pairs": pairs, "sequence_length": length, "accuracy": accuracy, "state_bytes": 16 * slots,
-        "model_config": {"num_memory_slots": slots, "vocab_size": 512, "max_position_embeddings": max(256, length)},
+        "model_config": {
+            "hidden_size": 128, "vocab_size": 512, "max_position_embeddings": max(256, length), "options": {"gam": {"num_memory_slots": slots}},
+        },
         "train_config": {"steps": steps, "batch_size": 64, "context": length, "seed": seed}, "by_gap": list(by_gap), **more,
     }  # fmt: skip
 
@@ -157,7 +167,7 @@ def test_a_table_keeps_apart_what_is_no_other_seed():
     table = recall(results)
     assert table.columns[4:] == ["gam-mean (num_memory_slots=64)", "gam-mean (num_memory_slots=256)", "mamba"]
     for row in rows:  # equal parameters ask for another feed-forward width where there are more slots: it goes without saying
-        row["model_config"]["intermediate_size"] = 4096 // row["model_config"]["num_memory_slots"]
+        row["model_config"]["intermediate_size"] = 4096 // row["model_config"]["options"]["gam"]["num_memory_slots"]
     assert recall(results).columns == table.columns
     lines = [(*line[:4], line[4].split(" ")[0], line[5], line[6]) for line in table.rows]
     assert lines == [
@@ -195,7 +205,7 @@ def test_a_picture_over_lengths_where_there_are_several(tmp_path):
 
 
 def test_what_was_learned_is_measured_at_other_lengths_as_well(tmp_path):
-    config = ModelConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_memory_slots=8, num_attention_heads=2, positions="none")
+    config = small(32, write="none")
     models = [("free", config), ("learned", config.replace(positions="learned", max_position_embeddings=24))]
     task, recipe = RecallTask(pairs=2, length=16, vocab=32, gap_power=1.0), TrainConfig(steps=1, batch_size=2, warmup_steps=0)
 
@@ -230,7 +240,7 @@ def test_a_length_that_does_not_fit_costs_no_row(tmp_path, monkeypatch):
         (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
         return [part["length"] for part in row.get("by_length", ())]
 
-    models = [("gam-mean", ModelConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_memory_slots=8, num_attention_heads=2, write="mean"))]
+    models = [("gam-mean", small(32, write="mean"))]
     recipe = TrainConfig(steps=1, batch_size=2, context=16, warmup_steps=1, precision="fp32")
     monkeypatch.setattr("gam_lm.experiments.recall.accuracy", until_96)
     with pytest.raises(MemoryError):
@@ -246,12 +256,11 @@ def test_a_length_that_does_not_fit_costs_no_row(tmp_path, monkeypatch):
 
 def test_many_slots_go_through_in_more_parts(monkeypatch):
     task = RecallTask(pairs=2, length=16, vocab=32)
-    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_memory_slots": 64, "num_attention_heads": 2, "write": "mean"}
-    model, seen = LanguageModel(ModelConfig(**sizes)), []
+    model, seen = LanguageModel(small(32, write="mean", num_memory_slots=64)), []
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda tokens: (seen.append(len(tokens)), hidden(tokens))[1])
     whole = accuracy(model, task, sequences=8)
-    monkeypatch.setattr("gam_lm.experiments.recall.MODEL_SCORES", 3 * 16 * 64)
+    monkeypatch.setattr("gam_lm.experiments.recall.MODEL_NUMBERS", 3.5 * 16 * activations_per_token(model.config, 16))
     assert accuracy(model, task, sequences=8) == whole and seen == [8, 3, 3, 2]
 
 
@@ -269,7 +278,7 @@ def test_other_lengths_stand_beside_that_of_the_training():
 @pytest.mark.slow
 def test_the_verb_teaches_a_written_memory_what_a_static_one_cannot_learn(tmp_path, capsys):
     flags = ["--models", "gam-static", "gam-mean", "--pairs", "2", "--length", "16", "--vocab-size", "32", "--out", str(tmp_path)]
-    flags += ["--hidden-size", "32", "--num-memory-slots", "32", "--num-attention-heads", "2", "--steps", "120", "--batch-size", "32"]
+    flags += ["--hidden-size", "32", "--gam.num-memory-slots", "32", "--gam.num-heads", "2", "--steps", "120", "--batch-size", "32"]
     assert run(["recall", *flags]) == 0
     rows = {row["model"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
     assert rows["gam-mean"]["accuracy"] > 0.9 > 0.5 > rows["gam-static"]["accuracy"]

@@ -3,14 +3,28 @@
 import json
 import math
 import multiprocessing
+import re
+import shlex
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gam_lm.cli.main import parse
+from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
+from gam_lm.mixers.attention_options import AttentionOptions
+from gam_lm.mixers.gam_options import GAMOptions
+from gam_lm.presets.models import BASELINE, MODELS, named_model
+from gam_lm.presets.setups import ABLATIONS
+from gam_lm.report.plots import colour
+from gam_lm.report.rows import by_variant, machine_line
 from gam_lm.report.statistics import paired, paired_seeds, shown, summarise, t_distribution, t_quantile
 from gam_lm.report.tables import quality_table
-from gam_lm.results import Results, read_blocks, read_documents, read_results, write_blocks
+from gam_lm.results import Results, fields_set, read_blocks, read_documents, read_results, write_blocks
 
 CORPUS = {"name": "novels", "sha256": "ab" * 32, "tokens": 1000, "bytes": 4000, "tokenizer": "bpe"}
 MACHINE = {"device": "cpu", "processor": "x", "cores": 2, "memory_gb": 8, "python": "3.11", "torch": "2.9", "commit": None, "dirty": None}
@@ -163,3 +177,122 @@ def test_the_environment_names_the_machine():
 
     found = environment()
     assert set(found) == set(MACHINE) and found["cores"] >= 1 and json.dumps(found)
+
+
+RESULTS = Path(__file__).parent.parent / "results"
+NO_FIGURES = {"model_config", "train_config", "environment", "transformers_config"}  # what a row was measured with
+
+
+def figures(value):
+    """Every number within a row, in the order of its keys."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict):
+        for key in sorted(value.keys() - NO_FIGURES):
+            yield from figures(value[key])
+    elif isinstance(value, list):
+        for each in value:
+            yield from figures(each)
+
+
+def digest(content):
+    found = [repr(each) for row in content["rows"] for each in figures({key: value for key, value in row.items() if key != "changes"})]
+    return {"figures": len(found), "sha256": sha256("".join(f"{each}\n" for each in found).encode()).hexdigest(), "rows": len(content["rows"])}
+
+
+DIGESTS = json.loads((RESULTS / "digest.json").read_text())
+
+
+@pytest.mark.parametrize(("folder", "known"), DIGESTS.items())
+def test_no_committed_figure_has_changed(folder, known):
+    """A folder that gains rows gets a new digest with them; one that was measured anew is another folder."""
+    assert digest(read_results(RESULTS / folder / "results.json")) == known
+
+
+COMMITTED = [RESULTS / folder / "results.json" for folder in DIGESTS]
+
+
+def test_every_committed_row_has_a_configuration_of_today_and_a_name_that_commands_take():
+    rows = [(path.parent, row) for path in COMMITTED for row in read_results(path)["rows"] if "model_config" in row]
+    for folder, row in rows:
+        config = ModelConfig.from_dict(row["model_config"])
+        assert config.to_dict() == row["model_config"]
+        name = re.sub(r"(-fan-in|-300-steps)?(-seed\d)?$", "", row["model"]) if "split" in row else row["model"]  # evaluations name run directories
+        if name in ABLATIONS:
+            name = "gam-static+gate_activation=sigmoid+positions=learned+" + "+".join(f"{key}={value}" for key, value in row["changes"].items())
+        if name.startswith(BASELINE):
+            continue
+        named, sizes = named_model(name, {"vocab_size": 9}), ("num_heads", "num_memory_slots", "conv_kernel_size", "expand")
+        assert named.mixers == config.mixers and named.positions == config.positions and named.stack == config.stack, (folder, row["model"])
+        (ours,), (theirs,) = named.options, config.options
+        assert {**ours.to_dict(), **{key: None for key in sizes}} == {**theirs.to_dict(), **{key: None for key in sizes}}, (folder, row["model"])
+
+
+def test_every_committed_command_is_understood_and_names_the_rows_that_it_made():
+    for path in COMMITTED:
+        content = read_results(path)
+        if content["command"].startswith("gam eval"):
+            continue  # context use was measured in another way then, by flags that are gone
+        (verb,) = parse(shlex.split(content["command"])[1:])
+        models = {row["model"] for row in content["rows"]}
+        assert set(getattr(verb, "models", ())) <= models, path
+        if hasattr(verb, "recipe"):
+            assert any(row["train_config"]["learning_rate"] == verb.recipe.learning_rate for row in content["rows"] if "train_config" in row), path
+
+
+def test_the_losses_by_block_of_every_committed_row_are_there_and_no_others():
+    for path in COMMITTED:
+        named = {row[key] for row in read_results(path)["rows"] for key in ("val_blocks", "test_blocks") if key in row}
+        assert named == {f"blocks/{each.name}" for each in (path.parent / "blocks").glob("*.npy")}
+
+
+def options_row(**options):
+    return row(model="gam", model_config=ModelConfig(vocab_size=9, hidden_size=16, options=(GAMOptions(**options),)).to_dict())
+
+
+def test_the_options_of_a_mixer_tell_rows_apart_and_what_follows_from_others_does_not(tmp_path):
+    assert fields_set(options_row(), "model_config") == {"vocab_size": 9, "hidden_size": 16}
+    assert fields_set(options_row(write="mean"), "model_config") == {"vocab_size": 9, "hidden_size": 16, "write": "mean"}  # its addresses follow
+    assert fields_set(options_row(write_address="slots", num_heads=2), "model_config").items() >= {"write_address": "slots", "num_heads": 2}.items()
+    results = opened(tmp_path / "results.json")
+    results.add(options_row())
+    assert results.find(options_row()) and results.find(options_row(num_heads=4)) and not results.find(options_row(num_heads=2))
+    older = options_row()
+    del older["model_config"]["options"]["gam"]["max_write"]
+    assert results.find(older) is not None
+
+
+def test_options_of_several_mixers_are_said_with_the_mixer_s_name():
+    config = ModelConfig(vocab_size=9, hidden_size=16, mixers=("gam", "attention"), options=(AttentionOptions(window=5),))
+    assert fields_set(row(model_config=config.to_dict()), "model_config") == {
+        "vocab_size": 9, "hidden_size": 16, "mixers": ["gam", "attention"], "attention.window": 5,
+    }  # fmt: skip
+    unknown = {"vocab_size": 9, "hidden_size": 16, "mixers": ["elsewhere"], "options": {"elsewhere": {"taps": 3}}}
+    assert fields_set(row(model_config=unknown), "model_config")["taps"] == 3
+
+
+def test_rows_of_one_name_are_told_apart_by_the_option_that_differs():
+    rows = [options_row(), options_row(num_memory_slots=8) | {"seed": 1}]
+    assert list(by_variant(rows)) == ["gam", "gam (num_memory_slots=8)"]
+
+
+def test_a_note_of_a_row_stands_below_every_table():
+    noted = row(model="mamba", note="A_log decayed")
+    results = {"corpus": CORPUS, "environment": MACHINE, "rows": [row(), noted, noted | {"seed": 1}]}
+    assert quality_table(results).rstrip().endswith("Python 3.11. mamba: A_log decayed.")
+    assert "A_log" not in quality_table(results | {"rows": [row()]})
+    assert machine_line(results).endswith("torch 2.9. mamba: A_log decayed.")
+
+
+def test_a_model_has_one_colour_whatever_follows_its_name():
+    assert len({colour(name) for name in MODELS}) == len(MODELS)
+    for name in MODELS:
+        assert colour(name) == colour(f"{name}+conv_kernel_size=5") == colour(f"{name} (num_heads=2)") == colour(f"{name}-seed1")
+    others = ["hf:llama", "hf:gpt2", "moving_average"]
+    assert [colour(name) for name in others] == [colour(name) for name in others]
+    assert {colour(name) for name in others}.isdisjoint({colour(name) for name in MODELS})
+
+
+def test_tables_and_pictures_need_no_torch():
+    code = "import sys, gam_lm.report.page, gam_lm.report.plots, gam_lm.report.gpu, gam_lm.report.trace_page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

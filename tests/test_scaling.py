@@ -12,19 +12,28 @@ import time
 import numpy as np
 import pytest
 import torch
+from stacks import BASE as SMALL
+from stacks import on
 
 import gam_lm.experiments.scaling as scaling
+from gam_lm.cli.architecture import fields_of
 from gam_lm.cli.main import parse, run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
+from gam_lm.experiments.gpu import MATERIALISED
+from gam_lm.experiments.models import build_blocks
 from gam_lm.experiments.scaling import Protocol, scale
+from gam_lm.mixers.attention_options import AttentionOptions
+from gam_lm.mixers.gam_options import GAMOptions
+from gam_lm.model import LanguageModel
+from gam_lm.presets.models import named_model
 from gam_lm.report.plots import Lines, label_ends, new_figure
 from gam_lm.report.scaling import fit_exponent, scaling_brief, scaling_table, write_scaling
 from gam_lm.results import Results
 from gam_lm.runtime import measure
 from gam_lm.runtime.isolation import resident_bytes, run_isolated
 
-BASE = ModelConfig(vocab_size=64, hidden_size=16, num_attention_heads=2, num_memory_slots=8, dropout=0.0)
+BASE = SMALL | {"vocab_size": 64}
 
 PROBE = """
 import os, time
@@ -114,10 +123,10 @@ def test_the_users_error_and_our_own_are_told_apart(probe, capfd):
 
 def test_running_out_of_memory_or_time_is_a_row_and_the_analysis_goes_on(tmp_path):
     results = Results.open(tmp_path / "results.json", command="", environment={}, corpus=None)
-    base = BASE.replace(num_attention_heads=16, num_memory_slots=16)
+    base = on(BASE, options={"gam": {"num_heads": 16, "num_memory_slots": 16}, "attention": {"num_heads": 16}})
     quick = {"warmup": 1, "iterations": 1}
     # 16 heads × 8,192² scores in fp32 are 4 GB.
-    scale(["transformer-materialised"], [8192], base, Protocol(limit_mb=1000, **quick), results, scaling.torch.device("cpu"))
+    scale([MATERIALISED], [8192], base, Protocol(limit_mb=1000, **quick), results, scaling.torch.device("cpu"))
     scale(["gam-mean"], [65_536], base, Protocol(limit_seconds=0.05, **quick), results, scaling.torch.device("cpu"))
     scale(["gam-static"], [8192], base, Protocol(limit_mb=1000, **quick), results, scaling.torch.device("cpu"))
     materialised, late, static = results.rows
@@ -154,6 +163,23 @@ def test_an_interrupted_analysis_goes_on_with_what_is_missing(tmp_path, monkeypa
     assert len(analyse([16], Protocol(warmup=1, iterations=2, batch_size=3))) == 6  # another batch size is another row
 
 
+def test_a_hybrid_is_measured_over_one_turn_of_its_layers(tmp_path):
+    results = Results.open(tmp_path / "results.json", command="", environment={}, corpus=None)
+    scale(["gam-hybrid+window=8", "gam", "transformer"], [32], BASE, Protocol(warmup=1, iterations=1), results, torch.device("cpu"), isolated=False)
+    rows = {row["model"]: row for row in results.rows}
+    config = ModelConfig.from_dict(rows["gam-hybrid+window=8"]["model_config"])
+    turn, blocks = build_blocks(config, 32)
+    assert blocks == 4 and [type(layer.mixer).__name__ for layer in turn.layers] == ["GAMMixer"] * 3 + ["Attention"]
+    own, gam, attention = (rows[name]["parameters"] for name in ("gam-hybrid+window=8", "gam", "transformer"))
+    assert own == (3 * gam + attention) // 4  # the mean of a turn
+    x_BTD, whole = torch.randn(2, 32, 16), LanguageModel(config.replace(num_hidden_layers=4))
+    turn.load_state_dict(whole.state_dict(), strict=False)
+    expected = x_BTD
+    for layer in whole.layers:
+        expected, _ = layer(expected, None, None)
+    assert torch.equal(turn(x_BTD, None, None)[0], expected)
+
+
 def test_the_exponent_and_its_interval_are_those_of_least_squares():
     lengths = np.array([1024, 2048, 4096, 8192, 16_384])
     exact = fit_exponent(lengths, 3 * lengths**1.5)
@@ -179,22 +205,20 @@ MACHINE = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"
 def test_table_and_plots_show_every_model_and_what_failed(tmp_path):
     lengths = [1024, 4096, 16_384, 65_536]
     rows = [cell("gam-static", T) for T in lengths]
-    rows += [cell("transformer-materialised", T, forward_backward_ms=T * T / 1e6) for T in lengths[:2]]
-    rows += [cell("transformer-materialised", 16_384, "out of memory"), cell("transformer-materialised", 65_536, "over time")]
+    rows += [cell(MATERIALISED, T, forward_backward_ms=T * T / 1e6) for T in lengths[:2]]
+    rows += [cell(MATERIALISED, 16_384, "out of memory"), cell(MATERIALISED, 65_536, "over time")]
     content = {"command": "", "environment": MACHINE, "corpus": None, "rows": rows}
     (tmp_path / "results.json").write_text(json.dumps(content))
     table = write_scaling(tmp_path)
     lines = [[each.strip() for each in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
-    assert lines[0] == ["Length"] + [
-        f"{model} {figure}" for model in ("gam-static", "transformer-materialised") for figure in ("time (ms)", "memory (MB)")
-    ]
+    assert lines[0] == ["Length"] + [f"{model} {figure}" for model in ("gam-static", MATERIALISED) for figure in ("time (ms)", "memory (MB)")]
     assert lines[2] == ["1,024", "1.02", "10.2", "1.05", "10.2"]
     assert lines[4] == ["16,384", "16.4", "164", "out of memory", ""] and "over time" in lines[5]
-    exponents = {line[0]: line for line in lines if line[0] in ("gam-static", "transformer-materialised")}
+    exponents = {line[0]: line for line in lines if line[0] in ("gam-static", MATERIALISED)}
     assert exponents["gam-static"][2:5] == ["1.00 ± 0.00", "1.00 ± 0.00", "1.00"]
-    assert exponents["transformer-materialised"][2] == "2.00" and exponents["transformer-materialised"][5] == "4,096"
+    assert exponents[MATERIALISED][2] == "2.00" and exponents[MATERIALISED][5] == "4,096"
     picture = (tmp_path / "compute_time.svg").read_text()
-    assert "gam-static" in picture and "transformer-materialised (out of memory)" in picture
+    assert "gam-static" in picture and "transformer-learned+backend=materialised (out of memory)" in picture
     assert all((tmp_path / f"{stem}.{end}").stat().st_size for stem in ("compute_time", "peak_memory") for end in ("svg", "png"))
 
 
@@ -215,13 +239,18 @@ def test_the_papers_protocol_is_a_preset():
     (verb,) = parse(["scale", "--preset", "table-2", "--out", "x"])
     assert (verb.batch_size, verb.precision, verb.warmup, verb.iterations) == (16, "fp16", 5, 20)
     assert verb.lengths == (256, 512, 1024, 2048, 4096, 8192)
-    config = verb.architecture
-    assert (config.hidden_size, config.num_attention_heads, config.num_memory_slots) == (512, 8, 512)
-    assert {"transformer-materialised", "transformer", "gam-static", "gam-mean-silu", "gam-delta", "mamba"} <= set(verb.models)
+    base = fields_of(verb.architecture)
+    assert (
+        base["hidden_size"],
+        named_model("gam", base).options_of(GAMOptions).num_heads,
+        named_model("gam", base).options_of(GAMOptions).num_memory_slots,
+    ) == (512, 8, 512)
+    assert named_model("transformer", base).options_of(AttentionOptions).num_heads == 8
+    assert {MATERIALISED, "transformer", "gam-static", "gam-mean", "gam-slots", "mamba"} <= set(verb.models)
 
 
 def test_scale_measures_in_processes_of_their_own(tmp_path, capsys):
-    sizes = ["--hidden-size", "16", "--num-attention-heads", "2", "--num-memory-slots", "8", "--iterations", "1", "--warmup", "1"]
+    sizes = ["--hidden-size", "16", "--gam.num-heads", "2", "--gam.num-memory-slots", "8", "--iterations", "1", "--warmup", "1"]
     command = ["scale", "--models", "gam-static", "--lengths", "16", "--precision", "fp32", "--device", "cpu", "--out", str(tmp_path / "out"), *sizes]
     assert run(command) == 0
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
@@ -245,13 +274,13 @@ def test_the_names_of_lines_keep_their_distance(scale_of_y):
 def test_lines_of_one_colour_are_told_apart():
     _, axes = new_figure()
     lines = Lines(axes)
-    for name in ("gam-delta", "gam-delta-keys", "gam-delta-closed", "mamba"):
+    for name in ("gam-static", "gam-static+fusion=sum", "gam-static+fusion=local", "mamba"):
         lines.add(name, {1.0: 1.0, 2.0: 3.0})
     lines.name()
     styles = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.get_lines()]
     assert len({colour for colour, _, _ in styles[:3]}) == 1 and len({marker for _, _, marker in styles[:3]}) == 3
     assert styles[0][1:] == styles[3][1:]  # another colour begins anew
-    assert [text.get_text() for text in axes.texts] == ["gam-delta", "gam-delta-keys", "gam-delta-closed", "mamba"]
+    assert [text.get_text() for text in axes.texts] == ["gam-static", "gam-static+fusion=sum", "gam-static+fusion=local", "mamba"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell page faults")

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from test_trace import model_of
+from stacks import WINDOWED
+from test_trace import STATIC, model_of
 
 from gam_lm.diagnostics.slots import slot_uses
 from gam_lm.errors import InputError
+from gam_lm.mixers.registry import mixer_names
 
 TEXT = torch.randint(31, (60,), generator=torch.Generator().manual_seed(5)).tolist()
 
 
-@pytest.mark.parametrize("name", ["gam", "gam-mean", "gam-delta", "gam-delta-keys", "gam-delta-beside"])
+@pytest.mark.parametrize("name", [STATIC, "gam-mean", "gam-slots", "gam", "gam-slots+static_path=true", WINDOWED])
 def test_shares_add_up_and_no_figure_depends_on_the_window(name):
     model = model_of(name).double()
     whole, pieces = slot_uses(model, TEXT, window=64, remove=2), slot_uses(model, TEXT, window=7, remove=2)
@@ -19,7 +21,8 @@ def test_shares_add_up_and_no_figure_depends_on_the_window(name):
         assert (a.layer, a.memory, a.slot, a.top_tokens, a.dead) == (b.layer, b.memory, b.slot, b.top_tokens, b.dead)
         assert a.mean_share == pytest.approx(b.mean_share) and a.removal_nats == pytest.approx(b.removal_nats, abs=1e-9)
         assert [share for _, _, share in a.fires_on] == pytest.approx([share for _, _, share in b.fires_on])
-    for layer in range(2):
+    assert {use.layer for use in whole} == ({0, 1, 2} if name == WINDOWED else {0, 1})  # attention has no slots
+    for layer in {use.layer for use in whole}:
         for memory in {use.memory for use in whole}:
             uses = [use for use in whole if (use.layer, use.memory) == (layer, memory)]
             assert len(uses) == 6 and sum(use.mean_share for use in uses) == pytest.approx(1)
@@ -31,7 +34,7 @@ def test_shares_add_up_and_no_figure_depends_on_the_window(name):
 
 @torch.no_grad()
 def test_a_slot_fires_where_its_share_is_largest_and_costs_what_the_loss_says():
-    model = model_of("gam").double()
+    model = model_of(STATIC).double()
     uses = slot_uses(model, TEXT, top=3, remove=6)
     ids = torch.tensor(TEXT)[None]
     block = model.layers[0]
@@ -55,7 +58,7 @@ def test_a_slot_fires_where_its_share_is_largest_and_costs_what_the_loss_says():
 
 @torch.no_grad()
 def test_a_slot_that_points_away_from_every_input_is_dead_and_a_copy_of_an_embedding_is_near_it():
-    model = model_of("gam", hidden_size=16)
+    model = model_of(STATIC, hidden_size=16)
     block = model.layers[0]
     listens = block.mixer_norm(model.embed_tokens.weight)
     block.mixer.memory.bank[3] = -5.0 * listens.mean(0)
@@ -69,11 +72,11 @@ def test_a_slot_that_points_away_from_every_input_is_dead_and_a_copy_of_an_embed
 
 
 def test_learned_positions_end_no_text():
-    uses = slot_uses(model_of("gam", positions="learned", max_position_embeddings=16), TEXT, window=9, remove=1)
+    uses = slot_uses(model_of(STATIC, positions="learned", max_position_embeddings=16), TEXT, window=9, remove=1)
     assert sum(use.top_tokens for use in uses[:6]) == len(TEXT) and np.isfinite(uses[0].mean_share)
 
 
-@pytest.mark.parametrize("name", ["mamba", "attention", "gam-local"])
+@pytest.mark.parametrize("name", [*(name for name in mixer_names() if name != "gam"), "gam-static+fusion=local", "gam-attention"])
 def test_a_model_without_slots_is_named(name):
     with pytest.raises(InputError, match="no memory slots"):
         slot_uses(model_of(name), TEXT)

@@ -5,17 +5,54 @@ import tracemalloc
 
 import pytest
 import torch
-from test_mixers import VARIANTS, config, inputs, mixer_of, same
+from stacks import BASE, HYBRIDS, STACKS, WINDOWED, on, stack
 
 from gam_lm.diagnostics.trace import records, trace
 from gam_lm.errors import InputError
+from gam_lm.mixers.registry import mixer_class, mixer_names
 from gam_lm.model import LanguageModel
 from gam_lm.ops.delta_rule import delta_memory
 from gam_lm.ops.mean_rule import mean_memory
 from gam_lm.ops.read_sources import MemoryInputs, delta_sources, mean_sources
 
-WRITTEN = [name for name in VARIANTS if name.startswith(("gam-mean", "gam-delta"))]
-every_mixer = pytest.mark.parametrize("name", VARIANTS)
+SMALL = on(BASE, vocab_size=31, hidden_size=8, options={"gam": {"num_memory_slots": 6}})
+STATIC, GLOBAL = "gam-static+gate_activation=sigmoid", "gam-static+gate_activation=sigmoid+fusion=global"
+WRITTEN = [
+    "gam",
+    "gam-mean",
+    "gam-slots",
+    "gam-slots+gate_activation=sigmoid",
+    "gam-slots+fusion=sum",
+    "gam-slots+write_gate=closed",
+    "gam-slots+static_path=true",
+]
+OTHERS = [
+    "gam-static", STATIC, GLOBAL, "gam-static+fusion=sum", "gam-static+fusion=local", "gam-static+fusion=global+keep_gate=true", "gam-attention",
+    "transformer+rotary=false", "transformer+window=5", "mamba-paper+positions=none",
+]  # fmt: skip
+NAMES = [*WRITTEN, *OTHERS, *(name for name in STACKS if name not in WRITTEN)]
+every_model = pytest.mark.parametrize("name", NAMES)
+every_mixer = pytest.mark.parametrize("name", [name for name in NAMES if name not in HYBRIDS])
+
+
+def mixer_of(name, **changes):
+    """A mixer in float64 with weights large enough that every path matters."""
+    torch.manual_seed(1)
+    config = stack(name, SMALL, **changes)
+    mixer = mixer_class(config.mixers[0])(config).double()
+    mixer.init_weights()
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return mixer
+
+
+def inputs(B=2, T=21, D=8):
+    return torch.randn(B, T, D, dtype=torch.float64)
+
+
+def same(a, b):
+    assert a.shape == b.shape and (a - b).abs().max() <= 1e-10 * max(1.0, b.abs().max())
 
 
 @every_mixer
@@ -34,7 +71,9 @@ def memory_inputs(T=13, B=2, H=2, M=3, E=4):
     def random(*shape):
         return torch.randn(*shape, dtype=torch.float64)
 
-    given = MemoryInputs(random(B, T, H, M).softmax(-1), random(B, T, H, M).softmax(-1), random(B, T, H, E), random(B, T, H).sigmoid(), -random(B, T, H).exp())
+    given = MemoryInputs(
+        random(B, T, H, M).softmax(-1), random(B, T, H, M).softmax(-1), random(B, T, H, E), random(B, T, H).sigmoid(), -random(B, T, H).exp()
+    )
     return given, random(H, M, E), random(H, M).exp(), random(B, H, M, E), random(B, H, M).exp()
 
 
@@ -65,14 +104,14 @@ def test_the_sources_are_the_derivative_of_the_read_by_the_values_and_add_up_to_
 
 def model_of(name, **changes):
     torch.manual_seed(3)
-    model = LanguageModel(config(name, **changes))
+    model = LanguageModel(stack(name, SMALL, **changes))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
-@every_mixer
+@every_model
 def test_surprise_is_the_loss_of_each_token_whatever_the_window(name):
     model = model_of(name).double()
     ids = torch.randint(31, (50,))
@@ -82,18 +121,21 @@ def test_surprise_is_the_loss_of_each_token_whatever_the_window(name):
         found = list(trace(model, ids.tolist(), window=window))
         assert [each.index for each in found] == list(range(50)) and found[0].surprise_nats is None
         assert [each.surprise_nats for each in found[1:]] == pytest.approx(expected, rel=1e-5)
-        assert all(sum(chance for _, chance in each.predictions) <= 1.0001 and len(each.layers) == 2 for each in found)
+        assert all(sum(chance for _, chance in each.predictions) <= 1.0001 and len(each.layers) == len(model.layers) for each in found)
     assert json.loads(json.dumps([each.to_dict() for each in found]))[-1]["index"] == 49
     assert model.training
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", [*WRITTEN, WINDOWED])
 def test_figures_do_not_depend_on_the_window_and_sources_name_earlier_tokens(name):
     model = model_of(name).double()
     ids = torch.randint(31, (40,)).tolist()
     whole, pieces = list(trace(model, ids, window=64)), list(trace(model, ids, window=8))
     for a, b in zip(whole, pieces, strict=True):
         for x, y in zip(a.layers, b.layers, strict=True):
+            if set(x.added) == {"mixer", "feed_forward"}:  # attention tells no more than what it adds
+                assert x.added == pytest.approx(y.added) and not x.gates and not x.sources
+                continue
             assert x.added == pytest.approx(y.added) and x.gates == pytest.approx(y.gates) and x.write_gate == pytest.approx(y.write_gate)
             assert x.reads["written"].entropy_nats == pytest.approx(y.reads["written"].entropy_nats)
             assert all(index <= a.index for index, _ in x.sources) and all(index <= a.index for index, _ in x.taps)
@@ -101,11 +143,11 @@ def test_figures_do_not_depend_on_the_window_and_sources_name_earlier_tokens(nam
             assert sum(share for _, share in x.sources) + x.before + x.bank <= 1 + 1e-9
             assert x.before == 0  # the whole text was one window
     later = pieces[-1].layers[0]
-    assert name == "gam-delta-closed" or later.before > 0
+    assert name == "gam-slots+write_gate=closed" or later.before > 0
     assert all(index >= 40 - 16 for index, _ in later.sources)
 
 
-@pytest.mark.parametrize(("name", "gate"), [("gam", torch.sigmoid), ("gam-silu", torch.nn.functional.silu)])
+@pytest.mark.parametrize(("name", "gate"), [(STATIC, torch.sigmoid), ("gam-static", torch.nn.functional.silu)])
 @torch.no_grad()
 def test_gates_and_entropy_are_those_of_the_paper(name, gate):
     model = model_of(name)
@@ -124,7 +166,7 @@ def test_gates_and_entropy_are_those_of_the_paper(name, gate):
 
 
 def test_learned_positions_are_read_in_pieces_that_start_anew():
-    model = model_of("gam", positions="learned", max_position_embeddings=10)
+    model = model_of(STATIC, positions="learned", max_position_embeddings=10)
     ids = torch.randint(31, (25,)).tolist()
     found = list(trace(model, ids, window=4))
     assert [each.index for each in found if each.surprise_nats is None] == [0, 10, 20]
@@ -133,14 +175,23 @@ def test_learned_positions_are_read_in_pieces_that_start_anew():
 
 
 def test_records_are_flat_and_one_a_token_and_layer():
-    flat = list(records(trace(model_of("gam-delta"), [1, 2, 3])))
+    flat = list(records(trace(model_of("gam-slots+gate_activation=sigmoid"), [1, 2, 3])))
     assert [(each["index"], each["layer"]) for each in flat] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
-    assert {"surprise_nats", "gate_local", "gate_written", "added_local", "added_written", "added_feed_forward", "written_entropy_nats", "write_gate"} <= set(flat[0])
+    assert {
+        "surprise_nats",
+        "gate_local",
+        "gate_written",
+        "added_local",
+        "added_written",
+        "added_feed_forward",
+        "written_entropy_nats",
+        "write_gate",
+    } <= set(flat[0])
     assert all(not isinstance(value, dict) for each in flat for value in each.values())
 
 
 def test_a_long_text_is_never_held_whole():
-    model = model_of("gam-delta")
+    model = model_of("gam-slots+gate_activation=sigmoid")
     ids = torch.randint(31, (1500,)).tolist()
     peaks = []
     for use in (lambda tokens: sum(1 for _ in tokens), lambda tokens: len(list(tokens))):
@@ -153,10 +204,10 @@ def test_a_long_text_is_never_held_whole():
 
 def test_an_empty_text_is_named():
     with pytest.raises(InputError, match="text is empty"):
-        next(trace(model_of("gam"), []))
+        next(trace(model_of(STATIC), []))
 
 
-@pytest.mark.parametrize("name", ["gam", "gam-mean", "gam-delta", "gam-delta-keys", "gam-delta-beside"])
+@pytest.mark.parametrize("name", [STATIC, "gam-mean", "gam-slots", "gam", "gam-slots+static_path=true"])
 def test_a_silent_slot_is_as_if_it_were_not_there(name):
     mixer, x = mixer_of(name), inputs()
     for memory in mixer.slots():
@@ -177,14 +228,14 @@ def test_a_silent_slot_is_as_if_it_were_not_there(name):
 
 
 def test_a_silent_static_slot_leaves_the_paper_formula_over_the_others():
-    mixer, x = mixer_of("gam-global"), inputs()
+    mixer, x = mixer_of(GLOBAL), inputs()
     mixer.silence("static", 2)
     rest = torch.cat([mixer.memory.bank[:2], mixer.memory.bank[3:]])
     same(mixer(x)[0], (x @ rest.T).softmax(-1) @ rest)
 
 
 def test_the_value_of_a_written_slot_is_what_it_adds_when_it_alone_is_read():
-    mixer = mixer_of("gam-delta")
+    mixer = mixer_of("gam-slots")
     written = mixer.written
     for slot in range(6):
         g = torch.zeros(2, 4, dtype=torch.float64)  # (H, E)
@@ -193,5 +244,6 @@ def test_the_value_of_a_written_slot_is_what_it_adds_when_it_alone_is_read():
         same(mixer.slots()["written"].value_SD[slot], written.out_proj(g))
 
 
-def test_a_mixer_without_slots_says_so():
-    assert mixer_of("mamba").slots() == {} and set(mixer_of("mamba").trace(inputs()).paths) == {"mixer"}
+@pytest.mark.parametrize("name", [name for name in mixer_names() if name != "gam"])
+def test_a_mixer_without_slots_says_so(name):
+    assert mixer_of(name).slots() == {} and set(mixer_of(name).trace(inputs()).paths) == {"mixer"}

@@ -4,17 +4,18 @@ import json
 
 import pytest
 import torch
+from stacks import BASE as SMALL
+from stacks import STACKS, stack
 
 import gam_lm.experiments.training_speed as speed
 from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import model_cost
 from gam_lm.experiments.training_speed import Protocol, bench_train, make_step, matched
-from gam_lm.presets import named_model
 from gam_lm.report.speed import speed_table, write_speed
 from gam_lm.results import Results
 
-BASE = ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_memory_slots=8, dropout=0.0, max_position_embeddings=32)
+BASE = SMALL | {"vocab_size": 64, "max_position_embeddings": 32}
 CPU = torch.device("cpu")
 TWO = (("plain", "fp32"), ("eager", "bf16"))
 
@@ -28,16 +29,16 @@ def quick(monkeypatch):
     monkeypatch.setattr(speed, "matmul_peak", lambda device, dtype: {torch.float32: 1e9, torch.bfloat16: 4e9}[dtype])
 
 
-@pytest.mark.parametrize("name", ["gam-static", "gam-delta", "transformer", "mamba"])
+@pytest.mark.parametrize("name", ["gam-static", *STACKS])
 def test_the_plain_step_takes_the_step_that_ours_takes(name):
-    config = named_model(name, BASE)
+    config = stack(name, BASE)
     plain, ours = (make_step(config, 3, 32, way, torch.float32, CPU) for way in ("plain", "eager"))
     losses = [(float(plain()), float(ours())) for _ in range(3)]
     assert all(a == pytest.approx(b, rel=2e-4) for a, b in losses) and losses[-1][0] < losses[0][0]
 
 
 def test_a_row_says_what_was_measured_and_is_not_measured_twice(tmp_path, quick, monkeypatch):
-    models = matched(["gam", "mamba"], BASE)
+    models = matched(["gam-hybrid", "mamba"], BASE)
     bench_train(models, [2, 4], 32, TWO, Protocol(rounds=2, warmup=1), opened(tmp_path), CPU, isolated=False)
     rows = opened(tmp_path).rows
     assert len(rows) == 8 and all(row["outcome"] == "ok" for row in rows)
@@ -46,22 +47,31 @@ def test_a_row_says_what_was_measured_and_is_not_measured_twice(tmp_path, quick,
         config = ModelConfig.from_dict(row["model_config"])
         assert row["flops_per_second"] == pytest.approx(row["tokens_per_second"] * model_cost(config, 32).training_flops)
         assert row["share_of_peak"] == pytest.approx(row["flops_per_second"] / {"fp32": 1e9, "bf16": 4e9}[row["dtype"]])
-    monkeypatch.setattr(speed, "_measure_rows", None)
+    monkeypatch.setattr(speed, "_measure", None)
     bench_train(models, [2, 4], 32, TWO, Protocol(rounds=2, warmup=1), opened(tmp_path), CPU, isolated=False)
 
 
 @pytest.mark.slow
 def test_running_out_of_time_is_a_row_and_the_memory_of_a_step_is_measured(tmp_path):
-    bench_train(matched(["gam"], BASE), [2], 32, TWO[:1], Protocol(limit_seconds=0.01), opened(tmp_path), CPU)
-    bench_train(matched(["gam"], BASE), [512], 32, TWO, Protocol(rounds=1, warmup=1), opened(tmp_path), CPU)
+    bench_train(matched(["gam-mean"], BASE), [2], 32, TWO[:1], Protocol(limit_seconds=0.01), opened(tmp_path), CPU)
+    bench_train(matched(["gam-mean"], BASE), [512], 32, TWO, Protocol(rounds=1, warmup=1), opened(tmp_path), CPU)
     late, plain, ours = opened(tmp_path).rows
     assert late["outcome"] == "over time" and "step_ms" not in late
-    logits = 512 * 32 * BASE.vocab_size * 4 / 2**20
+    logits = 512 * 32 * 64 * 4 / 2**20
     assert plain["peak_memory_mb"] > 2 * logits and 0 < ours["peak_memory_mb"] < plain["peak_memory_mb"]
 
 
 def test_what_gains_nothing_by_compiling_has_no_compiled_row(tmp_path, quick):
-    bench_train(matched(["mamba"], BASE), [2], 32, (("eager", "bf16"), ("compiled", "bf16")), Protocol(rounds=1, warmup=1), opened(tmp_path), CPU, isolated=False)
+    bench_train(
+        matched(["mamba"], BASE),
+        [2],
+        32,
+        (("eager", "bf16"), ("compiled", "bf16")),
+        Protocol(rounds=1, warmup=1),
+        opened(tmp_path),
+        CPU,
+        isolated=False,
+    )
     assert [row["variant"] for row in opened(tmp_path).rows] == ["eager"]
 
 
@@ -69,7 +79,15 @@ MACHINE = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"
 
 
 def cell(model, variant, dtype, outcome="ok", **figures):
-    row = {"model": model, "model_config": {"hidden_size": 512}, "context": 256, "batch_size": 8, "dtype": dtype, "variant": variant, "outcome": outcome}
+    row = {
+        "model": model,
+        "model_config": {"hidden_size": 512},
+        "context": 256,
+        "batch_size": 8,
+        "dtype": dtype,
+        "variant": variant,
+        "outcome": outcome,
+    }
     if outcome == "ok":
         row |= {"parameters": 1000, "tokens_per_second": 100.0, "flops_per_second": 5e9, "share_of_peak": 0.5, "peak_memory_mb": 200.0}
         row |= {"peak_fp32_flops": 1e10, "peak_bf16_flops": 2e10}
@@ -91,9 +109,11 @@ def test_table_and_plot_show_every_variant_over_the_plain_ones(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_measures_in_processes_of_their_own(tmp_path, capsys):
-    sizes = ["--hidden-size", "16", "--num-attention-heads", "2", "--num-memory-slots", "8", "--vocab-size", "64", "--num-hidden-layers", "1"]
-    command = ["bench-train", "--models", "gam-static", "--batch-sizes", "2", "--context", "16", "--variants", "eager", "--rounds", "2", "--warmup", "1", "--device", "cpu",
-               "--out", str(tmp_path / "out"), *sizes]  # fmt: skip
+    sizes = ["--hidden-size", "16", "--gam.num-heads", "2", "--gam.num-memory-slots", "8", "--vocab-size", "64", "--num-hidden-layers", "1"]
+    command = [
+        "bench-train", "--models", "gam-static", "--batch-sizes", "2", "--context", "16", "--variants", "eager", "--rounds", "2", "--warmup", "1",
+        "--device", "cpu", "--out", str(tmp_path / "out"), *sizes,
+    ]  # fmt: skip
     assert run(command) == 0
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert (row["outcome"], row["variant"], row["dtype"]) == ("ok", "eager", "bf16") and "gam-static" in capsys.readouterr().out

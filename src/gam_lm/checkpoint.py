@@ -45,8 +45,8 @@ def save_model(directory: Path, model: LanguageModel, tokenizer: Tokenizer | Non
     write: Callable[[Path, dict[str, int]], None] = getattr(model, "write_to", partial(_write_model, model))
     write(directory, token_ids)
     if tokenizer is not None:
-        write_text(directory / "tokenizer.json", tokenizer.to_str(pretty=False))
-        write_text(directory / "tokenizer_config.json", json.dumps(_tokenizer_config(tokenizer), indent=2) + "\n")
+        _write_if_new(directory / "tokenizer.json", tokenizer.to_str(pretty=False))
+        _write_if_new(directory / "tokenizer_config.json", json.dumps(_tokenizer_config(tokenizer), indent=2) + "\n")
 
 
 def _write_model(model: LanguageModel, directory: Path, token_ids: dict[str, int]) -> None:
@@ -56,11 +56,12 @@ def _write_model(model: LanguageModel, directory: Path, token_ids: dict[str, int
     config |= token_ids
     if is_int8(model):
         config["quantization_config"] = quantization_config()
-    write_text(directory / "config.json", json.dumps(config | model.config.to_dict(), indent=2) + "\n")
+    _write_if_new(directory / "config.json", json.dumps(config | model.config.to_dict(), indent=2) + "\n")
     tensors = {name if name.startswith("lm_head.") else PREFIX + name: tensor for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
-    save_tensors(directory / "model.safetensors", tensors)
+    with replacing(directory / "model.safetensors") as temporary:
+        write_tensors(temporary, tensors, shown=directory / "model.safetensors")
 
 
 def load_model(directory: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
@@ -113,14 +114,10 @@ def load_config(directory: Path) -> ModelConfig:
 
 
 def load_tokenizer_of(directory: Path | str) -> Tokenizer:
-    """The tokenizer that the model was trained with. Raises InputError where it is missing or broken."""
-    from tokenizers import Tokenizer
+    """The tokenizer that the model was trained with, which cuts, pads and adds nothing. Raises InputError where it is missing or broken."""
+    from gam_lm.data.tokenizer import load_tokenizer
 
-    path = needed(Path(directory), "tokenizer.json")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for whatever it cannot read
-        raise InputError(f"{path} is no tokenizer ({error}): copy it again from where the model was trained") from error
+    return load_tokenizer(needed(Path(directory), "tokenizer.json"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -146,18 +143,28 @@ def needed(directory: Path, name: str) -> Path:
     return path
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, shown: Path | None = None) -> None:
-    """Write a safetensors file; ``shown`` is what an error calls it, where ``path`` is within a folder that is still temporary."""
-    with replacing(path) as temporary, explained(shown or path):
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as every other file gets it, where safetensors takes the strictest
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, shown: Path | None = None) -> None:
+    """Write a safetensors file. Raises InputError where that cannot be, which calls the file ``shown`` where ``path`` is temporary."""
+    with explained(shown or path):
+        path.touch()
+        mode = path.stat().st_mode  # as every other file gets it, where safetensors takes the strictest
         try:
-            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
+            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
         except SafetensorError as error:
             code = re.search(r"os error (\d+)", str(error))
             reason = REASONS.get(int(code[1]), str(error)) if code else str(error)
             raise cannot(shown or path, reason) from error
-        temporary.chmod(mode)
+        path.chmod(mode)
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    """Most checkpoints of a run differ in the weights alone."""
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return
+    except (OSError, ValueError):  # it is not there, or not whole: write it
+        pass
+    write_text(path, text)
 
 
 def _load_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from gam_lm.errors import InputError, check_object, checked, unknown_name
 from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.mixers.options import MixerOptions, Positive
-from gam_lm.mixers.registry import options_class
+from gam_lm.mixers.registry import DEFAULT_MIXER, options_class
 
 O = TypeVar("O", bound=MixerOptions)  # noqa: E741
 
@@ -49,7 +49,7 @@ class ModelConfig:
     """Width of the residual stream."""
     num_hidden_layers: Positive = 6
     """Number of blocks."""
-    mixers: Annotated[tuple[str, ...], Field(min_length=1)] = ("gam",)
+    mixers: Annotated[tuple[str, ...], Field(min_length=1)] = (DEFAULT_MIXER,)
     """What mixes the tokens: names of mixers, a pattern that repeats over the depth."""
     options: tuple[MixerOptions, ...] = ()
     """One options object for each kind of mixer whose values are not the defaults; completed with the others, in the order of ``mixers``."""

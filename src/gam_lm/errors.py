@@ -44,6 +44,10 @@ class DivergedError(Exception):
             "use a lower learning rate, more warm-up steps or a smaller clip"
         )
 
+    def figures(self) -> dict[str, Any]:
+        """What a row of results says of it."""
+        return {"step": self.step, "learning_rate": self.learning_rate, "layer": self.layer, "what": self.what}
+
     def at(self, step: int) -> DivergedError:
         """The same after ``step`` steps."""
         return DivergedError(self.what, self.layer, self.learning_rate, step)
@@ -107,7 +111,7 @@ def _in_one_line(errors: list[Any]) -> InputError:
     first = errors[0]
     field = str(first["loc"][0])
     value = first["input"]
-    if first["type"] == "missing":
+    if first["type"] == "missing" and len(first["loc"]) == 1:
         return InputError(f"{field} is missing: give {field}")
     if first["type"] == "literal_error" and isinstance(value, str):
         choices = [choice.strip("'") for choice in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
@@ -125,6 +129,10 @@ def _fix(error: Any) -> str:
         return str(error["ctx"]["expected"])
     if kind == "too_short":
         return f"at least {error['ctx']['min_length']} of them"
+    if kind == "too_long":
+        return f"at most {error['ctx']['max_length']} of them"
+    if kind == "missing":
+        return f"at least {error['loc'][1] + 1} of them"
     return KINDS.get(kind.split("_")[0], str(error["msg"]).removeprefix("Input should be ").removeprefix("Value error, "))
 
 

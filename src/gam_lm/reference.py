@@ -100,8 +100,8 @@ def _config(own: Mapping[str, Tensor], num_heads: int | None) -> ModelConfig:
     if "layers.0.mixer.qkv_proj.weight" in own:
         if num_heads is None:
             raise InputError("num_heads is not given: the weights of a Transformer do not tell it (the published one has 8)")
-        return named_model("transformer-paper", {**sizes, "options": {"attention": {"num_heads": num_heads}}})
+        return named_model(f"transformer-paper+num_heads={num_heads}", sizes)
     if "layers.0.mixer.memory.bank" not in own or "layers.0.mixer.conv.weight" not in own:
         raise InputError("weights have neither attn.c_attn nor memory_bank and causal_conv: pass an official state dict")
     taps, slots = own["layers.0.mixer.conv.weight"].shape[1], len(own["layers.0.mixer.memory.bank"])
-    return named_model("gam-paper", {**sizes, "options": {"gam": {"conv_kernel_size": taps, "num_memory_slots": slots}}})
+    return named_model(f"gam-paper+conv_kernel_size={taps}+num_memory_slots={slots}", sizes)

@@ -37,7 +37,7 @@ IDENTITY = (
 CONFIGURATIONS: Mapping[str, type[Any]] = {"model_config": ModelConfig, "train_config": TrainConfig}
 """The keys of a row that hold a configuration, and its class."""
 
-OF_NO_INFLUENCE = frozenset({"checkpoint_every"})
+OF_NO_INFLUENCE = frozenset({"checkpoint_every", "validate_every"})
 """Fields of a configuration that change no figure."""
 
 Row = Mapping[str, Any]

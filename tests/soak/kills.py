@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
+import torch._dynamo  # which the first optimiser imports: once here, not in every process
 
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import prepare
@@ -30,7 +31,7 @@ from gam_lm.training.loop import fit, new_model
 from gam_lm.training.recipe import TrainConfig
 
 RECIPE = TrainConfig(
-    steps=9, batch_size=2, context=16, warmup_steps=2, precision="fp32", validate_every=4, checkpoint_every=3, optimizer="muon", schedule="wsd",
+    steps=6, batch_size=2, context=16, warmup_steps=2, precision="fp32", validate_every=4, checkpoint_every=3, optimizer="muon", schedule="wsd",
     cooldown=0.5, ema=0.8, shuffle_documents=True,
 )  # fmt: skip
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
@@ -62,6 +63,8 @@ def die_before(operation, run):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def look(event, arguments):
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return  # reading changes nothing: a kill before it is a kill before the next change
         if event in FILE_EVENTS and str(run) in os.fspath(arguments[0] if not isinstance(arguments[0], int | bytes) else ""):
             count()
 
@@ -77,11 +80,15 @@ def die_before(operation, run):
 
 def start(corpus, run, operation=None):
     """A process that trains; its id."""
+    asked = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, asked)  # one that comes at once waits until the new process can answer it
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, asked)
         return child
     code = 1
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, asked)
         torch.set_num_threads(1)
         if operation is not None:
             die_before(operation, run)
@@ -176,15 +183,19 @@ def main():
     parser.add_argument("--random", type=int, default=0, metavar="RUNS", help="runs that are stopped at random moments")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
         folder = Path(name)
         corpus = make_corpus(folder / "text")
-        if wait(start(corpus, folder / "warm")):
-            raise RuntimeError("the run that nobody stopped failed")
-        begun = time.monotonic()
-        wait(start(corpus, folder / "whole"))
-        seconds, expected = time.monotonic() - begun, content(folder / "whole")
-        report = {"differences_without_kills": differences(expected, content(folder / "warm")), "seconds_of_a_run": round(seconds, 3)}
+        times, runs = [], [folder / f"whole-{i}" for i in range(3)]
+        for run in runs:
+            begun = time.monotonic()
+            if wait(start(corpus, run)):
+                raise RuntimeError("a run that nobody stopped failed")
+            times.append(time.monotonic() - begun)
+        seconds, expected = min(times), content(runs[0])  # the shortest, so that few of the random moments come after the end
+        report = {
+            "differences_without_kills": [name for run in runs for name in differences(expected, content(run))], "seconds_of_a_run": round(seconds, 3),
+        }  # fmt: skip
         if chosen.operations:
             report["operations"] = at_every_operation(corpus, folder, expected)
         if chosen.random:

@@ -36,6 +36,7 @@ def on_flags(fields: Fields) -> Any:
     mixers = [field.name for field in dataclasses.fields(architecture_class())][len(SCAFFOLD) :]
     options = {name: options_class(name)(**fields.get("options", {}).get(name, {})) for name in mixers}
     scaffold = {field.name: fields[field.name] for field in SCAFFOLD if field.name in fields}
+    ModelConfig(**{"vocab_size": 1, **{field: value for field, value in scaffold.items() if field != "mixers"}})  # a wrong value is told before flags are read
     if "mixers" in scaffold:
         scaffold["mixers"] = tuple(scaffold["mixers"])
     return architecture_class()(**scaffold, **options)

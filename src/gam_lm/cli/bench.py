@@ -15,6 +15,7 @@ from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.data import Data
 from gam_lm.cli.flags import FLAT, command_line, peek
 from gam_lm.errors import InputError
+from gam_lm.presets.compared import COMPARED
 from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
 
@@ -30,7 +31,7 @@ class Bench:
     """Folder for results.json, table.md, loss_curves.svg and .png, and the runs."""
     preset: str | None = None
     """Setup that gives the defaults of all other flags; paper is both paper setups."""
-    models: tuple[str, ...] = ("gam", "llama", "mamba")
+    models: tuple[str, ...] = COMPARED
     """Names of the models; hf:llama, hf:mamba2 … are those of transformers, at the same size."""
     seeds: tuple[int, ...] = (0,)
     """One row for each seed and model."""

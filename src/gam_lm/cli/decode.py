@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gam_lm.cli.architecture import fields_of
 from gam_lm.cli.measuring import Measuring
+from gam_lm.presets.compared import DECODED
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ class BenchDecode(Measuring):
 
     out: Path
     """Folder for results.json, table.md and decode*.svg and .png."""
-    models: tuple[str, ...] = ("gam-static", "gam", "gam-mean", "gam-slots", "gam-hybrid", "transformer", "mamba", "hf:gpt2")
+    models: tuple[str, ...] = DECODED
     """Names of the models, sized to the parameters of the static GAM; hf:gpt2 is Transformers' own with its cache."""
     contexts: tuple[int, ...] = (1_000, 10_000, 100_000)
     """Tokens before the one that is timed."""

@@ -27,7 +27,7 @@ def peek(arguments: Sequence[str], flag: str) -> str | None:
 
 def command_line() -> str:
     """The command as it was typed, for results.json."""
-    return shlex.join(["gam", *sys.argv[1:]])
+    return f"gam {shlex.join(sys.argv[1:])}"
 
 
 def check_bounds(verb: Any, *, whole: Sequence[str], positive: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -28,6 +29,8 @@ class Serve:
     """Origins whose pages may use the server from a browser, as https://example.org; * allows all."""
     cache_mb: int = 256
     """Memory for the states of earlier texts, so that a chat's next turn pays for its new tokens alone; 0 keeps none."""
+    batch: int = 16
+    """Answers whose next tokens are computed in one call of the model; with 1 others do not change even the rounding of an answer."""
     speculate: int = 0
     """Longest draft of speculative decoding by prompt lookup; it pays for texts that repeat themselves. 0 draws without."""
     most_tokens: int = 4096
@@ -74,7 +77,7 @@ class Serve:
 
         if not 0 <= self.port < 2**16:
             raise InputError(f"port is {self.port}: use a number from 0 to 65535")
-        check_bounds(self, whole=("prefill_tokens",), positive=())
+        check_bounds(self, whole=("prefill_tokens", "batch"), positive=())
         for field in ("cache_mb", "speculate"):
             if getattr(self, field) < 0:
                 raise InputError(f"{field} is {getattr(self, field)}: use 0 or a number above it")
@@ -84,7 +87,7 @@ class Serve:
             raise InputError("the API key is empty: give one, or leave out --api-key and GAM_API_KEY")
         model = load_model(self.run_directory, device=choose_device(self.device))
         tokenizer = load_tokenizer_of(self.run_directory)
-        engine = Engine(model=model, tokenizer=tokenizer, piece=self.prefill_tokens, cache_bytes=self.cache_mb * 2**20, draft=self.speculate)
+        engine = Engine(model=model, tokenizer=tokenizer, piece=self.prefill_tokens, cache_bytes=self.cache_mb * 2**20, batch=self.batch, draft=self.speculate)
         chat = Chat(tokenizer, *read_chat_template(self.run_directory))
         name = self.run_directory.resolve().name
         app = make_app(engine, chat, name=name, limits=limits, api_key=None if key is None else key.strip(), hosts=(self.host, *self.allow_host), cors=self.cors)
@@ -95,4 +98,5 @@ class Serve:
             raise InputError(f"cannot listen on {self.host}:{self.port} ({reason}): choose another --host or --port") from error
         host = f"[{self.host}]" if ":" in self.host else self.host
         print(f"model {name}: http://{host}:{listener.getsockname()[1]}/v1", flush=True)
+        sys.setswitchinterval(0.0005)  # what waits for the interpreter, a token or an answer to /health, would wait ten times as long
         make_server(app, limits).run(sockets=[listener])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gam_lm.cli.architecture import fields_of
 from gam_lm.cli.measuring import Measuring
+from gam_lm.presets.compared import TRAINED
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ class BenchTrain(Measuring):
 
     out: Path
     """Folder for results.json, table.md, training_speed.svg and .png."""
-    models: tuple[str, ...] = ("gam-static", "gam", "gam-mean", "gam-slots", "transformer", "mamba")
+    models: tuple[str, ...] = TRAINED
     """Names of the models, sized to the parameters of the static GAM."""
     batch_sizes: tuple[int, ...] = (8, 32)
     """Sequences per step."""

@@ -11,6 +11,7 @@ import tyro
 from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.data import Data
 from gam_lm.cli.flags import FLAT, check_bounds, command_line, peek
+from gam_lm.presets.compared import COMPARED
 from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
 
@@ -29,7 +30,7 @@ class Tune:
     """Folder for results.json, table.md, tune.svg and .png, study.db and the runs."""
     preset: str | None = None
     """Setup that gives the defaults of all other flags."""
-    models: tuple[str, ...] = ("gam", "llama", "mamba")
+    models: tuple[str, ...] = COMPARED
     """Names of the models."""
     search: tuple[str, ...] = ()
     """FIELD=LOW:HIGH of the recipe, searched on a logarithmic scale; by default the learning rates of the optimiser."""

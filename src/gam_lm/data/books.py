@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from gam_lm.data import gutenberg, parquet
+from gam_lm.data.places import data_root
 from gam_lm.errors import InputError
 
 
@@ -82,8 +83,6 @@ def read(folder: Path, books: tuple[Book, ...]) -> Iterator[str]:
 
 
 def _folder() -> Path:
-    from gam_lm.data.corpora import data_root
-
     root = data_root()
     folder = Path("$GAM_DATA", "books", "train") if root is None else root / "books" / "train"
     if not folder.is_dir():

@@ -106,21 +106,5 @@ def _at_paths(several: Sequence[str]) -> Corpus:
     return Corpus(f"{paths[0].resolve().stem}-and-{len(paths) - 1}-more", splits, stamp, folders.sizes_of_files(files, splits), left_out)
 
 
-def cache_root() -> Path:
-    """Where prepared and downloaded things live: $XDG_CACHE_HOME/gam-lm, by default ~/.cache/gam-lm. Raises InputError where there is no home."""
-    if root := os.environ.get("XDG_CACHE_HOME"):
-        return Path(root) / "gam-lm"
-    try:
-        return Path.home() / ".cache" / "gam-lm"
-    except RuntimeError as error:
-        raise InputError("there is no home folder to keep prepared text in: set XDG_CACHE_HOME to a folder that can be written") from error
-
-
-def data_root() -> Path | None:
-    """Where the user keeps named corpora: $GAM_DATA."""
-    value = os.environ.get("GAM_DATA")
-    return Path(value) if value else None
-
-
 def _first(documents: Documents, limit: int | None) -> Documents:
     return documents if limit is None else lambda: islice(documents(), limit)

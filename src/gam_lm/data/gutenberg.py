@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from gam_lm.data.download import check, fetch
+from gam_lm.data.places import cache_root, data_root
 
 SOURCE = "https://www.gutenberg.org/cache/epub/{number}/pg{number}.txt"
 
@@ -57,8 +58,6 @@ def read(book: Book, source: str = SOURCE) -> str:
     Raises:
         InputError: where the checksum differs, or the book cannot be downloaded.
     """
-    from gam_lm.data.corpora import cache_root, data_root
-
     place = Path("gutenberg", book.split, f"{book.name}.txt")
     what = f"gutenberg: {book.name}"
     for root in (data_root(), cache_root()):

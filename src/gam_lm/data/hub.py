@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gam_lm.data import folders, parquet, text_files
-from gam_lm.data.corpora import data_root
+from gam_lm.data.places import data_root
 from gam_lm.errors import InputError, MissingExtraError
 
 Documents = Callable[[], Iterator[str]]
@@ -59,9 +59,10 @@ def splits(name: str, *, rows: bool) -> Mapping[str, Documents]:
     source = SOURCES[name]
     local = local_copy(name)
     found = _local_rows(name, local) if local is not None else load_rows(name, source.repository, source.configuration)
-    if rows or not source.articles:
+    if rows:
         return found
-    return {split: _articles_of(documents) for split, documents in found.items()}
+    joined = _articles_of if source.articles else _without_blank_rows
+    return {split: joined(documents) for split, documents in found.items()}
 
 
 def stamp(name: str, *, rows: bool) -> str:
@@ -138,11 +139,15 @@ def _rows_of(text: str) -> Iterator[str]:
 
 
 def _column(split: Any) -> Documents:
-    return lambda: (row["text"] for row in split)
+    return lambda: (row["text"] or "" for row in split)
 
 
 def _articles_of(rows: Documents) -> Documents:
     return lambda: articles(rows())
+
+
+def _without_blank_rows(rows: Documents) -> Documents:
+    return lambda: (row for row in rows() if row.strip())
 
 
 def articles(rows: Iterator[str]) -> Iterator[str]:

@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from gam_lm.data.download import check, fetch
+from gam_lm.data.places import cache_root, data_root
+from gam_lm.data.text_files import END_OF_TEXT
 from gam_lm.errors import InputError
 
 Documents = Callable[[], Iterator[str]]
 
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-
-STORY_MARKER = "<|endoftext|>"
-"""The line between two stories."""
 
 FILES = {
     "tinyshakespeare": ("tinyshakespeare/input.txt",),
@@ -54,8 +53,6 @@ def stamp(name: str) -> str:
 
 def _paths(name: str) -> list[Path]:
     """The files of a corpus: in $GAM_DATA, or for tiny Shakespeare in the cache, where they may not be yet."""
-    from gam_lm.data.corpora import cache_root, data_root
-
     root = data_root()
     paths = [] if root is None else [root / each for each in FILES[name]]
     if paths and all(path.is_file() for path in paths):
@@ -81,7 +78,7 @@ def _shakespeare(path: Path) -> tuple[str, str]:
 
 
 def _stories(path: Path) -> Iterator[str]:
-    stories = _read(path).split(STORY_MARKER)
+    stories = _read(path).split(END_OF_TEXT)
     return (story.strip() for story in stories if story.strip())
 
 

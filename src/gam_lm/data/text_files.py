@@ -22,7 +22,8 @@ from gam_lm.errors import InputError
 PLAIN = (".txt", ".md", ".py", ".raw")
 SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
 
-SEPARATOR = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"
+"""Ends a document, in a text and among the ids."""
 
 BYTES_AT_ONCE = 1 << 22
 
@@ -75,8 +76,8 @@ def _texts(path: Path) -> Iterator[str | None]:
     for text in _jsonl(path) if found == ".jsonl" else parquet.texts(path):
         if text is None:
             yield None
-        elif SEPARATOR in text:
-            yield from text.split(SEPARATOR)
+        elif END_OF_TEXT in text:
+            yield from text.split(END_OF_TEXT)
         else:
             yield text
 
@@ -86,11 +87,11 @@ def _split_at_separators(chunks: Iterator[str]) -> Iterator[str]:
     characters, limit = 0, PART_CHARACTERS
     tail = ""  # may hold the beginning of a separator
     for chunk in chunks:
-        *ended, rest = (tail + chunk).split(SEPARATOR)
+        *ended, rest = (tail + chunk).split(END_OF_TEXT)
         for text in ended:
             yield "".join([*held, text])
             held, characters, limit = [], 0, PART_CHARACTERS
-        border = max(0, len(rest) - len(SEPARATOR) + 1)
+        border = max(0, len(rest) - len(END_OF_TEXT) + 1)
         held.append(rest[:border])
         characters += border
         tail = rest[border:]

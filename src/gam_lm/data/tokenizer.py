@@ -12,10 +12,8 @@ from typing import NamedTuple
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gam_lm.data.pieces import cut
+from gam_lm.data.text_files import END_OF_TEXT as END_OF_TEXT
 from gam_lm.errors import InputError
-
-END_OF_TEXT = "<|endoftext|>"
-"""Stands after every document of a byte-level corpus."""
 
 PAPER_TOKENS = ("[UNK]", "[PAD]", "[SOS]", "[EOS]")
 

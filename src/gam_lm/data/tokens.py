@@ -17,9 +17,11 @@ from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
 from gam_lm.data.blocks import Marks
-from gam_lm.data.corpora import SPLITS, Corpus, cache_root, load_corpus
+from gam_lm.data.corpora import SPLITS, Corpus, load_corpus
 from gam_lm.data.making import make
+from gam_lm.data.places import cache_root
 from gam_lm.data.tokenizer import fingerprint, load_tokenizer
+from gam_lm.errors import InputError
 from gam_lm.runtime.files import explained, replacing
 
 logger = logging.getLogger("gam_lm")
@@ -156,6 +158,8 @@ class _locked:
             except Timeout:
                 logger.info("another process prepares %s: waiting for it", self._directory.name)
                 self._lock.acquire()
+            except NotImplementedError as error:
+                raise InputError(f"{self._directory.parent} is on a file system without locks: set XDG_CACHE_HOME to a folder on another") from error
         for left in self._directory.parent.glob(f".{self._directory.name}.*"):
             shutil.rmtree(left, ignore_errors=True)
 

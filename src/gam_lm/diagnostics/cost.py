@@ -118,8 +118,14 @@ def enlarged(config: ModelConfig, parameters: float, width: int) -> ModelConfig:
         options=tuple(each.enlarged(ratio) for each in config.options),
         positions="none",
     )
-    one, two = (model_cost(config.replace(num_hidden_layers=n), 1).total_parameters for n in (1, 2))
-    return config.replace(num_hidden_layers=max(1, round(1 + (parameters - one) / (two - one))))
+
+    def count(layers: int) -> int:
+        return model_cost(config.replace(num_hidden_layers=layers), 1).total_parameters
+
+    turn = len(config.mixers)
+    about = max(1, round(turn * (1 + (parameters - count(turn)) / (count(2 * turn) - count(turn)))))
+    nearest = min(range(max(1, about - turn), about + turn + 1), key=lambda layers: abs(count(layers) - parameters))
+    return config.replace(num_hidden_layers=nearest)
 
 
 def cost_report(config: ModelConfig, contexts: Sequence[int] = CONTEXTS) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gam_lm.config import ModelConfig
-from gam_lm.errors import unknown_name
+from gam_lm.errors import InputError, unknown_name
 from gam_lm.experiments.benchmark import Contender
 from gam_lm.model import count_parameters
 from gam_lm.presets.models import changed, changes_of
@@ -36,6 +36,9 @@ def plan_ablation(rows: Sequence[str], seeds: Sequence[int], full: ModelConfig, 
     for name in (each for row in rows for each in ABLATION_GROUPS.get(row, (row,))):
         changes = changes_of_row(name)
         config = changed(full, changes)
+        if config != full and name == "full":
+            said = ", ".join(f"{field}={value}" for field, value in changes.items())
+            raise InputError(f"row 'full' is the model with {said}, which yours has not: start from one that has it")
         if config == full and name != "full":
             logger.info("%s: the full model has it already, the row is left out", name)
             continue

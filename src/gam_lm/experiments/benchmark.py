@@ -112,7 +112,7 @@ def train_row(
         trained = fit(model, corpus, each.recipe, run, label=each.label, tracker=tracker)
     except DivergedError as error:
         logger.warning("%s: %s", each.label, error)
-        row = {**identity_of(each), **each.columns, "parameters": parameters(each.config), "diverged": True, "diverged_after_steps": error.step}
+        row = {**identity_of(each), **each.columns, "parameters": parameters(each.config), "diverged": True, "divergence": error.figures()}
         results.add(row)
         return row
     measured = evaluations(model, trained, corpus, each.recipe, test=test)

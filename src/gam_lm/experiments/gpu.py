@@ -21,6 +21,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import enlarged
 from gam_lm.experiments import decode, scaling, training_speed
 from gam_lm.experiments.parity import FLA, PARITY_TOKENS, compiles_at, measure_parity
+from gam_lm.presets import compared
 from gam_lm.presets.models import Fields, named_model
 from gam_lm.results import Results
 
@@ -67,7 +68,7 @@ class Plan:
 
 FULL = Plan(
     base={"vocab_size": 10_000},
-    models=("gam-static", "gam", "gam+backend=fla", "gam-mean", "llama", "gated-deltanet", "mamba"),
+    models=compared.ON_GPU,
     lengths=(256, 512, 1024, 2048, 4096, 8192),
     rows=16,
     iterations=20,
@@ -82,10 +83,8 @@ FULL = Plan(
 )
 
 DRY = Plan(
-    base={
-        "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "max_position_embeddings": 32, "options": {"gam": {"num_heads": 2, "num_memory_slots": 8}},
-    },
-    models=("gam-static", "gam", "transformer", "mamba"),
+    base=compared.DRY_BASE,
+    models=compared.DRY,
     lengths=(16, 32),
     rows=2,
     iterations=1,

@@ -173,8 +173,8 @@ class Context:
         """A context for each row."""
 
         def row(i: int) -> Context:
-            ring = [Earlier(earlier.tokens, _row_of(earlier.state, i)) for earlier in self.ring]
-            return self._like(_row_of(self.state, i), None if self.logits is None else self.logits[i : i + 1], self.tail[i : i + 1], ring)
+            ring = [Earlier(earlier.tokens, row_of(earlier.state, i)) for earlier in self.ring]
+            return self._like(row_of(self.state, i), None if self.logits is None else self.logits[i : i + 1], self.tail[i : i + 1], ring)
 
         return [row(i) for i in range(self.batch_size)]
 
@@ -253,5 +253,6 @@ def join_states(states: Sequence[State]) -> State:
     return State(torch.cat([state.position_B for state in states]), layers)
 
 
-def _row_of(state: State, i: int) -> State:
+def row_of(state: State, i: int) -> State:
+    """The state of one row; its tensors are views."""
     return map_state(lambda x: x[i : i + 1], state)

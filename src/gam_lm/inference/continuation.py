@@ -8,7 +8,7 @@ Shapes: T tokens, V = vocab_size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from gam_lm.errors import InputError
-from gam_lm.inference.context import Context
+from gam_lm.inference.context import Context, join_states, row_of, state_tensors
 from gam_lm.inference.generation import draw
 from gam_lm.inference.prompt_lookup import PromptLookup
 from gam_lm.model import LanguageModel, State
@@ -88,32 +88,41 @@ class Continuation:
     @torch.no_grad()
     def step(self, most: int | None = None) -> list[int]:
         """The next tokens, at most ``most`` of them: one, or more where a draft was right. Empty when the text has ended."""
-        if self.ended or most == 0:
-            return []
-        if self._first is not None:
-            logits_V, self._first = self._first, None
-            first = [self._draw(logits_V)]
-            return self._take(first, first)
+        fed = self._plan(most)
+        if fed is None:
+            return self._without_reading(most)
+        logits_1TV, state = self.model.stream(torch.tensor([fed], device=self._device), self.state)
+        return self._receive(fed, logits_1TV[0], state)
+
+    def _plan(self, most: int | None) -> list[int] | None:
+        """The tokens to read next, a draft among them; None where nothing is to be read."""
+        if self.ended or most == 0 or self._first is not None:
+            return None
         room = self._room()
         if room is not None and room < len(self._unread):
             self.ended = True
+            return None
+        return [*self._unread, *self._draft(most, room)]
+
+    def _without_reading(self, most: int | None) -> list[int]:
+        if self.ended or most == 0 or self._first is None:
             return []
-        draft = self._draft(most, room)
-        fed_1T = torch.tensor([[*self._unread, *draft]], device=self._device)
-        logits_1TV, state = self.model.stream(fed_1T, self.state)
+        first, self._first = [self._draw(self._first)], None
+        return self._take(first, first)
+
+    def _receive(self, fed: list[int], logits_TV: Tensor, state: State) -> list[int]:
+        """Draw from what reading ``fed`` gave, as long as the draws agree with the draft."""
+        draft = fed[len(self._unread) :]
         drawn: list[int] = []
-        for logits_V, guess in zip(logits_1TV[0, len(self._unread) - 1 :], [*draft, None], strict=True):
+        for logits_V, guess in zip(logits_TV[len(self._unread) - 1 :], [*draft, None], strict=True):
             drawn.append(self._draw(logits_V))
             if drawn[-1] != guess or guess in self.stop:
                 break
         agreed = len(drawn) - 1
+        kept = drawn
         if agreed == len(draft):
-            self.state = state
-            self.read += [*self._unread, *draft]
-            self._unread = []
-            kept = drawn[-1:]
-        else:
-            kept = drawn
+            self.state, self._unread, kept = state, [], drawn[-1:]
+            self.read += fed
         if draft:
             self.drafted, self.agreed = self.drafted + len(draft), self.agreed + agreed
             self._hope = min(self.most_draft, 2 * agreed + 1)
@@ -147,6 +156,29 @@ class Continuation:
         if room is not None:
             limits.append(room - len(self._unread))
         return list(self.lookup.draft(min(limits))) if min(limits) > 0 else []
+
+
+@torch.no_grad()
+def step_together(steps: Sequence[tuple[Continuation, int | None]]) -> list[list[int]]:
+    """What :meth:`Continuation.step` gives for each of several texts of one model, in as few calls of the model as there are.
+
+    Texts that read one token, from states of one size, are the rows of one call. A row's result may differ in rounding from that of a call of its own.
+    """
+    plans = [continuation._plan(most) for continuation, most in steps]
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, (continuation, _) in enumerate(steps):
+        if plans[i] is not None:
+            sizes = tuple(tensor.shape for tensor in state_tensors(continuation.state))
+            groups.setdefault((i, sizes) if len(plans[i] or ()) > 1 else (sizes,), []).append(i)
+    results = [continuation._without_reading(most) if plan is None else [] for (continuation, most), plan in zip(steps, plans, strict=True)]
+    for rows in groups.values():
+        members = [steps[i][0] for i in rows]
+        fed_BT = torch.tensor([plans[i] for i in rows], device=members[0]._device)
+        together = members[0].state if len(rows) == 1 else join_states([member.state for member in members])
+        logits_BTV, state = members[0].model.stream(fed_BT, together)
+        for row, (i, member) in enumerate(zip(rows, members, strict=True)):
+            results[i] = member._receive(plans[i] or [], logits_BTV[row], state if len(rows) == 1 else row_of(state, row))
+    return results
 
 
 def continue_text(

@@ -136,12 +136,17 @@ class Attention(Mixer):
         last = context + 1 if W is None else min(W, context + 1)
         scored = met if W is None else last + max(W, key_value_cache.BLOCK)  # a block of queries looks at a block and a window of keys
         computed = context if materialised and W is None else (met if W is None else min(scored, context))
-        kept = 5 * D + options.rotary * (3 * D + 2 * D // H) + (K > 0) * 3 * D + options.qk_norm * (2 * D + 2 * H)
+        if W is None:
+            kept: float = 5 * D + 3 * D * options.rotary
+        else:  # keys and values are copied behind those of the cache, outputs put together; a block's mask is there as truth values and as numbers
+            masked = min(max(W, key_value_cache.BLOCK), context) + W - 1
+            kept = 5 * D + (D if options.rotary and not options.qk_norm else 3 * D) + 1.25 * masked
+        kept += options.rotary * 2 * D // H + (K > 0) * 3 * D + options.qk_norm * (2 * D + 2 * H)
         return Cost(
             parameters=4 * D * D + 4 * D + (K > 0) * 3 * D * (K + 1) + options.qk_norm * 2 * D // H,
             forward_flops=projections + 4 * D * computed,
             decode_flops=projections + 4 * D * last,
-            activations=kept + (H * computed if materialised else H) + (0 if W is None else 2 * D),
+            activations=kept + (H * computed if materialised else H),
             state_bytes=(context if W is None else W - 1) * (8 * D + 1) + 8 * options.rotary + (12 * D * (K - 1) if K else 0),
         )
 

@@ -33,6 +33,9 @@ REGISTRY: dict[str, Entry] = {
 }
 """Every mixer by its name in ``ModelConfig.mixers``."""
 
+DEFAULT_MIXER = "gam"
+"""What mixes the tokens where the configuration does not say."""
+
 
 def register(name: str, options: type[MixerOptions], mixer: type[Mixer]) -> None:
     """Make a mixer known under ``name``: in ``ModelConfig.mixers``, on the command line and in every table.

@@ -130,7 +130,7 @@ def _with_changes(values: dict[str, Any], changes: Fields) -> dict[str, Any]:
     own = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in ("options", "vocab_size")]
     if "mixers" in changes:  # options of mixers that are gone go with them
         mixers = [changes["mixers"]] if isinstance(changes["mixers"], str) else changes["mixers"]
-        if not isinstance(mixers, list) or not all(isinstance(name, str) for name in mixers):
+        if not isinstance(mixers, list | tuple) or not all(isinstance(name, str) for name in mixers):
             raise InputError(f"mixers is {mixers!r}: write a name, or a list of names as in JSON")
         values, changes = {**values, "mixers": mixers}, {key: value for key, value in changes.items() if key != "mixers"}
     options = {name: dict(each) for name, each in values.get("options", {}).items() if name in values["mixers"]}

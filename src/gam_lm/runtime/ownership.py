@@ -44,8 +44,11 @@ def owned(folder: Path, flag: str = "out") -> Iterator[None]:
         write_text(folder / OWNER, json.dumps(owner) + "\n")
         yield
     finally:
-        (folder / OWNER).unlink(missing_ok=True)
-        lock.release()
+        try:
+            with explained(folder):
+                (folder / OWNER).unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 def is_bookkeeping(path: Path) -> bool:

@@ -6,7 +6,7 @@ What a user writes stays text: a literal ``<|endoftext|>`` in a message is no sp
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,15 @@ class Chat:
     """How a model's chats are written.
 
     Args:
-        tokenizer: of the model, without truncation and padding.
+        tokenizer: of the model; truncation and padding are switched off in it.
         template: the compiled chat template; None writes lines "User: …", "Assistant: …".
         special_tokens: by role, for the template.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: Any = None, special_tokens: Mapping[str, str] | None = None) -> None:
         self.tokenizer, self.template, self.special_tokens = tokenizer, template, dict(special_tokens or {})
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self._literally = Tokenizer.from_str(tokenizer.to_str())
         self._literally.encode_special_tokens = True
         self._special = sorted((token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special), key=len, reverse=True)
@@ -118,18 +120,31 @@ class Chat:
 
     def _hidden(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """The messages with a character of private use in place of each literal special token, and what each such character is."""
-        words = [word for word in self._special if any(word in value for message in messages for value in message.values() if isinstance(value, str))]
+        everything = "".join(_strings(messages))
+        words = [word for word in self._special if word in everything]
         if not words:
             return [dict(message) for message in messages], {}
-        everything = "".join(value for message in messages for value in message.values() if isinstance(value, str))
         free = (chr(code) for code in PLACEHOLDERS if chr(code) not in everything)
         hidden = dict(zip(words, free, strict=False))
         pattern = re.compile("|".join(map(re.escape, words)))
 
         def hide(value: Any) -> Any:
-            return pattern.sub(lambda found: hidden[found[0]], value) if isinstance(value, str) else value
+            if isinstance(value, str):
+                return pattern.sub(lambda found: hidden[found[0]], value)
+            if isinstance(value, Mapping):
+                return {key: hide(each) for key, each in value.items()}
+            return [hide(each) for each in value] if isinstance(value, list) else value
 
-        return [{key: hide(value) for key, value in message.items()} for message in messages], {mark: word for word, mark in hidden.items()}
+        return [hide(message) for message in messages], {mark: word for word, mark in hidden.items()}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON, keys left aside."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(each)
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

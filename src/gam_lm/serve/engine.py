@@ -1,25 +1,27 @@
 """What reads the prompts and draws the tokens.
 
-Every prompt is read in pieces that end at multiples of ``piece`` tokens, wherever its start comes from: a text is computed the same way, with the same
-rounding, whether or not others are served and whether or not its start was in the cache. (A chat's next turn, which goes on from the state of the answer before,
-is equal up to rounding.) Prompts take turns piece by piece, answers token by token.
+Every prompt is read in pieces that end at multiples of ``piece`` tokens, wherever its start comes from: it is computed the same way, with the same rounding,
+whether or not others are served and whether or not its start was in the cache. (A chat's next turn, which goes on from the state of the answer before, is equal up
+to rounding.) Prompts take turns piece by piece. Answers that wait for their next token get it in one call of the model, whose rows do not depend on each other but in
+rounding; an answer alone is computed as the library computes it.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, Lock, to_thread
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from gam_lm.inference.context import compact, last_logits, state_bytes
-from gam_lm.inference.continuation import Continuation, Sampling
+from gam_lm.inference.continuation import Continuation, Sampling, step_together
 from gam_lm.inference.prompt_lookup import PromptLookup
 from gam_lm.model import LanguageModel, State
 from gam_lm.serve.chat import encode
@@ -59,6 +61,17 @@ class Piece(NamedTuple):
     """Of the answer's state."""
 
 
+@dataclass(eq=False)
+class _Asked:
+    """An answer that waits for its next tokens."""
+
+    answer: Continuation
+    most: int
+    tokens: list[int] | None = None
+    """None until they are drawn."""
+    failure: Exception | None = None
+
+
 @dataclass(kw_only=True)
 class Engine:
     """A model, its tokenizer, and the prompts and answers that are at work.
@@ -74,13 +87,17 @@ class Engine:
     """Of the states that are kept for texts that go on from earlier ones; 0 keeps none."""
     cache_every: int = 512
     """Tokens between two states of one prompt in the cache, at least."""
+    batch: int = 16
+    """Answers whose next tokens are drawn in one call of the model; 1 draws each as it would be alone, to the last bit."""
     draft: int = 0
     """Longest draft of speculative decoding by prompt lookup; 0 draws without."""
     metrics: Metrics = field(default_factory=Metrics)
     active: int = 0
     """Prompts and answers whose state is held."""
     _reading: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
-    _drawing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    _drawing: Lock = field(default_factory=Lock)
+    _drawing_thread: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    _asking: deque[_Asked] = field(default_factory=deque)
     _tokenizing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
 
     def __post_init__(self) -> None:
@@ -156,12 +173,13 @@ class Engine:
             lookup=lookup, most_draft=self.draft,
         )  # fmt: skip
         stream, held, drawn = DecodeStream(skip_special_tokens=True), StopTexts(stop), 0
-        size = state_bytes(prompt.state)
+        size, asked = state_bytes(prompt.state), None
         self.active += 1
         try:
             while drawn < request.max_tokens:
                 started = time.perf_counter()
-                tokens = await to_thread.run_sync(self._step, answer, request.max_tokens - drawn, limiter=self._drawing)
+                asked = _Asked(answer, request.max_tokens - drawn)
+                tokens = await self._drawn(asked)
                 self.metrics.drawn(len(tokens), time.perf_counter() - started)
                 if not tokens:
                     break
@@ -180,7 +198,8 @@ class Engine:
         finally:
             self.active -= 1
             self.metrics.drafts(answer.drafted, answer.agreed)
-            if self.cache is not None and answer.read:
+            # Where the client left while its token was being drawn with those of others, the state is at work.
+            if self.cache is not None and answer.read and (asked is None or asked.tokens is not None):
                 self.cache.keep(prompt.ids + answer.read, compact(answer.state))
                 self._report_cache()
 
@@ -197,10 +216,35 @@ class Engine:
             logits_1V, state = last_logits(self.model, tokens_1T, state)
             return logits_1V[0], state
 
+    async def _drawn(self, asked: _Asked) -> list[int]:
+        """The next tokens of an answer. Whoever's turn it is draws for all who wait, so that they come in one call of the model."""
+        self._asking.append(asked)
+        try:
+            async with self._drawing:
+                while asked.tokens is None and asked.failure is None:
+                    await to_thread.run_sync(self._step, limiter=self._drawing_thread)
+        finally:
+            if asked in self._asking:  # it left before its turn came
+                self._asking.remove(asked)
+        if asked.tokens is None:
+            raise RuntimeError("a call of the model failed") from asked.failure
+        return asked.tokens
+
     @torch.inference_mode()
-    def _step(self, answer: Continuation, most: int) -> list[int]:
+    def _step(self) -> None:
+        """Draw for those who wait now. They are taken off the list within the turn, so that whoever is given up on the way takes nobody along."""
         with self._turns.turn():
-            return answer.step(most)
+            waiting: list[_Asked] = []
+            while self._asking and len(waiting) < self.batch:
+                waiting.append(self._asking.popleft())
+            try:
+                drawn = step_together([(each.answer, each.most) for each in waiting])
+            except Exception as error:  # raised where each of them waits
+                for asked in waiting:
+                    asked.failure = error
+                return
+            for asked, tokens in zip(waiting, drawn, strict=True):
+                asked.tokens = tokens
 
     def _positions_used_up(self, tokens: int) -> bool:
         config = self.model.config

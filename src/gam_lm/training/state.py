@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gam_lm.checkpoint import load_tensors, needed, read_json, save_tensors
+from gam_lm.checkpoint import load_tensors, needed, read_json, write_tensors
 from gam_lm.errors import InputError, checked
 from gam_lm.runtime.files import replacing
 
@@ -59,12 +59,12 @@ def save_state(
         with replacing(path) as temporary:
             temporary.mkdir()
             own = {name: tensor for name, tensor in model.state_dict().items() if name not in _shared(model)}
-            save_tensors(temporary / "model.safetensors", own, shown=path)
+            write_tensors(temporary / "model.safetensors", own, shown=path)
             moments = {f"{i}.{name}": value for i, values in optimizer.state_dict()["state"].items() for name, value in values.items()}
-            save_tensors(temporary / "optimizer.safetensors", moments, shown=path)
+            write_tensors(temporary / "optimizer.safetensors", moments, shown=path)
             if average is not None:
-                save_tensors(temporary / "average.safetensors", dict(average), shown=path)
-            save_tensors(temporary / "generators.safetensors", generators(), shown=path)
+                write_tensors(temporary / "average.safetensors", dict(average), shown=path)
+            write_tensors(temporary / "generators.safetensors", generators(), shown=path)
             (temporary / "progress.json").write_text(json.dumps(dataclasses.asdict(progress), allow_nan=False), encoding="utf-8")
     for other in (directory / "state").glob("step-*"):
         if other != path:
@@ -99,6 +99,8 @@ def load_state(
             raise ValueError("the optimiser's moments have other shapes than the weights")
         optimizer.load_state_dict({"state": moments, "param_groups": fresh["param_groups"]})
         for name, tensor in (average or {}).items():
+            if saved[name].shape != tensor.shape:
+                raise ValueError("the averaged weights have other shapes")
             tensor.copy_(saved[name])
         set_generators(states)
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:

@@ -41,11 +41,13 @@ def train_step(
             )
         (loss * share).backward()
         total += loss.detach() * share
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or float("inf"))
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     if not bool(torch.isfinite(total + norm)):
         error = diverged(model, tokens.to(device), targets.to(device), dtype, total, rate)
         optimizer.zero_grad(set_to_none=True)
         raise error
+    if recipe.clip:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), recipe.clip, norm)
     set_rate(optimizer, rate)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,26 @@
+"""What each command compares where no models are named. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+COMPARED = ("gam", "llama", "mamba")
+"""Of `gam bench` and `gam tune`."""
+
+TRAINED = ("gam-static", "gam", "gam-mean", "gam-slots", "transformer", "mamba")
+"""Of `gam bench-train`."""
+
+DECODED = ("gam-static", "gam", "gam-mean", "gam-slots", "gam-hybrid", "transformer", "mamba", "hf:gpt2")
+"""Of `gam bench-decode`; hf:gpt2 is Transformers' own with its cache."""
+
+ON_GPU = ("gam-static", "gam", "gam+backend=fla", "gam-mean", "llama", "gated-deltanet", "mamba")
+"""Of `gam bench-gpu`."""
+
+DRY = ("gam-static", "gam", "transformer", "mamba")
+"""Of its dry run."""
+
+DRY_BASE: Mapping[str, Any] = {
+    "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "max_position_embeddings": 32, "options": {"gam": {"num_heads": 2, "num_memory_slots": 8}},
+}  # fmt: skip
+"""The fields that the models of the dry run share."""

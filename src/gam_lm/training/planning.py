@@ -117,12 +117,13 @@ class Planner:
 def figures_of(config: ModelConfig, recipe: TrainConfig, whole: TokenCorpus, device: torch.device) -> Figures:
     """What the lines of a plan tell besides the plan itself; ``whole`` has the whole validation split."""
     train = whole.splits["train"]
-    mixers = ", ".join(dict.fromkeys(config.mixers))
+    mixers, layers = ", ".join(dict.fromkeys(config.mixers)), config.num_hidden_layers
     steps = recipe.total_steps(Batches(whole, recipe).steps_per_epoch)
     return Figures(
-        documents=whole.source.left_out.few or sum(split.documents for split in whole.splits.values()), train_bytes=train.bytes, train_tokens=train.tokens,
-        counted_tokens=train.tokens if train.marks is None else int(train.marks.counted.sum()), valid_tokens=whole.splits["valid"].tokens, entries=whole.vocab_size, left_out=whole.left_out,
-        layers=f"{config.num_hidden_layers} {'layer' if config.num_hidden_layers == 1 else 'layers'} of {mixers}, {config.hidden_size} wide, dropout {config.dropout:g}",
+        documents=whole.source.left_out.few or sum(split.documents for split in whole.splits.values()), train_bytes=train.bytes,
+        train_tokens=train.tokens, counted_tokens=train.tokens if train.marks is None else int(train.marks.counted.sum()),
+        valid_tokens=whole.splits["valid"].tokens, entries=whole.vocab_size, left_out=whole.left_out,
+        layers=f"{layers} {'layer' if layers == 1 else 'layers'} of {mixers}, {config.hidden_size} wide, dropout {config.dropout:g}",
         parameters=count_parameters(config), steps=steps, device=str(device),
     )  # fmt: skip
 

@@ -135,3 +135,22 @@ def test_a_plan_comes_back_from_json():
     for broken in (None, {}, {"texts": 3}, PLAN.to_dict() | {"more": 1}):
         with pytest.raises(InputError, match="plan is broken"):
             Plan.from_dict(broken)
+
+
+def test_the_ladder_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    import gam_lm.training.planning as planning
+    from gam_lm.cli.main import run
+    from gam_lm.results import read_results
+
+    monkeypatch.setattr(planning, "step_times", lambda step, device, **options: [100.0] if step() else [])
+    (tmp_path / "text.txt").write_text("".join(f"line {i % 37} of a text that says {i * i % 101}\n" for i in range(1200)), encoding="utf-8")
+    command = ["bench-plan", "--data", str(tmp_path / "text.txt"), "--bytes", "20000", "--minutes", "0.01", "--sizes", "16x1", "--out", str(tmp_path / "out"),
+               "--device", "cpu", "--vocab-sizes", "300"]  # fmt: skip
+    assert run(command) == 0
+    (first,) = read_results(tmp_path / "out/results.json")["rows"]
+    assert run([*command, "--rates", "1", "2"]) == 0
+    rows = read_results(tmp_path / "out/results.json")["rows"]
+    assert rows[0] == first and [row["rate"] for row in rows] == [1.0, 2.0]
+    assert rows[1]["train_config"]["learning_rate"] == 2 * first["train_config"]["learning_rate"]
+    assert 0 < first["val_bits_per_byte"] and first["bigram_bits_per_byte"] < first["unigram_bits_per_byte"]
+    assert "**" in capsys.readouterr().out

@@ -46,6 +46,7 @@ VERBS = {
     "recall": Entry("recall:Recall", "train models on synthetic recall and measure what they find again"),
     "scale": Entry("scale:Scale", "time and memory of one block against the length of the sequence (Table 2)"),
     "bench-train": Entry("speed:BenchTrain", "tokens per second of whole training steps, beside the machine's matmul peak"),
+    "bench-plan": Entry("ladder:BenchPlan", "train a ladder of models on texts of several sizes: what the rules of `gam train` rest on"),
     "bench-decode": Entry("decode:BenchDecode", "time of one more token and bytes of state after long contexts"),
     "bench-gpu": Entry("gpu:BenchGPU", "parity, Table 2, training and decoding on one GPU, in minutes"),
     "inspect receptive-field": Entry("inspect:ReceptiveField", "how far back a model can see", True),

@@ -26,7 +26,7 @@ from gam_lm.runtime.files import write_text
 from gam_lm.serve.chat import TEMPLATE, Chat, compiled, read_chat_template
 from gam_lm.training.directory import check_claimable
 from gam_lm.training.loop import new_model
-from gam_lm.training.plan import CONTEXTS, VOCABULARY, Plan, Size, vocabulary_for
+from gam_lm.training.plan import CONTEXTS, SIZES, VOCABULARY, Plan, Size, vocabulary_for
 from gam_lm.training.planning import Planner
 from gam_lm.training.recipe import TrainConfig
 
@@ -141,7 +141,8 @@ def _new(train: Train, texts: tuple[str, ...], out: Path, device: torch.device) 
         open_ = {} if told else {name: value for name, value in found.items() if name not in train.given and value is not None}
         return config_of_flags(train.architecture, vocab_size=whole.vocab_size, **open_)
 
-    planner = Planner(corpus=whole, device=device, minutes=train.minutes, config_at=config_at, fixed=fixed, fine_tuning=start is not None)
+    planner = Planner(corpus=whole, device=device, minutes=train.minutes, config_at=config_at, fixed=fixed, fine_tuning=start is not None,
+                      sizes=SIZES if start is None else SIZES[:1])  # fmt: skip
     config, recipe, schedule = planner.plan()
     valid_tokens = train.valid_tokens or (whole.splits["valid"].tokens if told else schedule.valid_tokens)
     corpus = with_first_tokens(whole, "valid", valid_tokens)

@@ -135,8 +135,9 @@ class Schedule(NamedTuple):
 
 
 def schedule(
-    *, seconds: float, step_seconds: float, tokens_per_step: int, text_tokens: int, valid_tokens: int, context: int, steps: int | None = None
-) -> Schedule:
+    *, seconds: float, step_seconds: float, tokens_per_step: int, text_tokens: int, valid_tokens: int, context: int, steps: int | None = None,
+    most_passes: float = MOST_PASSES,
+) -> Schedule:  # fmt: skip
     """Divide a time between training and validation.
 
     Args:
@@ -147,6 +148,7 @@ def schedule(
         valid_tokens: of the validation split.
         context: tokens of a sequence; no less than a few of them are validated.
         steps: where the user named their number, whatever it takes.
+        most_passes: over the text.
     """
     per_token = FORWARD_SHARE * step_seconds / tokens_per_step
     measured = min(valid_tokens, max(4 * context + 1, int(SHARE_OF_VALIDATION * seconds / per_token)))
@@ -154,7 +156,7 @@ def schedule(
     inner = max(0, min(MOST_VALIDATIONS, int(SHARE_OF_VALIDATIONS * seconds / one)) - 1)
     if steps is None:
         left = seconds * (1 - SHARE_OF_REST) - (inner + 1) * one
-        steps = max(1, min(int(left / step_seconds), int(MOST_PASSES * text_tokens / tokens_per_step)))
+        steps = max(1, min(int(left / step_seconds), int(min(most_passes * text_tokens, 1e18) / tokens_per_step)))
     every = max(1, -(-steps // (inner + 1))) if inner else None
     validations = 1 if every is None else -(-steps // every)
     return Schedule(steps, every, measured, (steps * step_seconds + validations * one) / (1 - SHARE_OF_REST))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,7 +55,11 @@ class Planner:
     fixed: Mapping[str, Any]
     """Fields of TrainConfig that the user named."""
     fine_tuning: bool = False
-    """Whether a trained model goes on: no rung is chosen."""
+    """Whether a trained model goes on."""
+    sizes: Sequence[Size] = SIZES
+    """The rungs to choose from."""
+    most_passes: float = MOST_PASSES
+    """The most passes over the text."""
 
     def plan(self) -> Planned:
         """Time some steps and decide."""
@@ -69,15 +73,15 @@ class Planner:
                 logger.debug("%d × %d: %.0f tokens/s", size.hidden_size, size.num_hidden_layers, speeds[size])
             return speeds[size]
 
-        size = SIZES[0] if self.fine_tuning else choose_size(train.tokens, seconds, speed)
-        seen = min(seconds * speed(size), MOST_PASSES * train.tokens)
+        size = choose_size(train.tokens, seconds, speed, self.sizes)
+        seen = min(seconds * speed(size), self.most_passes * train.tokens)
         recipe = self._recipe(self.config_at(size, 0.1), seen)
         step_seconds = self.step_seconds(self.config_at(size, 0.1), recipe)
         steps = self._steps(recipe)
         per_step = recipe.batch_size * recipe.context
         decided = schedule(
             seconds=seconds if steps is None else max(steps * step_seconds, SHORTEST), step_seconds=step_seconds, tokens_per_step=per_step, text_tokens=train.tokens,
-            valid_tokens=self.corpus.splits["valid"].tokens, context=recipe.context, steps=steps,
+            valid_tokens=self.corpus.splits["valid"].tokens, context=recipe.context, steps=steps, most_passes=self.most_passes,
         )  # fmt: skip
         recipe = recipe.replace(steps=decided.steps, **{"validate_every": decided.validate_every} if "validate_every" not in self.fixed else {})
         config = self.config_at(size, at(DROPOUT, decided.steps * per_step / train.tokens))

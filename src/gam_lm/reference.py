@@ -112,7 +112,8 @@ def load_reference(weights: Mapping[str, Tensor] | nn.Module | str | Path, num_h
         if name not in expected:
             raise InputError(f"weights hold {official_name(name, transformer=transformer)!r}, which does not belong to the model of the other names: pass an official state dict")
         if tensor.shape != expected[name]:
-            raise InputError(f"weights hold {official_name(name, transformer=transformer)!r} of shape {tuple(tensor.shape)}, the others want {tuple(expected[name])}: pass an official state dict")
+            shapes = f"of shape {tuple(tensor.shape)}, the others want {tuple(expected[name])}"
+            raise InputError(f"weights hold {official_name(name, transformer=transformer)!r} {shapes}: pass an official state dict")
     if not torch.equal(*(own[name] for name in SHARED)):
         raise InputError("weights hold different 'token_embedding.weight' and 'head.weight', which the official models share: pass an official state dict")
     model.load_state_dict(own)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gam_lm.cli.flags import command_line
+from gam_lm.cli.numbers import Count
 from gam_lm.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ class Eval:
     """Corpus name or path."""
     split: Literal["train", "valid", "test"] = "valid"
     """Which split."""
-    context: int | None = None
+    context: Count | None = None
     """Tokens per block; by default what the model was trained with."""
-    context_use: tuple[int, ...] = ()
+    context_use: tuple[Count, ...] = ()
     """Also the loss of the same targets from only so many tokens before them, e.g. 4 13 64 256 1024: what text further back is worth."""
-    targets: int = 2048
+    targets: Count = 2048
     """Targets of --context-use."""
     stream: bool = False
     """Also the loss over the whole split as one text, the state carried over all block borders."""
@@ -44,11 +45,11 @@ class Eval:
     """Tasks of lm-evaluation-harness, e.g. wikitext lambada_openai blimp, instead of a text."""
     harness_tasks: Path | None = None
     """Folder of own task descriptions in YAML for --harness."""
-    examples: int | None = None
+    examples: Count | None = None
     """Of each task of --harness the first so many, to try it out."""
     out: Path | None = None
     """Folder for results.json, table.md and the plots; further models are added to what is there."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Blocks at once; changes no figure."""
     device: str = "auto"
     """auto, cpu, cuda …"""

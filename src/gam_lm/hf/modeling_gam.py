@@ -66,7 +66,7 @@ class GAMModel(GAMPreTrainedModel, Backbone):
     def __init__(self, config: GAMConfig) -> None:
         super().__init__(config)
         self.build(config.to_model_config())
-        self.post_init()  # type: ignore[operator]
+        self.post_init()
 
     def init_weights(self) -> None:
         """Draw the initial values from torch's global generator."""
@@ -103,7 +103,8 @@ class GAMModel(GAMPreTrainedModel, Backbone):
             cu_seq_lens_k: must equal ``cu_seq_lens_q``.
 
         Raises:
-            InputError: for packed sequences that do not fit the tokens, a mask of more than two dimensions, a cache of another kind, both or none of ids and embeddings, or what LanguageModel refuses.
+            InputError: for packed sequences that do not fit the tokens, a mask of more than two dimensions, a cache of another kind, both or none of ids
+                and embeddings, or what LanguageModel refuses.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("input_ids and inputs_embeds are both given or both missing: give one of them")

@@ -120,6 +120,12 @@ def one_line(errors: Sequence[Any]) -> InputError:
     return InputError(f"{field} is {_short(value)}: use {' or '.join(dict.fromkeys(fixes))}")
 
 
+def place_and_fix(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors as words without a subject: the whole way to the value, the value, and the fix."""
+    place = ".".join(str(each) for each in error["loc"]) or "the whole"
+    return f"{place} is missing" if error["type"] == "missing" else f"{place} is {_short(error['input'])}: use {_fix(error)}"
+
+
 def _fix(error: Any) -> str:
     kind = error["type"]
     if kind in RANGES:

@@ -28,6 +28,8 @@ def check_numbers(verb: Any) -> None:
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+    if not dataclasses.is_dataclass(verb):
+        return
     hints = typing.get_type_hints(type(verb), include_extras=True)
     for field in dataclasses.fields(verb):
         value, hint = getattr(verb, field.name), hints[field.name]

@@ -1,6 +1,7 @@
 """Any architecture of transformers as a baseline, at the size of the library's own models."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -26,6 +27,7 @@ from gam_lm.report.plots import GREY, colour
 from gam_lm.results import Results
 from gam_lm.training.loop import fit
 from gam_lm.training.recipe import TrainConfig
+from gam_lm.training.trackers import NoTracker
 
 CPU = torch.device("cpu")
 NAMES = ["hf:llama", "hf:mamba2", "hf:lfm2", "hf:qwen3"]
@@ -98,7 +100,7 @@ def test_a_scaled_output_head_is_made_plain_and_a_biased_one_is_refused():
 
 def test_bench_trains_baselines_on_the_same_tokens(text, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "bench"
-    command = ["bench", "--data", str(text), "--models", "gam-static", *NAMES, "--steps", "3", "--out", str(out), *TINY]
+    command = ["bench", "--data", str(text), "--models", "gam-static", *NAMES, "--steps", "3", "--initialization", "scaled", "--out", str(out), *TINY]
     assert run([*command, "--dry-run"]) == 0
     plan = {row["model"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])}
     assert run(command) == 0
@@ -123,13 +125,10 @@ def test_bench_trains_baselines_on_the_same_tokens(text, tmp_path, capsys):  # n
     assert folder.joinpath("model.safetensors").stat().st_mtime_ns == before
 
 
-class Interrupted:
+class Interrupted(NoTracker):
     def log(self, figures, step):
         if step == 10:
-            raise KeyboardInterrupt
-
-    def finish(self):
-        pass
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_an_interrupted_training_goes_on_as_the_same_run(text, tmp_path):  # noqa: F811

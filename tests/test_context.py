@@ -99,7 +99,10 @@ def test_contexts_lie_within_the_documents_of_their_targets():
     assert all(bool((tokens_BT[:, 1:] != END).all()) for tokens_BT in seen)
 
 
-@pytest.mark.parametrize(("name", "reach"), [("gam-static", 7), ("gam-paper", 7), (CLOSED, 7), ("gam", None), ("transformer-learned", None), ("transformer+window=5", 13)])
+@pytest.mark.parametrize(("name", "reach"), [
+    ("gam-static", 7), ("gam-paper", 7), (CLOSED, 7), ("gam", None), ("transformer-learned", None), ("transformer+window=5", 13),
+    ('gam-static+mixers=["gam","attention"]+window=5', 9), ("gam-hybrid+num_hidden_layers=4+window=5", None),
+])  # fmt: skip
 def test_the_receptive_field_by_perturbation_is_the_analytic_one(name, reach):
     model = model_of(name, max_position_embeddings=64)
     field = receptive_field(model, length=40)
@@ -115,7 +118,7 @@ def test_a_text_beyond_learned_positions_is_named():
         receptive_field(model_of("transformer-learned", max_position_embeddings=64), length=65)
 
 
-@pytest.mark.parametrize("name", ["gam-static", "gam-slots", "gam-mean", "mamba", "transformer"])
+@pytest.mark.parametrize("name", ["gam-static", "gam-slots", "gam-mean", "mamba", "transformer", "gam-hybrid+num_hidden_layers=4+window=5"])
 def test_a_stream_with_its_state_carried_has_the_loss_of_the_whole_block(name):
     ids = documents(2, 150)
     split = Split(ids=ids, documents=2, bytes=1000, words=100)

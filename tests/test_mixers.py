@@ -14,7 +14,7 @@ from gam_lm.mixers.registry import mixer_class, mixer_names, options_class
 from gam_lm.model import LanguageModel, count_parameters
 from gam_lm.presets.models import MODELS, named_model, on_base
 
-SMALL = {"num_heads": 2, "num_memory_slots": 6, "chunk_size": 8, "state_size": 3}
+SMALL = {"num_heads": 2, "num_memory_slots": 6, "chunk_size": 8, "state_size": 3, "expand_k": 1.0}
 """Sizes of a mixer, as far as it has such options."""
 
 BASE = {
@@ -29,7 +29,7 @@ OPTIONS = [
     "gam+static_path=true", "gam+max_write=2.0", "gam+fusion=global", "gam-attention+fusion=sum", "gam-attention+fusion=global+keep_gate=true",
     "attention+rotary=false", "attention+backend=materialised", "attention+window=1", "attention+window=4", "attention+window=64",
     "attention+window=4+rotary=false+backend=materialised", "attention+conv_kernel_size=1", "attention+window=4+qk_norm=true+conv_kernel_size=3",
-    "gated_deltanet+max_write=2.0+conv_kernel_size=1", "gated_deltanet+expand_k=1.25+expand_v=0.5", "mamba+expand=3.0",
+    "gated_deltanet+max_write=2.0+conv_kernel_size=1", "gated_deltanet+expand_k=2.0+expand_v=0.5", "mamba+expand=3.0",
 ]  # fmt: skip
 """What the options of a mixer change in it."""
 
@@ -268,8 +268,8 @@ def test_padding_on_either_side_changes_nothing(name, side):
 
 @every_stack
 def test_gradients_equal_finite_differences(name):
-    mixer = mixer_of(name, chunk_size=2)
-    x = inputs(1, 5).requires_grad_()
+    mixer = mixer_of(name, chunk_size=2, hidden_size=4)
+    x = inputs(1, 5, 4).requires_grad_()
     parameters = {k: v.detach().requires_grad_() for k, v in mixer.named_parameters()}
 
     def output(x, *values):
@@ -286,23 +286,34 @@ def test_the_paths_of_a_trace_add_up_to_the_output(name):
 
 def compiled_equals_eager(name, backend):
     torch._dynamo.reset()
-    model = LanguageModel(config(name, chunk_size=4)).double()
+    layers = {} if name in HYBRIDS else {"num_hidden_layers": 1}
+    model = LanguageModel(config(name, chunk_size=4, **layers)).double()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend)
-    tokens = torch.randint(31, (2, 13))
-    for each in (model, compiled):
-        each(tokens[:, :-1], tokens[:, 1:])[1].backward()
-    same(compiled(tokens)[0], model(tokens)[0])
+    tokens = torch.randint(31, (2, 10))  # two chunks and a half
+    results = []
+    for each in (compiled, model):
+        results.append(each(tokens[:, :-1], tokens[:, 1:]))
+        results[-1][1].backward()
+    for ours, theirs in zip(*results, strict=True):
+        same(ours, theirs)
     for ours, theirs in zip(compiled.parameters(), model.parameters(), strict=True):
-        same(ours.grad, theirs.grad)
+        assert (ours.grad is None) == (theirs.grad is None)
+        same(ours.grad, theirs.grad) if theirs.grad is not None else None
 
 
-@pytest.mark.parametrize("name", [*mixer_names(), "gam-static", "gam-mean", "gam-slots", "gam-attention", "attention+rotary=false", HYBRIDS[0], EVERYTHING])
+@pytest.mark.parametrize("name", mixer_names())
 def test_a_compiled_model_equals_eager(name):
     compiled_equals_eager(name, "aot_eager")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*mixer_names(), "gam-static", "gam-mean", "gam-slots", HYBRIDS[0]])
+@pytest.mark.parametrize("name", ["gam-static", "gam-mean", "gam-slots", "gam-attention", "attention+rotary=false", "attention+window=4", HYBRIDS[0]])
+def test_compiled_variants_equal_eager(name):
+    compiled_equals_eager(name, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*mixer_names(), "gam-static", "gam-mean"])
 def test_a_model_compiled_by_inductor_equals_eager(name):
     compiled_equals_eager(name, "inductor")
 

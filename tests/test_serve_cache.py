@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_serve import small_model, small_tokenizer
 from test_serve_hostile import BODY, ask, folder, serving  # noqa: F401
+from tokenizers import Tokenizer
 
 from gam_lm.inference.context import state_tensors
 from gam_lm.serve.engine import Engine
@@ -246,34 +247,58 @@ def test_several_answers_share_one_reading():
     assert [each for each in asyncio.run(work()) if each > 1] == [8, 8, 4]
 
 
-def test_turns_are_handed_on_in_order_also_between_blocks():
-    blocks = torch.nn.ModuleList(torch.nn.Identity() for _ in range(6))
-    turns, order, ready = Turns(blocks), [], threading.Event()
+class Lasting(torch.nn.Identity):
+    """A block that takes some time."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x):
+        time.sleep(self.seconds)
+        return x
+
+
+def reading_and_drawing(block_seconds, token_seconds, blocks=12, tokens=4):
+    """The order in which the blocks of a prompt and the tokens of another answer come."""
+    modules = torch.nn.ModuleList(Lasting(block_seconds) for _ in range(blocks))
+    turns, order, ready = Turns(modules), [], threading.Event()
+    turns._usual = token_seconds
 
     def read():
         with turns.turn(yielding=True):
             ready.set()
             while not turns._queue:
                 time.sleep(0.001)
-            for i, block in enumerate(blocks):
+            for block in modules:
                 block(torch.zeros(1))
-                order.append(f"block {i}")
+                order.append("block")
 
     def draw():
         ready.wait()
-        for i in range(3):
+        for _ in range(tokens):
             with turns.turn():
-                order.append(f"token {i}")
-                while i < 2 and not turns._queue:
-                    time.sleep(0.001)
+                time.sleep(token_seconds)
+                order.append("token")
 
     threads = [threading.Thread(target=work) for work in (read, draw)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert order[0] == "token 0" and sorted(order) == sorted([f"block {i}" for i in range(6)] + [f"token {i}" for i in range(3)])
-    assert order.index("block 0") < order.index("token 1") and order.index("token 2") < order.index("block 5")
+    assert sorted(order) == ["block"] * blocks + ["token"] * tokens
+    return " ".join(order)
+
+
+def test_a_token_waits_for_one_block_of_a_prompt_not_for_a_piece():
+    order = reading_and_drawing(block_seconds=0.05, token_seconds=0.002)
+    assert order.startswith(("token block token block token block token block", "block token block token block token block token block"))
+
+
+def test_quick_blocks_have_as_long_as_a_token_before_they_give_way():
+    order = reading_and_drawing(block_seconds=0.004, token_seconds=0.04, blocks=60, tokens=4)
+    runs = [len(run.split()) for run in order.strip("token ").split("token") if run.strip()]
+    assert 2 < sum(runs[1:-1]) / max(1, len(runs[1:-1])) < 15, order
 
 
 def test_a_server_says_what_was_cached_and_counts_it(folder):  # noqa: F811
@@ -293,3 +318,22 @@ def test_a_server_says_what_was_cached_and_counts_it(folder):  # noqa: F811
         assert figures["gam_first_token_seconds_count"] == 2 and figures["gam_cache_bytes"] > 0
         ask(server, BODY | {"model": "dog"})
         assert 'status="404"' in ask(server, None, "/metrics", "GET")[2]
+
+
+@pytest.mark.parametrize("draft", [0, 4])
+def test_learned_positions_end_an_answer_and_refuse_a_longer_prompt(draft):
+    from gam_lm.serve.protocol import RequestError
+
+    model = small_model(small_tokenizer().get_vocab_size(), positions="learned", max_position_embeddings=32)
+    made = Engine(model=model, tokenizer=Tokenizer.from_str(small_tokenizer().to_str().replace("<|endoftext|>", "<|never|>")), piece=8, draft=draft)
+
+    async def work():
+        prompt = await made.read(made.checked([5] * 30, 99))
+        return [piece async for piece in made.write(prompt, request(), (), 0)]
+
+    pieces = asyncio.run(work())
+    assert (pieces[-1].tokens, pieces[-1].finish) == (3, "length")
+    with pytest.raises(RequestError, match="positions end at 32"):
+        made.checked([5] * 33, 99)
+    with pytest.raises(RequestError, match="reads at most 20"):
+        made.checked([5] * 21, 20)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import typing
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from gam_lm.cli.flag_list import explained
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.mixers.registry import mixer_names, options_class
@@ -22,7 +21,7 @@ SCAFFOLD = tuple(field for field in dataclasses.fields(ModelConfig) if field.nam
 @cache
 def architecture_class() -> type[Any]:
     """A dataclass of the fields of ModelConfig and an options object for every mixer that is registered now."""
-    hints, helps = typing.get_type_hints(ModelConfig, include_extras=True), _explained(ModelConfig)
+    hints, helps = typing.get_type_hints(ModelConfig, include_extras=True), explained(ModelConfig)
     fields: list[Any] = []
     for field in SCAFFOLD:
         default = 10_000 if field.default is dataclasses.MISSING else field.default
@@ -63,17 +62,6 @@ def config_of_flags(architecture: Any, **changes: Any) -> ModelConfig:
         if changed:
             raise InputError(f"--{name}.{changed[0].replace('_', '-')} is given, and mixers is {values['mixers']}: leave it out, or add {name} to --mixers")
     return ModelConfig.from_dict(values | {"options": {name: values["options"][name] for name in dict.fromkeys(values["mixers"]) if name in values["options"]}})
-
-
-def _explained(kind: type[Any]) -> dict[str, str]:
-    """The docstring under each field of a class."""
-    (body,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for before, after in zip(body.body, body.body[1:], strict=False):
-        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            found[ast.unparse(before.target)] = " ".join(str(after.value.value).split())
-    return found
 
 
 if TYPE_CHECKING:

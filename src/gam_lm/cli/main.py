@@ -1,7 +1,8 @@
 """The command ``gam``: verbs → functions.
 
 A verb is a frozen dataclass whose fields are its flags and whose ``run`` does the work; where a preset or another flag sets the defaults of the others,
-its ``defaults`` says how. Exit codes: 0 done, 2 the user's input (one line), 3 training diverged, 130 interrupted, 1 our bug.
+its ``defaults`` says how. Its ``first`` names the flags that ``--help`` shows; ``--help-all`` shows all, as ``--help`` does where it names none. ``--config
+FILE.toml`` gives any flags of any verb. Exit codes: 0 done, 2 the user's input (one line), 3 training diverged, 130 interrupted, 1 our bug.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ class Entry(NamedTuple):
 
 
 VERBS = {
-    "train": Entry("train:Train", "train one model"),
+    "train": Entry("train:Train", "make a model of a text: `gam train my_text.txt`"),
     "eval": Entry("evaluate:Eval", "measure a trained model on a text: its loss, and how much context it uses", True),
-    "generate": Entry("train:Generate", "continue a prompt, token by token", True),
+    "generate": Entry("generate:Generate", "continue a prompt, token by token", True),
+    "chat": Entry("chat:Chat", "talk to a model in the terminal", True),
     "read": Entry("read:Read", "read a text of any length once and keep the state, for `gam generate --state`", True),
     "export": Entry("export:Export", "write a trained model as ONNX or torch.export graphs, or in int8", True),
     "serve": Entry("serve:Serve", "answer the OpenAI clients over HTTP", True),
@@ -48,6 +50,7 @@ VERBS = {
     "recall": Entry("recall:Recall", "train models on synthetic recall and measure what they find again"),
     "scale": Entry("scale:Scale", "time and memory of one block against the length of the sequence (Table 2)"),
     "bench-train": Entry("speed:BenchTrain", "tokens per second of whole training steps, beside the machine's matmul peak"),
+    "bench-plan": Entry("ladder:BenchPlan", "train a ladder of models on texts of several sizes: what the rules of `gam train` rest on"),
     "bench-decode": Entry("decode:BenchDecode", "time of one more token and bytes of state after long contexts"),
     "bench-gpu": Entry("gpu:BenchGPU", "parity, Table 2, training and decoding on one GPU, in minutes"),
     "inspect receptive-field": Entry("inspect:ReceptiveField", "how far back a model can see", True),
@@ -131,9 +134,18 @@ def parse(arguments: list[str]) -> list[Verb]:
     """The verb that the arguments name, with its flags; several for a preset of several setups."""
     import tyro
 
+    from gam_lm.cli.config_file import with_config
+    from gam_lm.cli.flag_list import flags_of, short_help
+
     name, rest = _name(arguments)
     entry = VERBS[name]
     kind = verb_class(name)
+    rest = with_config(rest, list(flags_of(kind, positional_required=entry.positional)))
+    first = getattr(kind, "first", ())
+    if first and any(word in ("-h", "--help") for word in rest):
+        asked = [word for word in rest if word not in ("-h", "--help")]
+        short_help(kind, (kind.defaults(asked) if hasattr(kind, "defaults") else [None])[0], first, name)
+    rest = ["--help" if word == "--help-all" else word for word in rest]
     # `gam eval RUN`: what has no default is positional; elsewhere everything is a flag.
     positional = (tyro.conf.PositionalRequiredArgs,) if entry.positional else ()
     defaults = kind.defaults(rest) if hasattr(kind, "defaults") else [None]
@@ -169,6 +181,7 @@ def _help() -> str:
     presets = "\n".join(f"  {name}: {summary}" for name, summary in summaries.items())
     return (
         "gam: Gated Associative Memory language models\n\nusage: gam VERB [flags]; gam VERB --help lists the flags\n\n"
-        f"verbs:\n{verbs}\n\nwith any of them: --import PATH_OR_MODULE loads a mixer of your own (examples/my_mixer.py)\n\n"
+        f"verbs:\n{verbs}\n\nwith any of them: --config FILE.toml gives its flags; --import PATH_OR_MODULE loads a mixer of your own "
+        "(examples/my_mixer.py)\n\n"
         f"presets (`gam bench --preset paper` is Table 1 whole):\n{presets}"
     )

@@ -1,124 +1,92 @@
-"""`gam train` and `gam generate`."""
+"""`gam train`: a model of anybody's text. What a run is going to be is decided in gam_lm.cli.training_job, what came of it is told by gam_lm.cli.outcome."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from gam_lm.cli.architecture import Architecture, config_of_flags, model_on_flags
+from gam_lm.cli.architecture import Architecture, model_on_flags
 from gam_lm.cli.data import Data
+from gam_lm.cli.flag_list import given
 from gam_lm.cli.flags import FLAT, peek
+from gam_lm.errors import DivergedError
 from gam_lm.presets.models import DEFAULT_MODEL
 from gam_lm.presets.setups import preset
+from gam_lm.training.plan import MINUTES
 from gam_lm.training.recipe import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train one model; the same command goes on with a run that was killed."""
+    """Make a language model of a text: `gam train my_text.txt`. Model, vocabulary and recipe follow from the text, the machine and --minutes; every flag
+    overrides what follows. The same command goes on with a run that was stopped.
+    """
 
-    out: Path
-    """Run directory to write."""
+    first: ClassVar[tuple[str, ...]] = (
+        "texts", "minutes", "out", "from", "chat", "model", "vocab_size", "hidden_size", "num_hidden_layers", "steps", "device",
+    )  # fmt: skip
+    planned: ClassVar[tuple[str, ...]] = ("vocab_size", "hidden_size", "num_hidden_layers", "steps")
+
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Text files, folders, or the name of a corpus: .txt .md .py .jsonl, also as .gz and .zst, and .parquet. Several paths are one text."""
+    minutes: float = MINUTES
+    """What training may take, its validations included; preparing a text comes before, once."""
+    out: Path | None = None
+    """Run directory to write: by default runs/ and the name of the text."""
+    start: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Go on from the weights of this run directory on other text (fine-tuning); model and tokenizer stay."""
+    chat: Path | None = None
+    """Conversations to train on: a .jsonl with {"messages": [{"role": "user", "content": "…"}, …]} in each row. Only what the assistant says is learned."""
     preset: str | None = None
-    """Setup that gives the defaults of all other flags."""
+    """Setup that gives the defaults of all other flags, in place of a plan."""
     model: str = DEFAULT_MODEL
     """Name of the model: gives the defaults of the architecture's flags."""
     text: Annotated[Data, FLAT] = Data()
+    valid_tokens: int | None = None
+    """Tokens of the validation split, from its start, that are measured; by default as many as take a small part of the time."""
     architecture: Architecture
     recipe: Annotated[TrainConfig, FLAT] = TrainConfig()
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 …"""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Where figures go besides metrics.jsonl."""
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    """Names of the flags that were given."""
 
     @classmethod
     def defaults(cls, arguments: list[str]) -> list[Train]:
         """A preset gives the defaults of the other flags, and the model's name those of the architecture's."""
-        chosen, name = peek(arguments, "--preset"), peek(arguments, "--model")
+        chosen, name, named = peek(arguments, "--preset"), peek(arguments, "--model"), given(arguments)
         if chosen is None:
             name = name or DEFAULT_MODEL
-            return [cls(out=tyro.MISSING, model=name, architecture=model_on_flags(name, {"vocab_size": 10_000}))]
+            return [cls(model=name, architecture=model_on_flags(name, {"vocab_size": 10_000}), given=named)]
         setup = preset(chosen)
         name = name or setup.models[0]
         architecture = model_on_flags(name, {"vocab_size": setup.vocab_size, **setup.model})
-        return [cls(out=tyro.MISSING, model=name, text=Data.of(setup), architecture=architecture, recipe=setup.train)]
+        return [cls(model=name, text=Data.of(setup), architecture=architecture, recipe=setup.train, given=named)]
 
     def run(self) -> None:
-        """Train and print the validation figures."""
-        from gam_lm.cli.evaluate import print_evaluation
-        from gam_lm.training.loop import fit, new_model
+        """Plan, tell the plan, train, and tell what came of it."""
+        from gam_lm.cli.outcome import tell
+        from gam_lm.cli.training_job import job_of
+        from gam_lm.training.loop import fit
+        from gam_lm.training.plan import explain
+        from gam_lm.training.planning import figures_of
         from gam_lm.training.precision import choose_device
         from gam_lm.training.trackers import make_tracker
 
         device = choose_device(self.device)
-        corpus = self.text.prepare(self.architecture.vocab_size)
-        model = new_model(config_of_flags(self.architecture, vocab_size=corpus.vocab_size), self.recipe.seed, device)
-        tracker = make_tracker(self.tracker, self.out, model.config.to_dict() | self.recipe.to_dict())
-        trained = fit(model, corpus, self.recipe, self.out, tracker=tracker, label=self.model)
-        print_evaluation("validation", trained.validation)
-        print(f"run: {self.out}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generate:
-    """Continue a prompt; GAM and Mamba take the same time and memory for every token."""
-
-    run_directory: Path
-    """Run directory of the model."""
-    prompt: str = ""
-    """Text to go on from; empty starts a new document."""
-    max_new_tokens: int = 256
-    """Where to end; 0 goes on until interrupted."""
-    temperature: float = 0.8
-    """0 takes the likeliest token."""
-    top_k: int | None = None
-    """Draw from the k likeliest tokens."""
-    top_p: float = 0.95
-    """Draw from the likeliest tokens that together have this probability."""
-    seed: int | None = None
-    """Of the draws; the same seed gives the same text."""
-    compile: bool = False
-    """Compile the step of one token first: some seconds, then faster."""
-    state: Path | None = None
-    """Go on from the text that `gam read` has read, at once."""
-    device: str = "auto"
-    """auto, cpu, cuda …"""
-
-    def run(self) -> None:
-        """Print the text as it comes."""
-        from gam_lm.checkpoint import load_model, load_tokenizer_of
-        from gam_lm.inference.generation import generate_text
-        from gam_lm.training.precision import choose_device
-
-        model = load_model(self.run_directory, device=choose_device(self.device))
-        tokenizer = load_tokenizer_of(self.run_directory)
-        if self.state is not None:
-            self._from_state(model, tokenizer, self.state)
-            return
-        pieces = generate_text(
-            model, tokenizer, self.prompt, max_new_tokens=self.max_new_tokens or None, temperature=self.temperature, top_k=self.top_k,
-            top_p=self.top_p, seed=self.seed, compiled=self.compile,
-        )  # fmt: skip
-        print(self.prompt, end="", flush=True)
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
-
-    def _from_state(self, model: Any, tokenizer: Any, state: Path) -> None:
-        from gam_lm.errors import InputError
-        from gam_lm.inference.context import Context
-        from gam_lm.inference.continuation import Sampling, continue_text
-
-        if self.compile:
-            raise InputError("compile is true: leave out --compile or --state, a saved state is continued step by step")
-        sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed)
-        context = Context.load(state, model, tokenizer)
-        if ids := tokenizer.encode(self.prompt).ids:
-            context.read(ids)
-        print(self.prompt, end="", flush=True)
-        for piece in continue_text(context, tokenizer, sampling, max_new_tokens=self.max_new_tokens or None):
-            print(piece, end="", flush=True)
-        print()
+        job = job_of(self, device)
+        print("\n".join(explain(job.plan, job.recipe, figures_of(job.config, job.recipe, job.whole, device))), flush=True)
+        tracker = make_tracker(self.tracker, job.out, job.config.to_dict() | job.recipe.to_dict())
+        model = job.fresh_model(device)
+        try:
+            trained = fit(model, job.corpus, job.recipe, job.out, tracker=tracker, label=job.plan.model, plan=job.plan.to_dict())
+        except (KeyboardInterrupt, DivergedError):  # the directory is this run's; after a refusal it may be another's
+            job.keep_beside()
+            raise
+        job.keep_beside()
+        tell(trained, model, job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -43,16 +43,21 @@ class Corpus:
         return Corpus(self.name, limited, f"{self.stamp} {sorted(row_limits.items())}", left_out=self.left_out)
 
 
-def load_corpus(data: str, *, rows: bool = False) -> Corpus:
+def load_corpus(data: str | Sequence[str], *, rows: bool = False) -> Corpus:
     """The corpus called ``data``, or the one at that path.
 
     Args:
-        data: one of CORPUS_NAMES, or the path of a .txt, .md, .py, .jsonl (also as .gz and .zst) or .parquet file or of a folder.
+        data: one of CORPUS_NAMES, or the path of a .txt, .md, .py, .jsonl (also as .gz and .zst) or .parquet file or of a folder; several paths are
+            one text.
         rows: whether a document of a hub corpus is a row of its data set, as the paper's protocol takes it, rather than an article.
 
     Raises:
         InputError: where there is no such corpus or path, or its text cannot be read.
     """
+    if not isinstance(data, str):
+        if len(data) > 1:
+            return _at_paths(data)
+        [data] = data
     if data == "stdlib":
         return Corpus(data, stdlib.splits(), stdlib.stamp())
     if data == "gutenberg":
@@ -85,6 +90,20 @@ def _at_path(data: str) -> Corpus:
     left_out = LeftOut()
     splits = folders.splits(path, left_out)
     return Corpus(path.resolve().stem or "data", splits, folders.stamp(path), folders.sizes(path, splits), left_out)
+
+
+def _at_paths(several: Sequence[str]) -> Corpus:
+    """The files at several paths, split together."""
+    from gam_lm.data import folders
+
+    if named := [each for each in several if each in CORPUS_NAMES]:
+        raise InputError(f"data is {named[0]!r} and more: give one corpus by its name, or paths")
+    left_out = LeftOut()
+    paths = [Path(each).expanduser() for each in several]
+    files = list(dict.fromkeys(file.resolve() for path in paths for file in folders.find(path, left_out)))
+    splits = folders.split_files(files, left_out)
+    stamp = repr([folders.stamp(path) for path in paths])
+    return Corpus(f"{paths[0].resolve().stem}-and-{len(paths) - 1}-more", splits, stamp, folders.sizes_of_files(files, splits), left_out)
 
 
 def _first(documents: Documents, limit: int | None) -> Documents:

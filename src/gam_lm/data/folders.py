@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, count, groupby, islice
 from pathlib import Path
 
@@ -45,14 +45,19 @@ def splits(path: Path, left_out: LeftOut | None = None) -> Mapping[str, Document
     files = find(path, left_out)
     parts = _named_parts(path, files) if path.is_dir() else {}
     if not parts:
-        return _split_one(_reader(files, left_out))
+        return split_files(files, left_out)
     for file in files:
         if not any(file in part for part in parts.values()):
             left_out.file(file, NO_SPLIT)
     found = {split: _reader(part, left_out) for split, part in parts.items()}
     if "valid" not in found:
-        found |= _split_one(found["train"], {split: place for split, place in PLACES.items() if split not in found})
+        found |= _split_one(found["train"], left_out, {split: place for split, place in PLACES.items() if split not in found})
     return found
+
+
+def split_files(files: Sequence[Path], left_out: LeftOut) -> Mapping[str, Documents]:
+    """The splits of files that are one text, whatever their names say; as those of :func:`splits`."""
+    return _split_one(_reader(files, left_out), left_out)
 
 
 def stamp(path: Path) -> str:
@@ -63,13 +68,22 @@ def stamp(path: Path) -> str:
 def sizes(path: Path, names: Collection[str]) -> Mapping[str, int]:
     """About how many bytes each split at ``path`` has, from the sizes of the files; nothing where files are packed or the names say nothing."""
     files = find(path)
-    if any(file.suffix.lower() in (*PACKED, ".parquet") for file in files):
-        return {}
     parts = _named_parts(path, files) if path.is_dir() else {}
-    if parts:
+    if parts and not _packed(files):
         return {split: sum(file.stat().st_size for file in part) for split, part in parts.items()}
+    return sizes_of_files(files, names)
+
+
+def sizes_of_files(files: Sequence[Path], names: Collection[str]) -> Mapping[str, int]:
+    """:func:`sizes` of files that :func:`split_files` splits."""
+    if _packed(files):
+        return {}
     total = sum(file.stat().st_size for file in files)
     return {name: total * (PARTS - len(PLACES) if name == "train" else 1) // PARTS for name in names}
+
+
+def _packed(files: Sequence[Path]) -> bool:
+    return any(file.suffix.lower() in (*PACKED, ".parquet") for file in files)
 
 
 def find(path: Path, left_out: LeftOut | None = None) -> list[Path]:
@@ -146,13 +160,15 @@ def _named_parts(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
     return parts if "train" in parts and 2 * named >= sum(file.stat().st_size for file in files) else {}
 
 
-def _reader(paths: list[Path], left_out: LeftOut) -> Documents:
+def _reader(paths: Sequence[Path], left_out: LeftOut) -> Documents:
     return lambda: (document for path in paths for document in read(path, left_out))
 
 
-def _split_one(documents: Documents, places: Mapping[str, int] = PLACES) -> Mapping[str, Documents]:
+def _split_one(documents: Documents, left_out: LeftOut, places: Mapping[str, int] = PLACES) -> Mapping[str, Documents]:
     """Train, and the splits that ``places`` gives one document or block of PARTS."""
-    few = sum(1 for _ in islice(documents(), PARTS)) < PARTS
+    count = sum(1 for _ in islice(documents(), PARTS))
+    few = count < PARTS
+    left_out.few = count if few else None
 
     def part(split: str) -> Documents:
         if few:

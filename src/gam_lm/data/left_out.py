@@ -22,6 +22,8 @@ class LeftOut:
     def __init__(self) -> None:
         self._files: dict[str, list[str]] = {}
         self._documents: dict[str, dict[str, int]] = {}
+        self.few: int | None = None
+        """Documents that were found, where they are so few that their blocks are split in place of them."""
 
     def file(self, path: Path, reason: str) -> None:
         """Note a file or folder that is not read."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
+from gam_lm.data.blocks import Marks
 from gam_lm.data.corpora import SPLITS, Corpus, load_corpus
 from gam_lm.data.making import make
 from gam_lm.data.places import cache_root
@@ -44,6 +45,8 @@ class Split:
     """White-space separated words of the documents."""
     documents: int
     """Documents."""
+    marks: Marks | None = None
+    """Of the ids, where not all are to be predicted."""
 
     @property
     def tokens(self) -> int:
@@ -76,7 +79,7 @@ class TokenCorpus:
 
 
 def prepare(
-    data: str,
+    data: str | Sequence[str],
     *,
     tokenizer: str = "bpe",
     vocab_size: int = 10_000,
@@ -89,7 +92,7 @@ def prepare(
     Several processes may prepare the same corpus at once: one of them does, the others wait and use the result.
 
     Args:
-        data: name or path of a corpus.
+        data: name or path of a corpus, or several paths.
         tokenizer: "bpe", "paper", or the path of a tokenizer.json, whose truncation, padding and template are ignored.
         vocab_size: entries of a tokenizer that is trained.
         row_limits: rows that are used of a split, where not all are.

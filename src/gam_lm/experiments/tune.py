@@ -69,7 +69,7 @@ def tune(study: Study, corpus: TokenCorpus, results: Results, directory: Path, d
         device: where to train.
         storage: address of optuna's database (``sqlite:///…``).
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # an interrupted trial is no news with a traceback
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the heartbeat has been one since 2021
         database = optuna.storages.RDBStorage(storage, heartbeat_interval=HEARTBEAT, grace_period=GRACE)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
+from zlib import adler32
 
 import numpy as np
 
@@ -38,7 +38,7 @@ MARKERS = "osD^v"
 def colour(model: str) -> str:
     """The colour that a model has in every picture: the one of the named model with which its name begins, or else one by its own name."""
     name = known(model)
-    return FURTHER[crc32(model.encode()) % len(FURTHER)] if name is None else COLOURS[list(MODELS).index(name)]
+    return FURTHER[adler32(model.encode()) % len(FURTHER)] if name is None else COLOURS[list(MODELS).index(name)]
 
 
 def known(model: str) -> str | None:

@@ -13,8 +13,18 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from gam_lm.checkpoint import read_json
+from gam_lm.data.conversations import Marked
 from gam_lm.errors import InputError
 from gam_lm.serve.protocol import RequestError
+
+TEMPLATE = """\
+{%- for message in messages -%}
+{{ message['role'] | capitalize + ': ' + message['content'] | trim + (eos_token if message['role'] == 'assistant' else '') + '\\n' }}
+{%- endfor -%}
+{{ 'Assistant:' if add_generation_prompt else '' }}"""
+"""What a model is taught that has no template of its own: lines "User: …", "Assistant: …", and the end of text after each answer."""
+
+NO_MASK = "so that which tokens are the assistant's cannot be told: mend chat_template.jinja, or remove the template to take the library's"
 
 PLACEHOLDERS = range(0xF0000, 0xFFFFE)
 """A plane of Unicode for private use."""
@@ -49,7 +59,47 @@ class Chat:
             RequestError: where the template refuses the messages.
         """
         shown, hidden = self._hidden(messages)
-        text = self.text(shown)
+        return self._encoded(self.text(shown), hidden)
+
+    def marked(self, messages: Sequence[Mapping[str, Any]]) -> Marked:
+        """Token ids of a whole conversation, and which of them the assistant said, the token that ends an answer included.
+
+        Up to each answer the ids are those of :meth:`ids`, so that what is learned is what is asked for later.
+
+        Raises:
+            RequestError: where the template refuses the messages.
+            InputError: where the template does not tell where an answer starts or ends.
+        """
+        shown, hidden = self._hidden(messages)
+        whole, ends = self.text(shown, answer=False), self.special_tokens.get("eos_token", "")
+        ids: list[int] = []
+        counted: list[bool] = []
+        place = 0
+
+        def take(to: int, counts: bool) -> None:
+            nonlocal place
+            new = self._encoded(whole[place:to], hidden)
+            ids.extend(new)
+            counted.extend([counts] * len(new))
+            place = to
+
+        for i, message in enumerate(shown):
+            if message["role"] != "assistant":
+                continue
+            before, after = self.text(shown[:i]), self.text(shown[: i + 1], answer=False)
+            if not (whole.startswith(before) and whole.startswith(after) and place <= len(before) < len(after)):
+                raise InputError(f"the chat template writes the start of a conversation otherwise once message {i + 1} follows, {NO_MASK}")
+            said = whole[len(before) : len(after)]
+            if not ends or ends not in said:
+                raise InputError(f"the chat template ends no answer with the tokenizer's end of text ({ends or 'it has none'}), {NO_MASK}")
+            take(len(before), False)
+            take(len(before) + said.rindex(ends) + len(ends), True)
+        take(len(whole), False)
+        answers = "".join(str(message["content"]) for message in messages if message["role"] == "assistant")
+        return Marked(ids, counted, answers)
+
+    def _encoded(self, text: str, hidden: Mapping[str, str]) -> list[int]:
+        """Token ids of a text in which characters stand for literal special tokens."""
         ids: list[int] = []
         for part in re.split(f"([{re.escape(''.join(hidden))}])", text) if hidden else [text]:
             literal = hidden.get(part)
@@ -57,14 +107,14 @@ class Chat:
                 ids += encode(self.tokenizer, part) if literal is None else encode(self._literally, literal)
         return ids
 
-    def text(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The chat as text. Raises RequestError where the template refuses the messages."""
+    def text(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
+        """The chat as text, up to where the assistant answers or without an answer to come. Raises RequestError where the template refuses the messages."""
         if self.template is None:
-            return "".join(f"{message['role'].capitalize()}: {message['content']}\n" for message in messages) + "Assistant:"
+            return "".join(f"{message['role'].capitalize()}: {message['content']}\n" for message in messages) + ("Assistant:" if answer else "")
         from jinja2 import TemplateError
 
         try:
-            return self.template.render(messages=list(messages), add_generation_prompt=True, **self.special_tokens)
+            return self.template.render(messages=list(messages), add_generation_prompt=answer, **self.special_tokens)
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:  # what a template may do with a strange message
             raise RequestError(f"messages do not fit the chat template: {error}", param="messages") from error
 
@@ -121,6 +171,11 @@ def read_chat_template(directory: Path) -> tuple[Any, dict[str, str]]:
         return None, special
     if not isinstance(source, str):
         raise InputError(f"the chat_template of {path} is {type(source).__name__}: give one text, in chat_template.jinja")
+    return compiled(source, str(directory)), special
+
+
+def compiled(source: str, where: str) -> Any:
+    """A chat template. Raises InputError, which names ``where`` it is from, where it is broken."""
     from jinja2 import TemplateError, TemplateSyntaxError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -130,6 +185,6 @@ def read_chat_template(directory: Path) -> tuple[Any, dict[str, str]]:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
     try:
-        return environment.from_string(source), special
+        return environment.from_string(source)
     except TemplateSyntaxError as error:
-        raise InputError(f"the chat template of {str(directory)!r} is broken ({error}): mend chat_template.jinja or tokenizer_config.json") from error
+        raise InputError(f"the chat template of {where!r} is broken ({error}): mend chat_template.jinja or tokenizer_config.json") from error

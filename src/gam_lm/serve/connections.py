@@ -82,6 +82,8 @@ class _Connection(H11Protocol):
         if self._late is not None and not self._idle():
             self._late.cancel()
             self._late = None
+        elif self._late is None and self._idle() and self.conn.trailing_data[0]:
+            self._wait_for_headers()  # the start of another request came with the one before
         if self.scope is not None:
             scope: dict[str, Any] = self.scope  # type: ignore[assignment]
             scope[ABORT] = self.transport.abort

@@ -1,12 +1,13 @@
 """Who may use the model now: one thread reads prompts, one draws tokens, and they take turns that are short.
 
-A piece of a prompt takes many times as long as a token. The thread that reads it therefore gives way between two blocks of the model, so that a token waits for
-one block, not for a piece; and the piece is computed as it would have been alone.
+A piece of a prompt takes many times as long as a token. The thread that reads it therefore gives way between two blocks of the model, once it has had as long as a
+token takes: a token waits for one block or for as long as it takes itself, not for a piece; and the piece is computed as it would have been alone.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ class Turns:
         self._queue: deque[threading.Event] = deque()
         self._held = False
         self._reader = threading.local()
+        self._usual = 0.0  # seconds of a turn that draws, a moving average
         for block in blocks.children() if blocks is not None else ():
             block.register_forward_pre_hook(self._between_blocks)
 
@@ -30,10 +32,12 @@ class Turns:
     def turn(self, *, yielding: bool = False) -> Iterator[None]:
         """A turn of this thread, which is given away between two blocks where ``yielding``."""
         self._take()
-        self._reader.yielding = yielding
+        self._reader.yielding, self._reader.since = yielding, time.perf_counter()
         try:
             yield
         finally:
+            if not yielding:
+                self._usual += 0.2 * (time.perf_counter() - self._reader.since - self._usual)
             self._reader.yielding = False
             self._hand_on()
 
@@ -56,7 +60,10 @@ class Turns:
     def _between_blocks(self, block: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if not getattr(self._reader, "yielding", False) or not self._queue:
             return
+        if time.perf_counter() - self._reader.since < self._usual:
+            return
         if inputs[0].device.type == "cuda":
             torch.cuda.synchronize(inputs[0].device)  # what is queued on the device has its turn too
         self._hand_on()
         self._take()
+        self._reader.since = time.perf_counter()

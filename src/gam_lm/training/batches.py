@@ -74,11 +74,14 @@ class Batches:
                     f"shuffle_documents is True, tokenizer {corpus.tokenizer_name!r} has no {END_OF_TEXT} to end a document: "
                     "use False or a tokenizer that has it"
                 )
+            if corpus.splits["train"].marks is not None:
+                raise InputError("shuffle_documents is True: conversations are not shuffled as documents are, leave it out")
             ids = self._documents = PermutedDocuments(ids, end, recipe.seed)
             if self._documents.documents == 1:
                 logger.info("shuffle_documents changes nothing: the training text is one document")
         self._blocks = TrainingBlocks(
-            ids, context=recipe.context, batch_size=recipe.batch_size, seed=recipe.seed, overlap=recipe.blocks == "overlapping"
+            ids, context=recipe.context, batch_size=recipe.batch_size, seed=recipe.seed, overlap=recipe.blocks == "overlapping",
+            marks=corpus.splits["train"].marks,
         )
         self.steps_per_epoch = self._blocks.steps_per_epoch
         self._epoch = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import InputError
 from gam_lm.runtime.files import explained, remove_leftovers, write_text
 from gam_lm.runtime.ownership import is_bookkeeping
-from gam_lm.training.recipe import TrainConfig
+from gam_lm.training.recipe import FREE_TO_CHANGE, TrainConfig
 
 
 def check_claimable(directory: Path) -> None:
@@ -25,8 +26,10 @@ def check_claimable(directory: Path) -> None:
             raise InputError(f"out is {str(directory)!r}, which is not empty and no run directory: choose a new folder")
 
 
-def claim(directory: Path, config: ModelConfig, recipe: TrainConfig, corpus: TokenCorpus) -> None:
+def claim(directory: Path, config: ModelConfig, recipe: TrainConfig, corpus: TokenCorpus, plan: Mapping[str, object] | None = None) -> None:
     """Write recipe.json, or see that the one that is there is of the same run. Its owner calls this (see gam_lm.runtime.ownership).
+
+    A ``plan`` is written as well; one that is there stays where none is given.
 
     Raises:
         InputError: for a folder that holds something else, or a broken recipe.json.
@@ -34,26 +37,48 @@ def claim(directory: Path, config: ModelConfig, recipe: TrainConfig, corpus: Tok
     check_claimable(directory)
     remove_leftovers(directory / "state")
     path = directory / "recipe.json"
-    described = json.dumps({"model_config": config.to_dict(), "train_config": recipe.to_dict(), "corpus": corpus_figures(corpus)}, indent=2) + "\n"
+    described = {"model_config": config.to_dict(), "train_config": recipe.to_dict(), "corpus": corpus_figures(corpus)}
+    if plan is not None:
+        described["plan"] = dict(plan)
     if path.exists():
         found = read_json(path)
+        if plan is None and "plan" in found:
+            described["plan"] = found["plan"]
         try:
-            same = (
-                found["corpus"] == corpus_figures(corpus)
-                and ModelConfig.from_dict(found["model_config"]) == config
-                and TrainConfig.from_dict(found["train_config"]).same_run(recipe)
-            )
+            differs = _differences(found, config, recipe, corpus)
         except (KeyError, TypeError, AttributeError, ValueError, InputError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
             raise InputError(f"{path} is broken ({reason}): copy it again or choose a new folder") from error
-        if not same:
+        if differs:
             raise InputError(
-                f"out is {str(directory)!r}, which holds another run: choose a new folder, or give the same model, recipe and data to go on with it"
+                f"out is {str(directory)!r}, which holds another run ({'; '.join(differs)}): choose a new folder, "
+                "or give the same model, recipe and data to go on with it"
             )
+    text = json.dumps(described, indent=2) + "\n"
+    if path.exists():
         with explained(path, "read"):
-            if path.read_text(encoding="utf-8") == described:
+            if path.read_text(encoding="utf-8") == text:
                 return
-    write_text(path, described)
+    write_text(path, text)
+
+
+def _differences(found: dict[str, Any], config: ModelConfig, recipe: TrainConfig, corpus: TokenCorpus) -> list[str]:
+    """What of the run in recipe.json is not as it is asked for, the first fields of each kind."""
+    kept_recipe = TrainConfig.from_dict(found["train_config"])
+    kept = {
+        "model": ModelConfig.from_dict(found["model_config"]).to_dict(),
+        "recipe": {} if kept_recipe.same_run(recipe) else kept_recipe.to_dict(),
+        "data": dict(found["corpus"]),
+    }
+    asked = {"model": config.to_dict(), "recipe": recipe.to_dict() if kept["recipe"] else {}, "data": corpus_figures(corpus)}
+    says = []
+    for kind, values in kept.items():
+        fields = [key for key in {**values, **asked[kind]} if key not in FREE_TO_CHANGE and values.get(key) != asked[kind].get(key)]
+        if fields:
+            first = fields[0]
+            more = f" and {len(fields) - 1} more" if len(fields) > 1 else ""
+            says.append(f"its {kind} has {first} {values.get(first)!r}, not {asked[kind].get(first)!r}{more}")
+    return says
 
 
 def corpus_figures(corpus: TokenCorpus) -> dict[str, Any]:

@@ -85,12 +85,15 @@ def evaluate(
     nats, counts, means = [], [], []
     position_nats, position_counts = np.zeros(context), np.zeros(context, np.int64)
     try:
-        for tokens, targets in evaluation_blocks(split.ids, context=context, batch_size=batch_size, overlap=overlap):
-            token_BT, target_BT = (torch.from_numpy(part).to(device) for part in (tokens, targets))
+        blocks = evaluation_blocks(split.ids, context=context, batch_size=batch_size, overlap=overlap, marks=split.marks)
+        for tokens, targets, *rest in blocks:
+            token_BT, target_BT, *several = (torch.from_numpy(part).to(device) for part in (tokens, targets, *rest))
+            segments = several[0].split(window or context, 1) if several else [None] * -(-context // (window or context))
             state, losses = None, []
             with autocast(device, dtype):
-                for some_BT, wanted_BT in zip(token_BT.split(window or context, 1), target_BT.split(window or context, 1), strict=True):
-                    hidden_BTD, state = model.hidden(some_BT, state)
+                pieces = zip(token_BT.split(window or context, 1), target_BT.split(window or context, 1), segments, strict=True)
+                for some_BT, wanted_BT, segments_BT in pieces:
+                    hidden_BTD, state = model.hidden(some_BT, state, segments_BT)
                     losses.append(token_losses(hidden_BTD.flatten(0, 1), model.lm_head.weight, wanted_BT.flatten()).view_as(wanted_BT))
             loss_BT = torch.cat(losses, 1).double().cpu().numpy()
             counted_BT = targets != IGNORE

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from gam_lm.checkpoint import save_model
+from gam_lm.checkpoint import load_model, save_model
 from gam_lm.config import ModelConfig
 from gam_lm.data.blocks import check_length, evaluation_blocks
 from gam_lm.data.tokens import TokenCorpus
@@ -37,6 +38,9 @@ from gam_lm.training.trackers import NoTracker, Tracker
 logger = logging.getLogger("gam_lm")
 
 LOG_EVERY = 10
+
+BEST = Path("state") / "best"
+"""Folder of a run directory for the weights of the best validation so far."""
 SECONDS_BETWEEN_STATES = 60.0
 SHARE_OF_SAVING = 0.05
 """Largest share of the time that the saving by the clock may take: where writing a state takes more than three seconds, it is done less often."""
@@ -59,7 +63,11 @@ class Trained:
     compiled: bool
     """Whether the blocks ran through torch.compile."""
     validation: Evaluation
-    """The last validation, over the whole split."""
+    """The last validation, over the whole split: of the weights that are kept."""
+    kept_step: int
+    """The step whose weights are kept: the last, or with ``keep="best"`` that of the best validation."""
+    last: Evaluation | None = None
+    """Of the last weights, where others are kept."""
 
 
 def new_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> LanguageModel:
@@ -76,6 +84,7 @@ def fit(
     *,
     tracker: Tracker | None = None,
     label: str = "train",
+    plan: Mapping[str, object] | None = None,
 ) -> Trained:
     """Train ``model`` in place and write its run directory as it goes.
 
@@ -87,6 +96,7 @@ def fit(
         directory: the run directory; see gam_lm.checkpoint. No other process may write it meanwhile.
         tracker: takes the figures besides metrics.jsonl; started when the directory is this run's.
         label: names the run on the progress bar.
+        plan: kept in recipe.json, for a command that goes on with the run.
 
     Raises:
         InputError: for a directory of another run or process, a context longer than the model's positions, or a split shorter than one block.
@@ -96,7 +106,7 @@ def fit(
     _check(model, corpus, recipe)
     check_claimable(directory)
     with owned(directory):
-        claim(directory, model.config, recipe, corpus)
+        claim(directory, model.config, recipe, corpus, plan)
         with signals_held() as interruption:
             return _Run(model, corpus, recipe, directory, tracker or NoTracker(), label, interruption).train()
 
@@ -121,6 +131,7 @@ class _Run:
         self.metrics = Metrics(directory / "metrics.jsonl", self.recorded)
         tracker.start(self.recorded)
         self.validation: Evaluation | None = None
+        self.last: Evaluation | None = None
         self.note = ""
         self.saved, self.saving = time.monotonic(), 0.0
 
@@ -143,6 +154,7 @@ class _Run:
             if self.validation is None:  # killed between the last record and the end
                 self.validation = self._validate()
             self._save()
+            kept_step = self._keep()
         except Abandoned:
             self._save()
             logger.info("interrupted after step %d of %d; the same command goes on from there", self.step, self.total)
@@ -150,11 +162,9 @@ class _Run:
         finally:
             make_eager(self.compiled)
             self.tracker.finish()
-        if self.average is not None:
-            self.average.hand_over()
         return Trained(
             steps=self.step, tokens=self.tokens, seconds=self.seconds, curve=self.curve, validation=self.validation,
-            precision=str(self.dtype).removeprefix("torch."), compiled=bool(self.compiled),
+            precision=str(self.dtype).removeprefix("torch."), compiled=bool(self.compiled), kept_step=kept_step, last=self.last,
         )  # fmt: skip
 
     def _step(self) -> None:
@@ -191,6 +201,9 @@ class _Run:
                 self.validation = self._validate()
                 figures["val_nats"] = self.validation.nats_per_token
                 self.curve.append(self._place() | {"train_nats": figures["train_nats"], "val_nats": figures["val_nats"]})
+                if self.recipe.keep == "best" and step < self.total and self._best_step == step:
+                    with self._averaged():
+                        save_model(self.directory / BEST, self.model)
                 logger.info(
                     "%s: step %d/%d, train %.4f, validation %.4f nats/token", self.label, step, self.total, figures["train_nats"], figures["val_nats"]
                 )
@@ -201,6 +214,24 @@ class _Run:
         self.recorded = step
         if measures and step < self.total:
             self._save()
+
+    @property
+    def _best_step(self) -> int:
+        """Of the best validation so far; of equal ones the first."""
+        return int(min(self.curve, key=lambda point: point["val_nats"])["step"])
+
+    def _keep(self) -> int:
+        """Give the model the weights that the run ends with, write them where they are not the last ones, and return their step."""
+        if self.average is not None:
+            self.average.hand_over()
+        if self.recipe.keep == "last" or self._best_step == self.step:
+            return self.step
+        self.last = self.validation
+        self.model.load_state_dict(load_model(self.directory / BEST, device=self.device).state_dict())
+        self.average = None  # it was handed over, and what is kept now is another
+        self.validation = self._validate()
+        save_model(self.directory, self.model, self.corpus.tokenizer)
+        return self._best_step
 
     def _validate(self) -> Evaluation:
         """Within the run in the format of the products, at its end in that of the weights."""
@@ -223,10 +254,11 @@ class _Run:
     def _why_not_finite(self) -> DivergedError:
         """What the first validation block that is not finite says."""
         overlap = self.recipe.blocks == "overlapping"
-        for batch in evaluation_blocks(self.corpus.splits["valid"].ids, context=self.recipe.context, batch_size=1, overlap=overlap):
-            tokens_BT, targets_BT = (torch.from_numpy(part).to(self.device) for part in batch)
+        split = self.corpus.splits["valid"]
+        for batch in evaluation_blocks(split.ids, context=self.recipe.context, batch_size=1, overlap=overlap, marks=split.marks):
+            tokens_BT, targets_BT, *segments = (torch.from_numpy(part).to(self.device) for part in batch)
             with torch.no_grad():
-                _, loss = self.model(tokens_BT, targets_BT, return_logits=False)
+                _, loss = self.model(tokens_BT, targets_BT, segments=segments[0] if segments else None, return_logits=False)
             if not bool(torch.isfinite(loss)):
                 return diverged(self.model, tokens_BT, targets_BT, torch.float32, loss, self._last_rate)
         return DivergedError("the validation loss", "the matrix products in low precision", self._last_rate)

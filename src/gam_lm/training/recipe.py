@@ -70,6 +70,8 @@ class TrainConfig:
     """overlapping: blocks of context + 1 that advance by context, so that every token is predicted; paper: that advance by context + 1."""
     shuffle_documents: bool = False
     """Put the documents in a new order every epoch before they are cut into blocks."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights the run ends with: its last, or those of its best validation."""
     paper_warmup: bool = False
     """Take ``warmup_steps`` as it stands however short the run is."""
 

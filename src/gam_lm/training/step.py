@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from gam_lm.data.blocks import Batch
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE
 from gam_lm.training.divergence import diverged
@@ -16,7 +15,7 @@ from gam_lm.training.recipe import TrainConfig
 
 
 def train_step(
-    model: LanguageModel, optimizer: torch.optim.Optimizer, batch: tuple[Any, Any], recipe: TrainConfig, rate: float, dtype: torch.dtype
+    model: LanguageModel, optimizer: torch.optim.Optimizer, batch: Batch, recipe: TrainConfig, rate: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, int]:
     """One optimiser step over a batch, in ``recipe.accumulate`` parts that each weigh by their counted targets.
 
@@ -27,13 +26,19 @@ def train_step(
         DivergedError: where loss or gradient are not finite; the weights are then as they were before.
     """
     device = model.embed_tokens.weight.device
-    tokens, targets = (torch.from_numpy(part) for part in batch)
+    tokens, targets, *segments = (torch.from_numpy(part) for part in batch)
     counted = int((targets != IGNORE).sum())
     total = torch.zeros((), device=device)
-    for tokens_BT, targets_BT in zip(tokens.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True):
+    parts = (part.chunk(recipe.accumulate) for part in (tokens, targets, *segments))
+    for tokens_BT, targets_BT, *several in zip(*parts, strict=True):
         share = int((targets_BT != IGNORE).sum()) / counted
+        if share == 0:  # a mean over no target is not a number
+            continue
+        segments_BT = several[0].to(device, non_blocking=True) if several else None
         with autocast(device, dtype):
-            _, loss = model(tokens_BT.to(device, non_blocking=True), targets_BT.to(device, non_blocking=True), return_logits=False)
+            _, loss = model(
+                tokens_BT.to(device, non_blocking=True), targets_BT.to(device, non_blocking=True), segments=segments_BT, return_logits=False
+            )
         (loss * share).backward()
         total += loss.detach() * share
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

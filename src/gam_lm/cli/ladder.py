@@ -1,0 +1,75 @@
+"""`gam bench-plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from gam_lm.cli.flags import check_bounds, command_line
+from gam_lm.errors import InputError
+from gam_lm.presets.models import DEFAULT_MODEL
+from gam_lm.training.plan import SIZES, vocabulary_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchPlan:
+    """Train models of several sizes on texts of several lengths, each for so many minutes; the same command goes on with what is missing.
+
+    The rules of `gam train` (gam_lm/training/plan.py) are read off its table.
+    """
+
+    out: Path
+    """Folder for results.json, table.md, the texts and the runs."""
+    data: str = "gutenberg"
+    """Corpus name or path of a text that is long enough for all."""
+    bytes: tuple[int, ...] = (50_000, 1_000_000, 10_000_000)
+    """Bytes of training text, from its start."""
+    minutes: tuple[float, ...] = (2.0, 10.0)
+    """Of every run."""
+    sizes: tuple[str, ...] = tuple(f"{size.hidden_size}x{size.num_hidden_layers}" for size in SIZES[:4])
+    """WIDTHxLAYERS of the models."""
+    vocab_sizes: tuple[int, ...] = ()
+    """Entries of the tokenizers; by default what the rule gives."""
+    rates: tuple[float, ...] = (1.0,)
+    """Times the learning rates of the rule."""
+    models: tuple[str, ...] = (DEFAULT_MODEL,)
+    """Names of the models."""
+    seeds: tuple[int, ...] = (0,)
+    """One run for each."""
+    device: str = "auto"
+    """auto, cpu, cuda …"""
+
+    def run(self) -> None:
+        """Train what is missing and write the table."""
+        from gam_lm.data.corpora import load_corpus
+        from gam_lm.experiments.ladder import Rung, climb
+        from gam_lm.report.ladder import write_ladder
+        from gam_lm.results import Results, results_file
+        from gam_lm.runtime.measure import environment
+        from gam_lm.training.precision import choose_device
+
+        check_bounds(self, whole=("bytes", "vocab_sizes") if self.vocab_sizes else ("bytes",), positive=())
+        for field in ("minutes", "rates"):
+            if min(getattr(self, field), default=1) <= 0:
+                raise InputError(f"{field} is {getattr(self, field)}: use numbers above 0")
+        rungs = [
+            Rung(
+                text_bytes=text_bytes, minutes=minutes, hidden_size=width, num_hidden_layers=layers, vocab_size=vocab_size, rate=rate, seed=seed, model=model
+            )
+            for text_bytes, minutes, model, (width, layers), rate, seed in product(
+                self.bytes, self.minutes, self.models, map(_size, self.sizes), self.rates, self.seeds
+            )
+            for vocab_size in self.vocab_sizes or (vocabulary_for(text_bytes),)
+        ]
+        results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
+        climb(rungs, load_corpus(self.data), results, self.out, choose_device(self.device))
+        print(write_ladder(self.out))
+        print(f"table: {self.out / 'table.md'}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, layers = text.partition("x")
+    if not (width.isdecimal() and layers.isdecimal() and int(width) and int(layers)):
+        raise InputError(f"sizes has {text!r}: write WIDTHxLAYERS, as in 128x4")
+    return int(width), int(layers)

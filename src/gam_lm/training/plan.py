@@ -1,0 +1,269 @@
+"""The rules of `gam train`: what model and recipe suit a text, a time and a machine. Imports no torch.
+
+Everything that a measurement may change is a table or a number at the top of this file. `gam bench-plan` measures the ladder that they come from.
+A table's first column says from which amount on a line holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from gam_lm.errors import InputError
+from gam_lm.training.recipe import TrainConfig
+
+T = TypeVar("T")
+
+MINUTES = 10.0
+"""Where no time is given."""
+
+
+class Size(NamedTuple):
+    """A rung of the ladder of models, and what it takes to be worth more than the rung below."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    tokens_seen: float
+    """Tokens that the model has to see in training, repetitions included."""
+    text_tokens: float
+    """Tokens that the text has to have."""
+
+
+SIZES = (
+    Size(64, 3, 0, 0),
+    Size(128, 4, 5e5, 3e4),
+    Size(192, 6, 5e6, 1e6),
+    Size(256, 6, 2e7, 3e6),
+    Size(384, 8, 8e7, 1e7),
+    Size(512, 10, 2e8, 4e7),
+    Size(768, 12, 1e9, 2e8),
+)
+
+VOCABULARY = ((0, 512), (1e5, 1024), (6e5, 2048), (1e7, 4096), (5e7, 8192), (4e8, 16_384))
+"""Bytes of text → entries of the tokenizer."""
+
+BATCH = ((0, 8), (1e7, 16), (1e8, 32), (1e9, 64))
+"""Tokens seen → sequences in a batch, on a CPU."""
+
+GPU_BATCH = 4
+"""Times as many on a GPU, which small batches leave idle."""
+
+CONTEXTS = (256, 128, 64, 32, 16)
+"""Tokens in a sequence: the longest of these that leaves a text enough sequences."""
+
+DROPOUT = ((0, 0.0), (3, 0.05), (6, 0.1), (9, 0.15), (15, 0.2), (25, 0.3))
+"""Passes over the text → dropout."""
+
+MOST_PASSES = 40
+"""Beyond these a model only learns the text by heart: the run ends earlier than it may."""
+
+LEARNING_RATE, AT_WIDTH, POWER = 8e-3, 128, 0.5
+"""AdamW's, of embeddings and vectors, falls with this power of the width from this width on. Muon's is the same at every width."""
+
+MUON_LEARNING_RATE = 0.02
+
+FINE_TUNING = 0.25
+"""Share of the learning rates that a trained model goes on with."""
+
+SHARE_OF_VALIDATION = 0.03
+"""Largest share of the time that a single validation may take; of a longer split its first part is measured."""
+
+SHARE_OF_VALIDATIONS = 0.10
+"""Of all validations within the run."""
+
+MOST_VALIDATIONS = 10
+
+SHARE_OF_REST = 0.03
+"""Of everything else: saving, the timed steps, the sample."""
+
+FORWARD_SHARE = 0.4
+"""Time of a validated token, in times of a trained one."""
+
+COMPILE_FROM = 30.0
+"""Minutes from which on compiling the blocks pays for the time it takes."""
+
+
+def at(table: Sequence[tuple[float, T]], amount: float) -> T:
+    """The value of the last line of a table that starts at or below ``amount``."""
+    return [value for start, value in table if start <= amount or start == table[0][0]][-1]
+
+
+def vocabulary_for(text_bytes: int) -> int:
+    """Entries of the tokenizer for a training text of so many bytes."""
+    return at(VOCABULARY, text_bytes)
+
+
+def context_for(train_tokens: int, valid_tokens: int, batch_size: int) -> int:
+    """Tokens in a sequence: the longest that leaves some ten batches to train on and two sequences to validate on."""
+    fits = (each for each in CONTEXTS if train_tokens > 10 * batch_size * each and valid_tokens > 2 * each)
+    return next(fits, CONTEXTS[-1])
+
+
+def learning_rate_for(hidden_size: int) -> float:
+    """AdamW's learning rate at a width."""
+    return LEARNING_RATE * min(1.0, (AT_WIDTH / hidden_size) ** POWER)
+
+
+def choose_size(text_tokens: int, seconds: float, speed: Callable[[Size], float], sizes: Sequence[Size] = SIZES) -> Size:
+    """The largest rung that the text and the time suffice for.
+
+    Args:
+        text_tokens: of the training split.
+        seconds: of training.
+        speed: measures tokens per second of a rung; called from the smallest rung up, and no further than one that is too slow.
+        sizes: the ladder.
+    """
+    chosen = sizes[0]
+    for size in sizes[1:]:
+        if text_tokens < size.text_tokens or seconds * speed(size) < size.tokens_seen:
+            break
+        chosen = size
+    return chosen
+
+
+class Schedule(NamedTuple):
+    """How long a run is and how it is validated."""
+
+    steps: int
+    validate_every: int | None
+    valid_tokens: int
+    """Of the validation split, from its start, that every validation measures."""
+    seconds: float
+    """What it should take, validation included."""
+
+
+def schedule(
+    *, seconds: float, step_seconds: float, tokens_per_step: int, text_tokens: int, valid_tokens: int, context: int, steps: int | None = None,
+    most_passes: float = MOST_PASSES,
+) -> Schedule:  # fmt: skip
+    """Divide a time between training and validation.
+
+    Args:
+        seconds: the time to fill.
+        step_seconds: of an optimiser step.
+        tokens_per_step: of a batch.
+        text_tokens: of the training split.
+        valid_tokens: of the validation split.
+        context: tokens of a sequence; no less than a few of them are validated.
+        steps: where the user named their number, whatever it takes.
+        most_passes: over the text.
+    """
+    per_token = FORWARD_SHARE * step_seconds / tokens_per_step
+    measured = min(valid_tokens, max(4 * context + 1, int(SHARE_OF_VALIDATION * seconds / per_token)))
+    one = measured * per_token
+    inner = max(0, min(MOST_VALIDATIONS, int(SHARE_OF_VALIDATIONS * seconds / one)) - 1)
+    if steps is None:
+        left = seconds * (1 - SHARE_OF_REST) - (inner + 1) * one
+        steps = max(1, min(int(left / step_seconds), int(min(most_passes * text_tokens, 1e18) / tokens_per_step)))
+    every = max(1, -(-steps // (inner + 1))) if inner else None
+    validations = 1 if every is None else -(-steps // every)
+    return Schedule(steps, every, measured, (steps * step_seconds + validations * one) / (1 - SHARE_OF_REST))
+
+
+def recipe_for(*, hidden_size: int, tokens_seen: float, gpu: bool = False, minutes: float = MINUTES, fine_tuning: bool = False) -> TrainConfig:
+    """The recipe of a width and of a number of tokens; steps, context and validations follow from :func:`schedule`."""
+    share = FINE_TUNING if fine_tuning else 1.0
+    return TrainConfig(
+        batch_size=at(BATCH, tokens_seen) * (GPU_BATCH if gpu else 1), optimizer="muon", learning_rate=share * learning_rate_for(hidden_size),
+        muon_learning_rate=share * MUON_LEARNING_RATE, keep="best", compile="on" if minutes >= COMPILE_FROM else "off",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run is going to do, to be told before it starts and to be gone on with when it starts again."""
+
+    texts: tuple[str, ...]
+    """Paths or names of what is read."""
+    minutes: float
+    """The dial; 0 where the user's flags say it all."""
+    vocab_size: int
+    """Entries that the tokenizer was asked for."""
+    tokenizer: str
+    """Its kind or file."""
+    model: str
+    """Name of the model."""
+    valid_tokens: int
+    """Of the validation split, from its start, that are measured."""
+    seconds: float
+    """What the run is expected to take."""
+    start: str = ""
+    """Run directory whose weights it starts from."""
+    chat: bool = False
+    """Whether the texts are conversations."""
+    train_rows: int | None = None
+    """Rows of the training split that are used; None uses all."""
+    valid_rows: int | None = None
+    """Rows of the validation split that are used; None uses all."""
+
+    def to_dict(self) -> dict[str, object]:
+        """The fields as JSON values."""
+        return dataclasses.asdict(self) | {"texts": list(self.texts)}
+
+    @classmethod
+    def from_dict(cls, values: object) -> Plan:
+        """The inverse of :meth:`to_dict`. Raises InputError where it is no plan."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or not values.keys() <= fields:
+            raise InputError("the saved plan is broken: choose a new folder")
+        try:
+            return cls(**values | {"texts": tuple(values["texts"])})
+        except (TypeError, KeyError) as error:
+            raise InputError(f"the saved plan is broken ({error}): choose a new folder") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What the lines of a plan tell besides."""
+
+    documents: int
+    train_bytes: int
+    """Of conversations, what the assistant said."""
+    train_tokens: int
+    counted_tokens: int
+    """Those of the training tokens that are predicted: in conversations the assistant's."""
+    valid_tokens: int
+    """Of the whole split."""
+    entries: int
+    """Entries that the tokenizer has."""
+    left_out: tuple[str, ...]
+    layers: str
+    """What the layers are, in words."""
+    parameters: int
+    steps: int
+    """Optimiser steps of the whole run."""
+    device: str
+
+
+def explain(plan: Plan, recipe: TrainConfig, figures: Figures) -> Iterator[str]:
+    """The plan in five lines."""
+    f = figures
+    left_out = "left out: " + "; ".join(f.left_out) if f.left_out else "nothing left out"
+    measured = f"{plan.valid_tokens:,} of {f.valid_tokens:,}" if plan.valid_tokens < f.valid_tokens else f"{f.valid_tokens:,}"
+    documents = f"{f.documents:,} {'conversation' if plan.chat else 'document'}{'' if f.documents == 1 else 's'}"
+    size = f"{f.counted_tokens:,} tokens of answers" if plan.chat else f"{_size(f.train_bytes)} and {f.train_tokens:,} tokens"
+    yield f"text        {documents}, {size} to train on, {measured} tokens to validate on; {left_out}"
+    length = "" if plan.chat else f", {f.train_bytes / f.train_tokens:.2f} bytes a token"
+    yield f"vocabulary  {f.entries:,} entries{length}" + (f", of {plan.start}" if plan.start else "")
+    yield f"model       {plan.model}: {f.layers}, {f.parameters:,} parameters" + (f", starting from {plan.start}" if plan.start else "")
+    per_step = recipe.batch_size * recipe.context
+    rates = f"Muon {recipe.muon_learning_rate or MUON_LEARNING_RATE:.3g}, AdamW" if recipe.optimizer == "muon" else "AdamW"
+    passes = f.steps * per_step / f.train_tokens
+    yield (
+        f"training    {f.steps:,} steps of {recipe.batch_size} × {recipe.context} tokens, {passes:.2g} passes over the text, {rates} {recipe.learning_rate:.3g}"
+    )
+    early = plan.minutes and plan.seconds < 0.8 * 60 * plan.minutes and passes > 0.9 * MOST_PASSES
+    why = f"; the text is too small to use all of the {plan.minutes:g} that it may take" if early else ""
+    yield f"time        about {_duration(plan.seconds)} on {f.device}{why}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} KB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

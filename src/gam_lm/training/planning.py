@@ -1,0 +1,134 @@
+"""From a prepared text to a plan: a few timed steps on this machine, and the rules of gam_lm.training.plan."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from gam_lm.config import ModelConfig
+from gam_lm.data.tokens import TokenCorpus
+from gam_lm.model import count_parameters
+from gam_lm.runtime.measure import step_times
+from gam_lm.training.batches import Batches
+from gam_lm.training.compiled import compile_for_training
+from gam_lm.training.loop import new_model
+from gam_lm.training.optimizers import make_optimizer
+from gam_lm.training.plan import CONTEXTS, DROPOUT, MOST_PASSES, SIZES, Figures, Schedule, Size, at, choose_size, context_for, recipe_for, schedule
+from gam_lm.training.precision import choose_dtype, has_bf16
+from gam_lm.training.recipe import TrainConfig
+from gam_lm.training.step import train_step
+
+logger = logging.getLogger("gam_lm")
+
+SHARE_OF_TIMING = 0.01
+"""Of the time, for the timed steps of one rung."""
+
+SHORTEST = 60.0
+"""Seconds: a run whose steps the user named is validated as one that takes at least so long."""
+
+
+class Planned(NamedTuple):
+    """What a run should be."""
+
+    config: ModelConfig
+    recipe: TrainConfig
+    schedule: Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Looks for the model and recipe that suit a text, a time and a machine."""
+
+    corpus: TokenCorpus
+    """The text as token ids."""
+    device: torch.device
+    """Where it will be trained."""
+    minutes: float
+    """The time to fill."""
+    config_at: Callable[[Size, float | None], ModelConfig]
+    """The model of a rung with a dropout; what the user fixed is as fixed, and None leaves the dropout as it is."""
+    fixed: Mapping[str, Any]
+    """Fields of TrainConfig that the user named."""
+    fine_tuning: bool = False
+    """Whether a trained model goes on."""
+    sizes: Sequence[Size] = SIZES
+    """The rungs to choose from."""
+    most_passes: float = MOST_PASSES
+    """The most passes over the text."""
+
+    def plan(self) -> Planned:
+        """Time some steps and decide."""
+        seconds, train = 60 * self.minutes, self.corpus.splits["train"]
+        speeds: dict[Size, float] = {}
+
+        def speed(size: Size) -> float:
+            if size not in speeds:
+                recipe = self._recipe(self.config_at(size, 0.1), 0)
+                speeds[size] = recipe.batch_size * recipe.context / self.step_seconds(self.config_at(size, 0.1), recipe)
+                logger.debug("%d × %d: %.0f tokens/s", size.hidden_size, size.num_hidden_layers, speeds[size])
+            return speeds[size]
+
+        size = choose_size(train.tokens, seconds, speed, self.sizes)
+        seen = min(seconds * speed(size), self.most_passes * train.tokens)
+        recipe = self._recipe(self.config_at(size, 0.1), seen)
+        step_seconds = self.step_seconds(self.config_at(size, 0.1), recipe)
+        steps = self._steps(recipe)
+        per_step = recipe.batch_size * recipe.context
+        decided = schedule(
+            seconds=seconds if steps is None else max(steps * step_seconds, SHORTEST), step_seconds=step_seconds, tokens_per_step=per_step, text_tokens=train.tokens,
+            valid_tokens=self.corpus.splits["valid"].tokens, context=recipe.context, steps=steps, most_passes=self.most_passes,
+        )  # fmt: skip
+        recipe = recipe.replace(steps=decided.steps, **{"validate_every": decided.validate_every} if "validate_every" not in self.fixed else {})
+        config = self.config_at(size, at(DROPOUT, decided.steps * per_step / train.tokens))
+        return Planned(config, recipe, decided)
+
+    def step_seconds(self, config: ModelConfig, recipe: TrainConfig) -> float:
+        """Median seconds of a training step as the run would take it, of a model that is thrown away."""
+        model = new_model(config, 0, self.device).train()
+        batches = Batches(self.corpus, recipe)
+        compile_for_training(model, recipe, 1)
+        precision = ("bf16" if has_bf16(self.device) else "fp32") if recipe.precision == "auto" else recipe.precision  # the run itself logs why
+        optimizer, dtype, batch = make_optimizer(model, recipe), choose_dtype(precision, self.device), batches.batch(0)
+        times = step_times(
+            lambda: train_step(model, optimizer, batch, recipe, recipe.learning_rate, dtype), self.device, warmup=2, iterations=7,
+            seconds=SHARE_OF_TIMING * 60 * self.minutes,
+        )  # fmt: skip
+        return statistics.median(times) / 1000
+
+    def _recipe(self, config: ModelConfig, tokens_seen: float) -> TrainConfig:
+        gpu = self.device.type == "cuda"
+        recipe = recipe_for(hidden_size=config.hidden_size, tokens_seen=tokens_seen, gpu=gpu, minutes=self.minutes, fine_tuning=self.fine_tuning)
+        batch_size = self.fixed.get("batch_size", recipe.batch_size)
+        train, valid = self.corpus.splits["train"], self.corpus.splits["valid"]
+        context = CONTEXTS[0] if train.marks is not None else context_for(train.tokens, valid.tokens, batch_size)
+        if train.marks is None and config.longest is not None:
+            context = min(context, config.longest)
+        if "batch_size" not in self.fixed and "accumulate" not in self.fixed:
+            batch_size = min(batch_size, max(1, train.tokens // (2 * context)))
+        return recipe.replace(**{"batch_size": batch_size, "context": context, **self.fixed, "steps": None})
+
+    def _steps(self, recipe: TrainConfig) -> int | None:
+        if "steps" in self.fixed:
+            return int(self.fixed["steps"])
+        return recipe.total_steps(Batches(self.corpus, recipe).steps_per_epoch) if "epochs" in self.fixed else None
+
+
+def figures_of(config: ModelConfig, recipe: TrainConfig, whole: TokenCorpus, device: torch.device) -> Figures:
+    """What the lines of a plan tell besides the plan itself; ``whole`` has the whole validation split."""
+    train = whole.splits["train"]
+    mixers, layers = ", ".join(dict.fromkeys(config.mixers)), config.num_hidden_layers
+    steps = recipe.total_steps(Batches(whole, recipe).steps_per_epoch)
+    return Figures(
+        documents=whole.source.left_out.few or sum(split.documents for split in whole.splits.values()), train_bytes=train.bytes,
+        train_tokens=train.tokens, counted_tokens=train.tokens if train.marks is None else int(train.marks.counted.sum()),
+        valid_tokens=whole.splits["valid"].tokens, entries=whole.vocab_size, left_out=whole.left_out,
+        layers=f"{layers} {'layer' if layers == 1 else 'layers'} of {mixers}, {config.hidden_size} wide, dropout {config.dropout:g}",
+        parameters=count_parameters(config), steps=steps, device=str(device),
+    )  # fmt: skip
+
+

@@ -1,0 +1,300 @@
+"""`gam train my_text.txt` and what follows it, from an empty folder."""
+
+import io
+import json
+import math
+import random
+import signal
+import tomllib
+
+import pytest
+import torch
+
+import gam_lm.training.loop as loop
+import gam_lm.training.planning as planning
+from gam_lm.checkpoint import load_model, read_json
+from gam_lm.cli.main import parse, run, verb_class
+from gam_lm.cli.outcome import meaning
+from gam_lm.training.recipe import TrainConfig
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "small", "birds", "sing", "in", "old", "trees", "and", "nobody", "listens"]
+SMALL = ["--hidden-size", "16", "--num-hidden-layers", "1", "--gam.num-heads", "2", "--context", "16", "--batch-size", "4", "--vocab-size", "280",
+         "--precision", "fp32", "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder with a text in it, and a machine whose steps take a tenth of a second, whatever else runs on it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(planning, "step_times", lambda step, device, **options: [100.0] if step() else [])
+    draw = random.Random(0)
+    (tmp_path / "my_text.txt").write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) + "." for _ in range(400)), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Presses Ctrl-C in step ``number`` of the next run."""
+
+    def press(number):
+        original, count = loop.train_step, 0
+
+        def step(*arguments):
+            nonlocal count
+            count += 1
+            if count == number:
+                signal.raise_signal(signal.SIGINT)
+            return original(*arguments)
+
+        monkeypatch.setattr(loop, "train_step", step)
+        return lambda: monkeypatch.setattr(loop, "train_step", original)
+
+    return press
+
+
+def refused(capsys, arguments):
+    assert run(arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gam: ") and "nats/token" not in line]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def weights(directory):
+    return load_model(directory).state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def plan_lines(output):
+    heads = ("text  ", "vocabulary  ", "model  ", "training  ", "time  ")
+    return [line for line in output.splitlines() if line.startswith(heads)]
+
+
+def test_a_text_is_all_it_takes_and_the_plan_comes_first(folder, capsys):
+    assert run(["train", "my_text.txt", "--minutes", "0.05", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[:5] == plan_lines(said) and "1 document" in said.splitlines()[0]
+    saved = read_json(folder / "runs/my_text/recipe.json")
+    recipe = TrainConfig.from_dict(saved["train_config"])
+    assert 1 <= recipe.steps <= 0.05 * 60 / 0.1 and saved["plan"]["minutes"] == 0.05 and recipe.keep == "best"
+    assert f"{recipe.steps:,} steps of {recipe.batch_size} × {recipe.context} tokens" in said
+    for floor in ("unigram", "bigram", "xz"):
+        assert f"{floor} " in said
+    assert "A sample:" in said and "gam train OTHER_TEXT --from runs/my_text" in said
+
+
+def test_flags_go_before_the_plan(folder, capsys):
+    assert run(["train", "my_text.txt", "--steps", "3", "--learning-rate", "0.005", "--dropout", "0.25", *SMALL]) == 0
+    saved = read_json(folder / "runs/my_text/recipe.json")
+    assert (saved["train_config"]["steps"], saved["train_config"]["learning_rate"], saved["train_config"]["batch_size"]) == (3, 0.005, 4)
+    model = saved["model_config"]
+    assert (model["hidden_size"], model["dropout"], model["options"]["gam"]["num_heads"]) == (16, 0.25, 2)
+    assert saved["plan"]["vocab_size"] == 280
+
+
+def test_several_paths_are_one_text(folder, capsys):
+    for i in range(3):
+        (folder / f"{i}.md").write_text(" ".join(WORDS * 40) + f" {i}\n", encoding="utf-8")
+    assert run(["train", "0.md", "1.md", "2.md", "--steps", "2", *SMALL]) == 0
+    assert "3 documents" in capsys.readouterr().out and (folder / "runs/0/model.safetensors").is_file()
+
+
+def test_what_is_left_out_is_in_the_plan(folder, capsys):
+    (folder / "texts").mkdir()
+    (folder / "my_text.txt").rename(folder / "texts/a.txt")
+    (folder / "texts/picture.png").write_bytes(b"\x89PNG")
+    assert run(["train", "texts", "--steps", "2", *SMALL]) == 0
+    assert "picture.png" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_an_interrupted_run_goes_on_with_its_plan_as_if_nothing_had_been(folder, capsys, interrupted):
+    command = ["train", "my_text.txt", "--minutes", "0.03", *SMALL]
+    again = interrupted(4)
+    assert run(command) == 130
+    again()
+    out = folder / "runs/my_text"
+    before = read_json(out / "recipe.json")
+    assert read_json(next((out / "state").glob("step-*")) / "progress.json")["step"] == 4
+    capsys.readouterr()
+    assert run(["train", "my_text.txt", "--device", "cpu"]) == 0  # no other flag: the plan is saved
+    assert read_json(out / "recipe.json") == before
+    assert len(plan_lines(capsys.readouterr().out)) == 5
+    assert run(["train", "--out", str(out), "--device", "cpu"]) == 0  # nor the text
+    assert run(["train", "--config", str(out / "run.toml"), "--out", "whole", "--device", "cpu"]) == 0
+    assert same(weights(out), weights(folder / "whole"))
+
+
+def test_the_file_that_repeats_a_run_holds_its_flags(folder):
+    assert run(["train", "my_text.txt", "--steps", "2", *SMALL]) == 0
+    values = tomllib.loads((folder / "runs/my_text/run.toml").read_text(encoding="utf-8"))
+    assert values["texts"] == ["my_text.txt"] and values["steps"] == 2 and values["gam"]["num_heads"] == 2
+    (verb,) = parse(["train", "--config", "runs/my_text/run.toml", "--steps", "5", "--gam.num-heads", "4"])
+    assert verb.texts == ("my_text.txt",) and verb.recipe.steps == 5 and verb.architecture.gam.num_heads == 4  # what is typed goes before the file
+    assert verb.recipe.batch_size == 4 and verb.recipe.shuffle_documents is False and verb.architecture.hidden_size == 16
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("stepz = 3", "did you mean 'steps'"), ("steps = ", "is no TOML"), ("steps = 1979-05-27", "use a number, a text")],
+)
+def test_a_broken_config_is_one_line(folder, capsys, content, said):
+    (folder / "run.toml").write_text(content, encoding="utf-8")
+    assert said in refused(capsys, ["train", "my_text.txt", "--config", "run.toml"])
+    assert "no such file" in refused(capsys, ["generate", "runs", "--config", "none.toml"])
+
+
+def test_config_gives_the_flags_of_any_verb(folder):
+    (folder / "g.toml").write_text('run_directory = "runs/x"\nprompt = "Once"\ncompile = true\ntop-k = 7\n', encoding="utf-8")
+    (verb,) = parse(["generate", "--config", "g.toml", "--temperature", "0"])
+    assert (str(verb.run_directory), verb.prompt, verb.compile, verb.top_k, verb.temperature) == ("runs/x", "Once", True, 7, 0.0)
+    (verb,) = parse(["generate", "runs/y", "--config", "g.toml"])
+    assert str(verb.run_directory) == "runs/y"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--minutes", "3"], "minutes"), (["--hidden-size", "32"], "its model has hidden_size 16, not 32"), (["--model", "mamba"], "model gam, not mamba"),
+        (["--learning-rate", "0.1"], "its recipe has learning_rate 0.005, not 0.1"), (["--vocab-size", "300"], "vocab_size 280, not 300"),
+    ],
+)  # fmt: skip
+def test_a_directory_that_cannot_go_on_says_why(folder, capsys, flags, said):
+    assert run(["train", "my_text.txt", "--minutes", "0.02", "--learning-rate", "0.005", *SMALL]) == 0
+    before = (folder / "runs/my_text/run.toml").read_text(encoding="utf-8")
+    message = refused(capsys, ["train", "my_text.txt", "--device", "cpu", *flags])
+    assert said in message and "runs/my_text" in message
+    assert (folder / "runs/my_text/run.toml").read_text(encoding="utf-8") == before
+    (folder / "my_text.txt").write_text(" ".join(WORDS * 300), encoding="utf-8")
+    assert "its data has sha256" in refused(capsys, ["train", "my_text.txt", "--device", "cpu"])
+
+
+def test_the_best_state_is_kept_where_validation_rises(folder, capsys, monkeypatch):
+    """A rate that wrecks the model late in the run: the state of the best validation is what is saved, and both figures are told."""
+    monkeypatch.setattr(TrainConfig, "rate", lambda self, step, total: 3e-3 if step < 6 else 3.0)
+    common = ["--optimizer", "adamw", "--validate-every", "2", "--clip", "0", *SMALL]
+    assert run(["train", "my_text.txt", "--steps", "12", "--out", "long", *common]) == 0
+    said = capsys.readouterr().out
+    assert "kept: the state of step 6 of 12" in said and "validation rose" in said
+    points = [json.loads(line) for line in (folder / "long/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    nats = {point["step"]: point["val_nats"] for point in points if "val_nats" in point}
+    assert min(nats, key=nats.get) == 6 and nats[12] > nats[6] + 0.5
+    assert f"validation: {nats[6]:.4f}" in said
+    assert run(["train", "my_text.txt", "--steps", "6", "--out", "short", *common]) == 0
+    assert same(weights("long"), weights("short"))
+    kept = weights("long")
+    assert run(["train", "--out", "long", "--device", "cpu"]) == 0  # a finished run that is started again changes nothing
+    assert same(weights("long"), kept)
+    assert run(["train", "my_text.txt", "--steps", "12", "--out", "last", "--keep", "last", *common]) == 0
+    assert not same(weights("last"), kept)
+
+
+def test_a_trained_model_goes_on_with_other_text(folder, capsys):
+    assert run(["train", "my_text.txt", "--steps", "60", *SMALL]) == 0
+    (folder / "other.txt").write_text(" ".join(WORDS[::-1] * 300), encoding="utf-8")
+    capsys.readouterr()
+    assert run(["train", "other.txt", "--from", "runs/my_text", "--steps", "4", "--context", "16", "--batch-size", "4", "--device", "cpu"]) == 0
+    said, out = capsys.readouterr().out, folder / "runs/my_text-other"
+    assert "starting from runs/my_text" in said and (out / "tokenizer.json").read_bytes() == (folder / "runs/my_text/tokenizer.json").read_bytes()
+    curve = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert curve[0]["train_nats"] < math.log(280) - 0.3  # it began with what it had learned
+    rate, fresh = (read_json(folder / f"runs/{name}/recipe.json")["train_config"]["learning_rate"] for name in ("my_text-other", "my_text"))
+    assert rate < fresh
+    assert run(["train", "other.txt", "--from", "runs/my_text", "--device", "cpu"]) == 0  # goes on, here: is finished
+    assert "keeps model and tokenizer" in refused(capsys, ["train", "other.txt", "--from", "runs/my_text", "--hidden-size", "8", "--out", "x"])
+    assert "does not exist" in refused(capsys, ["train", "other.txt", "--from", "runs/none", "--out", "x"])
+    assert "holds another run (from" in refused(capsys, ["train", "other.txt", "--from", "runs/my_text-other", "--out", str(out)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "data is not given"), (["train", "none.txt"], "no such file"), (["train", "my_text.txt", "--data", "stdlib"], "use one of them"),
+        (["train", "my_text.txt", "--minutes", "0"], "minutes is 0"), (["train", "my_text.txt", "stdlib"], "one corpus by its name"),
+        (["train", "my_text.txt", "--valid-tokens", "0"], "valid_tokens is 0"), (["train", "--chat", "c.jsonl"], "add --from RUN"),
+        (["train", "my_text.txt", "--out", "."], "not empty and no run directory"), (["chat", "none"], "does not exist"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(folder, capsys, arguments, said):
+    assert said in refused(capsys, [*arguments, "--device", "cpu"])
+    assert not (folder / "runs").exists()
+
+
+def test_help_shows_what_people_use_first_and_help_all_the_rest(capsys):
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as done:
+            run(["train", flag])
+        assert done.value.code == 0
+        shown[flag] = capsys.readouterr().out
+    first = verb_class("train").first
+    assert len(first) <= 12 and "--help-all" in shown["--help"]
+    for name in first:
+        assert name == "texts" or f"--{name.replace('_', '-')}" in shown["--help"]
+    assert "--weight-decay" not in shown["--help"] and "--weight-decay" in shown["--help-all"] and "--gam.write" in shown["--help-all"]
+
+
+def test_what_a_figure_means():
+    floors = {"unigram": 3.0, "bigram": 2.5, "xz": 2.2}
+    assert "below bigram" in meaning(2.0, floors) and "xz" not in meaning(2.0, floors) and "xz" in meaning(2.4, floors)
+    assert "between unigram and bigram" in meaning(2.7, floors) and "not below unigram" in meaning(3.1, floors)
+
+
+def conversations(path, number=24, words=("red", "green")):
+    draw = random.Random(1)
+    rows = []
+    for _ in range(number):
+        word = draw.choice(words)
+        said = [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]
+        rows.append(json.dumps({"messages": [*said, {"role": "user", "content": "<|endoftext|> again"}, {"role": "assistant", "content": "again"}]}))
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def test_a_model_learns_to_answer_and_is_talked_to(folder, capsys, monkeypatch):
+    words = ("quick", "lazy")
+    conversations(folder / "talk.jsonl", words=words)
+    sizes = ["--hidden-size", "32", "--num-hidden-layers", "2", "--vocab-size", "280", "--precision", "fp32", "--device", "cpu"]
+    assert run(["train", "my_text.txt", "--steps", "2", *sizes]) == 0
+    teach = ["train", "--chat", "talk.jsonl", "--from", "runs/my_text", "--device", "cpu"]
+    assert run([*teach, "--steps", "60", "--context", "64", "--batch-size", "4", "--learning-rate", "0.01", "--muon-learning-rate", "0.02"]) == 0
+    said, out = capsys.readouterr().out, folder / "runs/my_text-talk"
+    assert "24 conversations" in said and "tokens of answers" in said and "gam chat runs/my_text-talk" in said
+    assert (out / "chat_template.jinja").is_file()
+    monkeypatch.setattr("sys.stdin", io.StringIO("say quick\n<|endoftext|> again\n/new\nsay lazy\n"))
+    assert run(["chat", str(out), "--temperature", "0", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["quick", "again", "lazy"]
+    assert run(teach) == 0  # finished already
+
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    message = [{"role": "user", "content": "say quick"}]
+    assert tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True) == "User: say quick\nAssistant:"
+
+
+def test_a_model_without_conversations_is_talked_to_in_plain_lines(folder, capsys, monkeypatch):
+    assert run(["train", "my_text.txt", "--steps", "2", *SMALL]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nagain\n"))
+    assert run(["chat", "runs/my_text", "--system", "Be brief.", "--max-new-tokens", "5", "--seed", "0", "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert "has learned no conversations" in captured.err and captured.out.count("\n") >= 2
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", "line 2: no JSON"), ('{"text": "x"}', "no list of messages"), ('{"messages": [{"role": "robot", "content": "x"}]}', "messages[0] is no message"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "nothing to learn"), ('{"messages": [{"role": "user"}]}', "messages[0] is no message"),
+    ],
+)  # fmt: skip
+def test_a_broken_conversation_is_named(folder, capsys, row, said):
+    assert run(["train", "my_text.txt", "--steps", "1", *SMALL]) == 0
+    conversations(folder / "talk.jsonl", 1)
+    with (folder / "talk.jsonl").open("a", encoding="utf-8") as file:
+        file.write(row + "\n")
+    message = refused(capsys, ["train", "--chat", "talk.jsonl", "--from", "runs/my_text", "--device", "cpu"])
+    assert said in message and "talk.jsonl" in message
+    conversations(folder / "talk.jsonl", 1)
+    assert "has 1 conversations" in refused(capsys, ["train", "--chat", "talk.jsonl", "--from", "runs/my_text", "--device", "cpu"])

@@ -19,6 +19,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Above = Annotated[float, Field(gt=0)]
 """A number above 0."""
 
+DrawSeed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""A seed of torch's draws."""
+Temperature = Annotated[float, Field(ge=0)]
+"""Of draws; 0 takes the likeliest."""
+TopP = Annotated[float, Field(gt=0, le=1)]
+"""A probability above 0."""
+
 
 def check_numbers(verb: Any) -> None:
     """Check every field of ``verb`` that holds numbers, and those of its groups of flags, against its annotation. NaN and infinity are never allowed.

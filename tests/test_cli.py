@@ -203,7 +203,7 @@ def test_the_models_are_printed_with_what_each_changes_and_its_source(capsys):
 
 def test_every_option_of_every_mixer_is_a_flag_with_its_explanation(capsys):
     with pytest.raises(SystemExit):
-        run(["train", "--help"])
+        run(["train", "--help-all"])
     said = " ".join(capsys.readouterr().out.split())
     for name in mixer_names():
         for field in dataclasses.fields(options_class(name)):

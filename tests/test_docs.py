@@ -62,7 +62,7 @@ def test_verbs_and_flags_in_the_text_exist(page, capsys):
             continue
         assert verb is not None, command
         with pytest.raises(SystemExit):
-            run([*verb.split(), "--help"])
+            run([*verb.split(), "--help-all"])
         known = capsys.readouterr().out
         assert all(word in known for word in words if word.startswith("--")), command
 

@@ -152,5 +152,5 @@ def test_the_ladder_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     rows = read_results(tmp_path / "out/results.json")["rows"]
     assert rows[0] == first and [row["rate"] for row in rows] == [1.0, 2.0]
     assert rows[1]["train_config"]["learning_rate"] == 2 * first["train_config"]["learning_rate"]
-    assert 0 < first["val_bits_per_byte"] and first["bigram_bits_per_byte"] < first["unigram_bits_per_byte"]
+    assert first["val_bits_per_byte"] > 0 and first["bigram_bits_per_byte"] < first["unigram_bits_per_byte"]
     assert "**" in capsys.readouterr().out

@@ -39,10 +39,11 @@ class Export:
         print(f"export: {out}")
 
     def _nats(self, folder: Path, data: str) -> float:
-        from gam_lm.checkpoint import load_model, read_json
+        from gam_lm.checkpoint import load_model
         from gam_lm.data.tokens import prepare
+        from gam_lm.training.directory import trained_with
         from gam_lm.training.evaluate import evaluate
 
-        model, recipe = load_model(folder), folder / "recipe.json"
-        context = read_json(recipe)["train_config"]["context"] if recipe.is_file() else model.config.max_position_embeddings
+        model, recipe = load_model(folder), trained_with(folder)
+        context = model.config.max_position_embeddings if recipe is None else recipe.context
         return evaluate(model, prepare(data, tokenizer=str(folder / "tokenizer.json")).splits["valid"], context=context).nats_per_token

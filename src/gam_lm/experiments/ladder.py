@@ -101,9 +101,11 @@ def _row(rung: Rung, source: Corpus, out: Path, device: torch.device) -> dict[st
         logger.warning("%s: %s", rung.label, error)
         return own | {"diverged": True}
     shutil.rmtree(run / "state", ignore_errors=True)
-    measured = evaluate(model, whole.splits["valid"], context=recipe.context)  # the same text for all, however much of it each had the time to look at
+    # The same text for all, however much of it each had the time to look at.
+    measured = evaluate(model, whole.splits["valid"], context=recipe.context)
     return own | measured.figures("val") | {
-        "last_val_nats_per_token": trained.curve[-1]["val_nats"], "best_val_nats_per_token": trained.validation.nats_per_token, "kept_step": trained.kept_step, "steps": trained.steps,
+        "last_val_nats_per_token": trained.curve[-1]["val_nats"], "best_val_nats_per_token": trained.validation.nats_per_token,
+        "kept_step": trained.kept_step, "steps": trained.steps,
         "train_tokens": trained.tokens, "train_seconds": trained.seconds, "curve": trained.curve,
     }  # fmt: skip
 

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -34,6 +33,7 @@ from gam_lm.training.recipe import TrainConfig
 from gam_lm.training.state import Progress, generators, load_state, save_state, set_generators
 from gam_lm.training.step import train_step as train_step
 from gam_lm.training.trackers import NoTracker, Tracker
+from gam_lm.training.trained import Trained as Trained
 
 logger = logging.getLogger("gam_lm")
 
@@ -44,30 +44,6 @@ BEST = Path("state") / "best"
 SECONDS_BETWEEN_STATES = 60.0
 SHARE_OF_SAVING = 0.05
 """Largest share of the time that the saving by the clock may take: where writing a state takes more than three seconds, it is done less often."""
-
-
-@dataclass(kw_only=True)
-class Trained:
-    """What a finished run knows of itself."""
-
-    steps: int
-    """Optimiser steps."""
-    tokens: int
-    """Predicted tokens of training."""
-    seconds: float
-    """Seconds of training, validation and checkpoints left out."""
-    curve: list[dict[str, float]] = field(default_factory=list)
-    """Validations: step, tokens, seconds, train_nats, val_nats."""
-    precision: str
-    """Number format of the matrix products."""
-    compiled: bool
-    """Whether the blocks ran through torch.compile."""
-    validation: Evaluation
-    """The last validation, over the whole split: of the weights that are kept."""
-    kept_step: int
-    """The step whose weights are kept: the last, or with ``keep="best"`` that of the best validation."""
-    last: Evaluation | None = None
-    """Of the last weights, where others are kept."""
 
 
 def new_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> LanguageModel:

@@ -71,19 +71,18 @@ async function goOn() {
   running = true;
   stopping = false;
   $("go").textContent = "Stop";
-  let written = 0, spent = 0, last = performance.now(), why = "";
+  let written = 0, first = 0, last = performance.now(), why = "";
   while (!stopping && (given.length || written < most)) {
     if (made.config.positions === "learned" && model.position >= made.config.max_position_embeddings) {
       why = `the model's positions end at ${made.config.max_position_embeddings} tokens`;
       break;
     }
-    const started = performance.now();
     if (given.length) read(given.shift(), true);
     else {
+      first ||= performance.now();
       const id = sampled(Number($("temperature").value));
       read(id, false);
       written++;
-      spent += performance.now() - started;
       if (id === made.tokenizer.end) {
         why = "the text has ended";
         break;
@@ -91,7 +90,7 @@ async function goOn() {
     }
     if (performance.now() - last > SLICE) {
       show();
-      say(written, spent, "");
+      say(written, performance.now() - first, "");
       await drawn();
       last = performance.now();
     }
@@ -99,12 +98,12 @@ async function goOn() {
   running = false;
   $("go").textContent = "Go on";
   show();
-  say(written, spent, stopping ? "stopped" : why);
+  say(written, performance.now() - first, stopping ? "stopped" : why);
 }
 
-function say(written, spent, why) {
+function say(written, milliseconds, why) {
   const parts = [`${tokens.length} tokens`];
-  if (written) parts.push(`${(1000 * written / spent).toFixed(0)} tokens a second`);
+  if (written) parts.push(`${(1000 * written / milliseconds).toFixed(0)} tokens a second`);
   if (why) parts.push(why);
   $("status").textContent = parts.join(" · ");
 }

@@ -61,7 +61,7 @@ def test_logits_and_text_in_the_browser_are_those_of_the_int8_model(show, pages,
     quantize_int8(model)
     ids = tokenizer.encode(PROMPT).ids
     browser = opened(show, pages[name])
-    logits = browser.execute_script("const other = new GAM.Model(made.config, model.weights); return arguments[0].map((id) => [...other.step(id)])", ids)
+    logits = browser.execute_script("const other = new GAM.Model(made.config, model); return arguments[0].map((id) => [...other.step(id)])", ids)
     with torch.no_grad():
         assert (torch.tensor(logits) - model.stream(torch.tensor([ids]))[0][0]).abs().max() < 1e-3
     say(browser, PROMPT)

@@ -72,6 +72,21 @@ def given(folder, model, *, half=False):
     return {"config": model.config.to_dict(), "tensors": tensors, "ids": TOKENS}
 
 
+@node
+@pytest.mark.parametrize(("rows", "columns"), [(1, 4), (4, 4), (7, 12), (270, 64), (8, 5), (33, 128)])
+def test_the_product_in_webassembly_equals_the_plain_one(rows, columns, tmp_path):
+    script = (
+        f"const {{ plain, room }} = require({json.dumps(str(BROWSER / 'product.js'))}), {{ numbers, product }} = room(4 + given.W.length, given.W.length);"
+        "const W = numbers.subarray(4, 4 + given.W.length); W.set(given.W);"
+        "return [[...product(W, Float64Array.from(given.x), given.rows)], [...plain(W, Float64Array.from(given.x), given.rows)], product !== plain];"
+    )
+    W, x = torch.randn(rows, columns), torch.randn(columns)
+    ours, plain, another = in_node(tmp_path, script, {"W": W.flatten().tolist(), "x": x.tolist(), "rows": rows})
+    assert another
+    for each in (ours, plain):
+        torch.testing.assert_close(torch.tensor(each), W @ x, rtol=1e-5, atol=1e-5)
+
+
 STEPS = "const made = model(); return given.ids.map((id) => [...made.step(id)]);"
 
 
@@ -129,7 +144,7 @@ def test_sources_in_javascript_are_those_of_the_trace(name, most, tmp_path):
     model = model_of(name)
     script = (
         "const made = model(), sources = made.layers.map((_, i) => new GAM.Sources(made, i, given.most));"
-        "return given.ids.map((id, t) => { made.step(id); return sources.map((each, i) => each.update(t, made.layers[i].seen)); });"
+        "return given.ids.map((id) => { made.step(id); return sources.map((each, i) => each.update(made.layers[i].seen)); });"
     )
     found = in_node(tmp_path, script, given(tmp_path, model) | {"most": most})
     traces = []

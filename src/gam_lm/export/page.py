@@ -1,6 +1,6 @@
 """A page that runs a trained GAM in a browser, offline: one HTML file with the weights, the tokenizer and the code inside.
 
-The code lies beside this file in browser/: step.js is the model, tokenizer.js the tokenizer, page.js what is seen.
+The code lies beside this file in browser/: step.js is the model, product.js its matrix product, tokenizer.js the tokenizer, page.js what is seen.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gam_lm")
 
-SCRIPTS = ("step.js", "tokenizer.js", "page.js")
+SCRIPTS = ("product.js", "step.js", "tokenizer.js", "page.js")
 LARGE = 32 << 20
 """Bytes from which on a page takes long to open."""
 
@@ -86,7 +86,7 @@ def packed(model: LanguageModel, *, half: bool) -> tuple[bytes, dict[str, dict[s
     for name, tensor in sorted(stored.items(), key=lambda each: each[1].dtype == torch.int8):  # the scales are read before what they scale
         if name.startswith("lm_head.") and model.config.tie_word_embeddings:
             continue
-        entry = {"dtype": "fp32", "size": tensor.numel(), "offset": len(blob)}
+        entry = {"dtype": "fp32", "size": tensor.numel(), "offset": len(blob), "longest": max(tensor.shape, default=1)}
         if tensor.dtype == torch.int8:
             entry |= {"dtype": "int8", "scale": name.replace("weight_int8", "weight_scale")}
             written = tensor

@@ -39,7 +39,7 @@ function read(id, given) {
     const found = { gates: { ...seen.gates } };
     if (seen.b) found.gates.write = seen.b.reduce((sum, each) => sum + each, 0) / seen.b.length;
     if (sources[i]) {
-      const { tokens: named, bank, older } = sources[i].update(tokens.length, seen);
+      const { tokens: named, bank, older } = sources[i].update(seen);
       found.sources = named.sort((x, y) => y.share - x.share).slice(0, TOP);
       Object.assign(found, { bank, older });
     }

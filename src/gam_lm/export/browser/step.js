@@ -9,6 +9,7 @@
 // What a step did at each layer, for people to look at, is in `layer.seen`; Sources below tells which tokens a read came from.
 
 const GAM = (() => {
+  const { room } = typeof require === "undefined" ? Product : require("./product.js");
   const sigmoid = (x) => 1 / (1 + Math.exp(-x));
   const silu = (x) => x / (1 + Math.exp(-x));
   const softplus = (x) => Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x)));
@@ -20,20 +21,6 @@ const GAM = (() => {
     const z = Math.abs(x) / Math.SQRT2, t = 1 / (1 + z / 2);
     const erfc = t * Math.exp(-z * z + FIT.reduceRight((sum, c) => sum * t + c, 0));
     return x * (x >= 0 ? 1 - erfc / 2 : erfc / 2);
-  }
-
-  // y = W x of a matrix of `rows` rows; four sums, so that the processor need not wait for one.
-  function product(W, x, rows) {
-    const n = x.length, y = new Float64Array(rows);
-    for (let o = 0, i = 0; o < rows; o++) {
-      let s0 = 0, s1 = 0, s2 = 0, s3 = 0, j = 0;
-      for (; j + 3 < n; j += 4, i += 4) {
-        s0 += W[i] * x[j]; s1 += W[i + 1] * x[j + 1]; s2 += W[i + 2] * x[j + 2]; s3 += W[i + 3] * x[j + 3];
-      }
-      for (; j < n; j++, i++) s0 += W[i] * x[j];
-      y[o] = s0 + s1 + s2 + s3;
-    }
-    return y;
   }
 
   function normalized(x, weight, bias, eps) {  // LayerNorm; without a bias RMSNorm
@@ -75,23 +62,39 @@ const GAM = (() => {
 
   // Σ_k w_k ∘ window_k + bias; the window is what came before and x itself, `weight` (C, K).
   function taps(past, x, weight, bias) {
-    const K = past.length + 1;
-    return filled(x.length, (c) => past.reduce((sum, each, k) => sum + weight[c * K + k] * each[c], bias[c] + weight[c * K + K - 1] * x[c]));
+    const K = past.length + 1, y = Float64Array.from(bias);
+    [...past, x].forEach((each, k) => { for (let c = 0; c < y.length; c++) y[c] += weight[c * K + k] * each[c]; });
+    return y;
   }
 
-  // g_h = Σ_m r_m (bank_m + memory_m) of every head; `scale` counts the bank's rows.
+  // g_h = Σ_m r_m (bank_m + memory_m) of every head; `scale` counts the bank's rows, `memory` may be null.
   function read(r, bank, memory, H, M, E, scale) {
     const g = new Float64Array(H * E);
-    for (let s = 0, i = 0; s < H * M; s++) {
-      const first = Math.floor(s / M) * E, weight = r[s], prior = scale ? scale[s] : 1;
-      for (let e = 0; e < E; e++, i++) g[first + e] += weight * (prior * bank[i] + memory[i]);
+    for (let h = 0, i = 0; h < H; h++) {
+      for (let m = h * M; m < (h + 1) * M; m++) {
+        const weight = r[m], prior = scale ? weight * scale[m] : weight;
+        for (let e = h * E; e < (h + 1) * E; e++, i++) g[e] += prior * bank[i] + (memory ? weight * memory[i] : 0);
+      }
     }
     return g;
   }
 
+  // memory ← λ memory + b a (v − held)ᵀ of every head.
+  function write(memory, decay, b, a, v, held, H, M, E) {
+    for (let h = 0, i = 0; h < H; h++) {
+      const keep = decay[h], error = v.slice(h * E, (h + 1) * E);
+      if (held) for (let e = 0; e < E; e++) error[e] -= held[h * E + e];
+      for (let m = h * M; m < (h + 1) * M; m++) {
+        const weight = b[h] * a[m];
+        for (let e = 0; e < E; e++, i++) memory[i] = keep * memory[i] + weight * error[e];
+      }
+    }
+  }
+
   class Model {
-    // weights: Float32Arrays by name. config: of config.json.
-    constructor(config, weights) {
+    // config: of config.json. weights: Float32Arrays by name. product: y = W x of such.
+    constructor(config, { weights, product }) {
+      this.product = product;
       this.config = config;
       this.options = config.options.gam;
       this.weights = weights;
@@ -110,7 +113,7 @@ const GAM = (() => {
 
     linear(name, x) {
       const W = this.weights[`${name}.weight`], bias = this.weights[`${name}.bias`];
-      const y = product(W, x, W.length / x.length);
+      const y = this.product(W, x, W.length / x.length);
       if (bias) for (let o = 0; o < y.length; o++) y[o] += bias[o];
       return y;
     }
@@ -137,7 +140,7 @@ const GAM = (() => {
           x = x.map((each, j) => each + z[j]);
         }
       });
-      return product(weights["lm_head.weight"] ?? E, this.norm("norm", x), config.vocab_size);
+      return this.product(weights["lm_head.weight"] ?? E, this.norm("norm", x), config.vocab_size);
     }
 
     feedForward(name, h) {
@@ -159,7 +162,7 @@ const GAM = (() => {
       const bank = w[`${name}.memory.bank`];
       if (bank) {  // static_t = softmax(h_t Bᵀ) B, the paper's memory
         const written = options.write !== "none";
-        const share = audible(softmax(product(bank, h, bank.length / D)), written ? null : silent, true), path = new Float64Array(D);
+        const share = audible(softmax(this.product(bank, h, bank.length / D)), written ? null : silent, true), path = new Float64Array(D);
         share.forEach((each, s) => { for (let i = 0; i < D; i++) path[i] += each * bank[s * D + i]; });
         if (!written) state.seen.shares = share;
         add(path, globalGate);
@@ -185,7 +188,7 @@ const GAM = (() => {
       const M = S / H, D = h.length, E = D / H, mean = options.write === "mean", V0 = w[`${name}.bank`], memory = state.memory;
       // s_t = τ K h_t, and for writing Σ_k u_k ∘ s_{t−K+1+k} + bias, at first "the token before"
       const sharpness = w[`${name}.sharpness`];
-      const scores = product(w[`${name}.address`], h, S).map((each, s) => (sharpness ? sharpness[Math.floor(s / M)] * each : each));
+      const scores = this.product(w[`${name}.address`], h, S).map((each, s) => (sharpness ? sharpness[Math.floor(s / M)] * each : each));
       const before = taps(state.scores, scores, w[`${name}.before.weight`], w[`${name}.before.bias`]);
       state.scores = [...state.scores, scores].slice(1);
       const quiet = (head) => silent && silent.subarray(head * M, (head + 1) * M);
@@ -194,114 +197,127 @@ const GAM = (() => {
       const plain = options.write_address === "keys";
       const r = byHead(scores, H, plain ? key : slots);
       const a = byHead(before, H, plain ? key : mean ? slots : (x, head) => unit(slots(x, head)));
-      const v = this.linear(`${name}.value_proj`, h), write = this.linear(`${name}.write_proj`, h), rate = w[`${name}.log_rate`];
-      const b = filled(H, (i) => (options.write_gate === "learned" ? sigmoid(write[i]) * options.max_write : 0));
-      const decay = filled(H, (i) => Math.exp(-Math.exp(rate[i]) * softplus(write[H + i])));  // λ = exp(−exp(A) softplus(·))
+      const v = this.linear(`${name}.value_proj`, h), gates = this.linear(`${name}.write_proj`, h), rate = w[`${name}.log_rate`];
+      const b = filled(H, (i) => (options.write_gate === "learned" ? sigmoid(gates[i]) * options.max_write : 0));
+      const decay = filled(H, (i) => Math.exp(-Math.exp(rate[i]) * softplus(gates[H + i])));  // λ = exp(−exp(A) softplus(·))
       Object.assign(state.seen, { r, a, v, b, decay });
       if (mean) {  // S_t = λ S_{t−1} + b a vᵀ,  Z_t = λ Z_{t−1} + b a,  g_t = Σ_m r_m (c_m V0_m + S_m) / (c_m + Z_m)
         const prior = filled(S, (s) => softplus(w[`${name}.prior`][s]));
-        for (let s = 0, i = 0; s < S; s++) {
-          const head = Math.floor(s / M), weight = b[head] * a[s];
-          for (let e = 0; e < E; e++, i++) memory[i] = decay[head] * memory[i] + weight * v[head * E + e];
-          state.Z[s] = decay[head] * state.Z[s] + weight;
-        }
+        write(memory, decay, b, a, v, null, H, M, E);
+        for (let s = 0; s < S; s++) state.Z[s] = decay[Math.floor(s / M)] * state.Z[s] + b[Math.floor(s / M)] * a[s];
         const share = r.map((each, s) => each / (prior[s] + state.Z[s]));
         Object.assign(state.seen, { r: share, prior });
         return (state.seen.g = read(share, V0, memory, H, M, E, prior));
       }
       // D_t = λ D_{t−1} + b a (v − (V0 + λ D_{t−1})ᵀ a)ᵀ,  g_t = (V0 + D_t)ᵀ r
-      for (let head = 0, i = 0; head < H; head++) for (let j = 0; j < M * E; j++, i++) memory[i] *= decay[head];
-      const held = read(a, V0, memory, H, M, E);
-      for (let s = 0, i = 0; s < S; s++) {
-        const head = Math.floor(s / M), weight = b[head] * a[s];
-        for (let e = 0; e < E; e++, i++) memory[i] += weight * (v[head * E + e] - held[head * E + e]);
-      }
+      const held = read(a, V0, null, H, M, E), kept = read(a, memory, null, H, M, E);
+      write(memory, decay, b, a, v, held.map((each, i) => each + decay[Math.floor(i / E)] * kept[i]), H, M, E);
       return (state.seen.g = read(r, V0, memory, H, M, E));
     }
   }
 
   // Which tokens a layer's reads come from: the memory is Σ_i u_i v_iᵀ + X V0, and u_i and X go through the rule as the memory does.
-  // See gam_lm.ops.read_sources, whose shares these are.
+  // See gam_lm.ops.read_sources, whose shares these are. The last `most` tokens are kept, in turns.
   class Sources {
     constructor(model, layer, most = 256) {
-      const { num_heads: H, num_memory_slots: S, write } = model.options;
-      Object.assign(this, { H, M: S / H, E: model.config.hidden_size / H, most, mean: write === "mean", tokens: [], dropped: false });
+      const { num_heads: H, num_memory_slots: S, write } = model.options, D = model.config.hidden_size;
+      Object.assign(this, { H, M: S / H, E: D / H, most, mean: write === "mean", count: 0 });
       this.V0 = model.weights[`layers.${layer}.mixer.written.bank`];
-      this.X = this.mean ? null : new Float64Array(H * this.M * this.M);
+      this.X = this.mean ? null : new Float64Array(S * S / H);
+      this.U = new Float64Array(most * S);
+      this.V = new Float64Array(most * D);
+      this.alive = new Uint8Array(most * H);  // whether a head still holds any of a token: numbers that fade for ever are slow
     }
 
     // After a step, with its `seen`: shares of the tokens {index, share}, of the learned bank, and of what is older than the tokens that are kept.
-    update(index, seen) {
-      const { H, M, E, tokens, X } = this, { r, a, v, b, decay } = seen;
-      for (const { u } of tokens) this.through(u, a, b, decay);
-      tokens.push({ index, u: a.map((each, s) => b[Math.floor(s / M)] * each), v });
-      if (tokens.length > this.most) this.dropped = Boolean(tokens.shift());
-      const seenBank = this.ofBank(r, a, b, decay, seen.prior);  // changes X
-      const rest = seen.g.map((each, i) => each - seenBank[i]);
-      const lengths = tokens.map((token) => {
-        let total = 0;
-        for (let h = 0; h < H; h++) {
-          let weight = 0, square = 0;
-          for (let m = h * M; m < (h + 1) * M; m++) weight += r[m] * token.u[m];
-          for (let e = h * E; e < (h + 1) * E; e++) {
-            square += token.v[e] ** 2;
-            rest[e] -= weight * token.v[e];
-          }
-          total += Math.abs(weight) * Math.sqrt(square);
+    update(seen) {
+      const { H, M, E, U, V, most, alive } = this, { r, a, v, b, decay } = seen, S = H * M, D = H * E;
+      const place = this.count % most, index = this.count++, kept = Math.min(this.count, most);
+      alive.fill(0, place * H, (place + 1) * H);
+      const bank = this.ofBank(seen), rest = this.count > most ? seen.g.map((each, i) => each - bank[i]) : null;
+      const weights = new Float64Array(kept * H);
+      for (let k = 0; k < kept; k++) for (let h = 0; h < H; h++) if (alive[k * H + h]) weights[k * H + h] = this.through(k, h, r, a, b[h], decay[h]);
+      V.set(v, place * D);
+      for (let h = 0; h < H; h++) {
+        for (let m = h * M; m < (h + 1) * M; m++) {
+          U[place * S + m] = b[h] * a[m];
+          weights[place * H + h] += r[m] * U[place * S + m];
         }
-        return total;
+      }
+      alive.fill(1, place * H, (place + 1) * H);
+      const tokens = Array.from({ length: kept }, (_, k) => {
+        let length = 0;
+        for (let h = 0; h < H; h++) {
+          const weight = weights[k * H + h];
+          if (!weight) continue;
+          let square = 0;
+          for (let e = h * E; e < (h + 1) * E; e++) {
+            square += V[k * D + e] ** 2;
+            if (rest) rest[e] -= weight * V[k * D + e];
+          }
+          length += Math.abs(weight) * Math.sqrt(square);
+        }
+        return { index: index - (place - k + most) % most, share: length };
       });
       const length = (x) => byHead(x, H, (each) => [Math.hypot(...each)]).reduce((sum, each) => sum + each, 0);
-      const bank = length(seenBank), older = this.dropped ? length(rest) : 0;
-      const all = Math.max(lengths.reduce((sum, each) => sum + each, bank + older), 1e-30);
-      return { tokens: lengths.map((each, i) => ({ index: tokens[i].index, share: each / all })), bank: bank / all, older: older / all };
+      const learned = length(bank), older = rest ? length(rest) : 0;
+      const all = Math.max(tokens.reduce((sum, each) => sum + each.share, learned + older), 1e-30);
+      for (const each of tokens) each.share /= all;
+      return { tokens: tokens.sort((x, y) => x.index - y.index), bank: learned / all, older: older / all };
     }
 
-    // u ← (I − b a aᵀ) λ u of the delta rule, λ u of the mean rule.
-    through(u, a, b, decay) {
-      for (let h = 0; h < this.H; h++) {
-        const first = h * this.M, end = first + this.M;
-        let met = 0;
-        for (let m = first; m < end; m++) {
-          u[m] *= decay[h];
-          met += a[m] * u[m];
-        }
-        if (!this.mean) for (let m = first; m < end; m++) u[m] -= b[h] * met * a[m];
+    // u ← (I − b a aᵀ) λ u of the delta rule, λ u of the mean rule, for token k and head h; returns rᵀ u.
+    through(k, h, r, a, b, keep) {
+      const { U, H, M } = this, first = k * H * M + h * M, of = h * M;
+      let met = 0, weight = 0, most = 0;
+      if (!this.mean) for (let m = 0; m < M; m++) met += a[of + m] * U[first + m];
+      for (let m = 0; m < M; m++) {
+        const u = keep * (U[first + m] - b * met * a[of + m]);
+        U[first + m] = u;
+        weight += r[of + m] * u;
+        most = Math.max(most, Math.abs(u));
       }
+      this.alive[k * H + h] = Number(most > 1e-20);
+      return weight;
     }
 
     // What the read takes from V0: (I + X)ᵀ r, or r c, of its rows. X ← (I − b a aᵀ) λ X − b a aᵀ.
-    ofBank(r, a, b, decay, prior) {
-      const { H, M, E, X, V0 } = this, zero = new Float64Array(V0.length);
-      if (this.mean) return read(r, V0, zero, H, M, E, prior);
-      const weight = Float64Array.from(r);
-      for (let h = 0; h < H; h++) {
-        const x = (m, n) => (h * M + m) * M + n, met = Float64Array.from(a.subarray(h * M, (h + 1) * M));
-        for (let m = 0; m < M; m++) for (let n = 0; n < M; n++) met[n] += a[h * M + m] * (X[x(m, n)] *= decay[h]);
+    ofBank({ r, a, b, decay, prior }) {
+      const { H, M, E, X, V0 } = this;
+      if (this.mean) return read(r, V0, null, H, M, E, prior);
+      const met = new Float64Array(H * M), weight = Float64Array.from(r);
+      for (let h = 0, i = 0; h < H; h++) {
+        const of = h * M;
+        for (let m = 0; m < M; m++) for (let n = 0; n < M; n++, i++) met[of + n] += a[of + m] * X[i];
+        i -= M * M;
         for (let m = 0; m < M; m++) {
-          for (let n = 0; n < M; n++) {
-            X[x(m, n)] -= b[h] * a[h * M + m] * met[n];
-            weight[h * M + n] += r[h * M + m] * X[x(m, n)];
+          const written = b[h] * a[of + m], reading = r[of + m];
+          for (let n = 0; n < M; n++, i++) {
+            X[i] = decay[h] * X[i] - written * (decay[h] * met[of + n] + a[of + n]);
+            weight[of + n] += reading * X[i];
           }
         }
       }
-      return read(weight, V0, zero, H, M, E);
+      return read(weight, V0, null, H, M, E);
     }
   }
 
-  // Weights from the page's bytes: fp16 and int8 with a scale for each row become Float32Arrays.
+  // Weights from the page's bytes, and the product over them: fp16, and int8 with a scale for each row, become numbers of fp32.
   function unpack(bytes, tensors) {
-    const weights = {}, half = halves();
-    for (const [name, { dtype, size, offset, scale }] of Object.entries(tensors)) {
-      if (dtype === "fp32") weights[name] = new Float32Array(bytes, offset, size);
-      else if (dtype === "fp16") weights[name] = Float32Array.from(new Uint16Array(bytes, offset, size), (each) => half[each]);
+    const weights = {}, half = halves(), wide = (size) => 4 * Math.ceil(size / 4), entries = Object.entries(tensors);
+    const { numbers, product } = room(entries.reduce((sum, [, { size }]) => sum + wide(size), 0), Math.max(...entries.map(([, { longest }]) => longest)));
+    let next = 0;
+    for (const [name, { dtype, size, offset, scale }] of entries) {
+      const made = weights[name] = numbers.subarray(next, next + size);
+      next += wide(size);
+      if (dtype === "fp32") made.set(new Float32Array(bytes, offset, size));
+      else if (dtype === "fp16") new Uint16Array(bytes, offset, size).forEach((each, i) => { made[i] = half[each]; });
       else {
-        const rows = weights[scale], levels = new Int8Array(bytes, offset, size), wide = new Float32Array(size), n = size / rows.length;
-        for (let o = 0, i = 0; o < rows.length; o++) for (let j = 0; j < n; j++, i++) wide[i] = levels[i] * rows[o];
-        weights[name] = wide;
+        const rows = weights[scale], levels = new Int8Array(bytes, offset, size), n = size / rows.length;
+        for (let o = 0, i = 0; o < rows.length; o++) for (let j = 0; j < n; j++, i++) made[i] = levels[i] * rows[o];
       }
     }
-    return weights;
+    return { weights, product };
   }
 
   // All 65,536 numbers of fp16.

@@ -1,7 +1,6 @@
 """The page that runs a model, in a real browser: its logits, its text, its switches, by keyboard and on a phone."""
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -51,7 +50,7 @@ def say(browser, text, key=Keys.ENTER):
 
 
 def done(browser):
-    WebDriverWait(browser, 30).until(lambda browser: texts(browser, "#go") == ["Go on"] and "tokens" in texts(browser, "#status")[0])
+    WebDriverWait(browser, 60).until(lambda browser: texts(browser, "#go") == ["Go on"] and "tokens" in texts(browser, "#status")[0])
 
 
 @pytest.mark.parametrize("name", ["gam", "gam-static"])
@@ -176,12 +175,21 @@ def test_fp16_and_a_hostile_name_stay_what_they_are(show, tmp_path):  # noqa: F8
 def test_a_model_of_5_m_parameters_writes_100_tokens_a_second(show):  # noqa: F811
     browser = opened(show, Path(os.environ["GAM_PAGE"]), width=1280)
     browser.execute_script("document.getElementById('most').value = 300; document.getElementById('temperature').value = 1; made.tokenizer.end = -1")
-    say(browser, "Once upon a time")
+    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    say(browser, "Once upon a time")  # the browser compiles what it runs often
+    before, count = busy(browser), browser.execute_script("return -tokens.length")
+    say(browser, "and then")
+    seconds = busy(browser) - before
     shot(browser, "page-5m-1280")
-    print(texts(browser, "#facts"), texts(browser, "#status"), "at", time.strftime("%H:%M"))
-    alone = browser.execute_script("const begun = performance.now(); for (let i = 0; i < 100; i++) model.step(i); return 1e5 / (performance.now() - begun)")
-    print(f"the step alone: {alone:.0f} tokens a second")
-    assert float(texts(browser, "#status")[0].split(" · ")[1].split()[0]) >= 100
+    count += browser.execute_script("return tokens.length")
+    print(texts(browser, "#facts"), texts(browser, "#status"), f"{count / seconds:.0f} tokens in a second of the processor, everything drawn")
+    assert count / seconds >= 100
+
+
+def busy(browser):
+    """Seconds of the processor that the page's thread has taken, whatever else the machine does."""
+    figures = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    return next(each["value"] for each in figures if each["name"] == "TaskDuration")
 
 
 def shot(browser, name):

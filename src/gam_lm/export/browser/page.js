@@ -4,7 +4,8 @@
 const $ = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const TOP = 6;  // sources that are named
-const SLICE = 14;  // milliseconds of work before the browser may draw
+const SLICE = 14;  // milliseconds of work before the browser may draw and take keys
+const FRAME = 80;  // milliseconds between two looks at the model
 
 let made, model, tokenizer, sources, decoder;
 let logits = null;  // after the last token
@@ -71,7 +72,7 @@ async function goOn() {
   running = true;
   stopping = false;
   $("go").textContent = "Stop";
-  let written = 0, first = 0, last = performance.now(), why = "";
+  let written = 0, first = 0, last = performance.now(), seen = 0, why = "";
   while (!stopping && (given.length || written < most)) {
     if (made.config.positions === "learned" && model.position >= made.config.max_position_embeddings) {
       why = `the model's positions end at ${made.config.max_position_embeddings} tokens`;
@@ -89,8 +90,11 @@ async function goOn() {
       }
     }
     if (performance.now() - last > SLICE) {
-      show();
-      say(written, performance.now() - first, "");
+      if (performance.now() - seen > FRAME) {
+        show();
+        say(written, performance.now() - first, "");
+        seen = performance.now();
+      }
       await drawn();
       last = performance.now();
     }
@@ -125,6 +129,7 @@ function span(token, index) {
 }
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const chance = (share) => (share < 0.001 ? `1 in ${Math.round(1 / share).toLocaleString("en")}` : percent(share));
 const layer = () => Number($("layer").value) - 1;
 
 function bar(name, share, value) {
@@ -149,7 +154,7 @@ function show() {
   $("layer-name").textContent = `${layer() + 1} of ${model.layers.length}`;
   $("chosen").textContent = token ? `“${named(index)}”, token ${index + 1}` : "No token yet";
   const found = token?.layers[layer()];
-  $("surprise").textContent = token?.surprise == null ? "" : `${token.surprise.toFixed(2)} nats: the model gave it ${percent(Math.exp(-token.surprise))}`;
+  $("surprise").textContent = token?.surprise == null ? "" : `${token.surprise.toFixed(2)} nats: its chance was ${chance(Math.exp(-token.surprise))}`;
   const gates = Object.entries(found?.gates ?? {}).filter(([, value]) => value !== null);
   const names = { local: "local path", memory: "memory path", write: "write gate" };
   $("gates").replaceChildren(...gates.map(([name, value]) => bar(names[name], Math.abs(value), value.toFixed(3))));

@@ -219,19 +219,20 @@ const GAM = (() => {
   // Which tokens a layer's reads come from: the memory is Σ_i u_i v_iᵀ + X V0, and u_i and X go through the rule as the memory does.
   // See gam_lm.ops.read_sources, whose shares these are. The last `most` tokens are kept, in turns.
   class Sources {
-    constructor(model, layer, most = 256) {
+    constructor(model, layer, most = 128) {
       const { num_heads: H, num_memory_slots: S, write } = model.options, D = model.config.hidden_size;
       Object.assign(this, { H, M: S / H, E: D / H, most, mean: write === "mean", count: 0 });
       this.V0 = model.weights[`layers.${layer}.mixer.written.bank`];
       this.X = this.mean ? null : new Float64Array(S * S / H);
       this.U = new Float64Array(most * S);
       this.V = new Float64Array(most * D);
+      this.lengths = new Float64Array(most * H);  // ‖v_i‖ of every head
       this.alive = new Uint8Array(most * H);  // whether a head still holds any of a token: numbers that fade for ever are slow
     }
 
     // After a step, with its `seen`: shares of the tokens {index, share}, of the learned bank, and of what is older than the tokens that are kept.
     update(seen) {
-      const { H, M, E, U, V, most, alive } = this, { r, a, v, b, decay } = seen, S = H * M, D = H * E;
+      const { H, M, E, U, V, most, alive, lengths } = this, { r, a, v, b, decay } = seen, S = H * M, D = H * E;
       const place = this.count % most, index = this.count++, kept = Math.min(this.count, most);
       alive.fill(0, place * H, (place + 1) * H);
       const bank = this.ofBank(seen), rest = this.count > most ? seen.g.map((each, i) => each - bank[i]) : null;
@@ -239,6 +240,7 @@ const GAM = (() => {
       for (let k = 0; k < kept; k++) for (let h = 0; h < H; h++) if (alive[k * H + h]) weights[k * H + h] = this.through(k, h, r, a, b[h], decay[h]);
       V.set(v, place * D);
       for (let h = 0; h < H; h++) {
+        lengths[place * H + h] = Math.hypot(...v.subarray(h * E, (h + 1) * E));
         for (let m = h * M; m < (h + 1) * M; m++) {
           U[place * S + m] = b[h] * a[m];
           weights[place * H + h] += r[m] * U[place * S + m];
@@ -249,13 +251,8 @@ const GAM = (() => {
         let length = 0;
         for (let h = 0; h < H; h++) {
           const weight = weights[k * H + h];
-          if (!weight) continue;
-          let square = 0;
-          for (let e = h * E; e < (h + 1) * E; e++) {
-            square += V[k * D + e] ** 2;
-            if (rest) rest[e] -= weight * V[k * D + e];
-          }
-          length += Math.abs(weight) * Math.sqrt(square);
+          if (rest && weight) for (let e = h * E; e < (h + 1) * E; e++) rest[e] -= weight * V[k * D + e];
+          length += Math.abs(weight) * lengths[k * H + h];
         }
         return { index: index - (place - k + most) % most, share: length };
       });

@@ -161,6 +161,20 @@ def test_the_example_in_javascript_writes_the_same_text(tmp_path):
     assert written_by(["node", tmp_path / "generate_onnx.mjs", out, PROMPT, 12]) == continued(folder)
 
 
+@pytest.mark.slow
+def test_an_export_is_timed_in_both_forms_and_gone_on_with(tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="pip install 'gam-lm[export]'")
+    small = ["--hidden-size", "16", "--num-hidden-layers", "1", "--vocab-size", "60", "--gam.chunk-size", "8", "--prompt-tokens", "11", "--rounds", "2"]
+    command = ["bench-export", "--out", str(tmp_path / "out"), *small, "--device", "cpu"]
+    assert run(command) == 0
+    table = capsys.readouterr().out
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["one graph", "portable"]
+    assert all(min(row["export_seconds"], row["prompt_ms"], row["step_ms"], row["file_mb"]) > 0 and row["largest_difference"] < 1e-4 for row in rows)
+    assert f"{rows[0]['prompt_ms']:.3g}"[:3] in table and (tmp_path / "out" / "table.md").read_text().strip() in table
+    assert run(command) == 0 and json.loads((tmp_path / "out" / "results.json").read_text())["rows"] == rows
+
+
 def test_modules_have_their_own_functions_back_after_a_trace():
     before = written_memory.delta_memory, attention.attend
     with as_operators():

@@ -37,7 +37,7 @@ def linear_attention(
     """The operator in the graph: what is read (B, T, H, E), and the state after the last token. Without a gate the rule is "gated"."""
     B, T, H, E = v_BTHE.shape
     inputs = [q_BTHM.flatten(2), k_BTHM.flatten(2), v_BTHE.flatten(2), state_BHME, log_decay_BTH] + ([] if gate_BTH is None else [gate_BTH])
-    attributes = {"q_num_heads": H, "kv_num_heads": H, "update_rule": "gated" if gate_BTH is None else "gated_delta", "scale": 1.0}
+    attributes: dict[str, Any] = {"q_num_heads": H, "kv_num_heads": H, "update_rule": "gated" if gate_BTH is None else "gated_delta", "scale": 1.0}
     o_BTX, state_BHME = torch.onnx.ops.symbolic_multi_out(
         OPERATOR, inputs, attributes, dtypes=(v_BTHE.dtype, state_BHME.dtype), shapes=((B, T, H * E), state_BHME.shape), version=1
     )

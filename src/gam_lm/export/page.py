@@ -48,7 +48,7 @@ def write_page(run_directory: Path, out: Path, weights: str = "int8") -> None:
     """
     model = load_model(run_directory)
     _check(model)
-    parts = {"tokenizer": byte_level_bpe(load_tokenizer_of(run_directory)), "name": run_directory.resolve().name}
+    parts: dict[str, Any] = {"tokenizer": byte_level_bpe(load_tokenizer_of(run_directory)), "name": run_directory.resolve().name}
     if weights == "int8" and not is_int8(model):
         quantize_int8(model)
     blob, tensors = packed(model, half=weights == "fp16")

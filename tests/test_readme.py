@@ -74,6 +74,9 @@ def accuracies(found):
 def figures(rows):
     """How a page may write what these rows of one model measured: losses and perplexities over the seeds, and accuracies in percent."""
     written = {f"{100 * value:.1f}" for row in rows for value in accuracies(row)}
+    for name, unit, form in (("tokens_per_second", 1, "{:,.1f}"), ("peak_memory_mb", 1, "{:,.1f}"), ("step_ms", 1, "{:.2f}"),
+                             ("state_bytes", 1024, "{:,.1f}"), ("state_bytes", 1024, "{:,.0f}")):  # fmt: skip
+        written |= {form.format(row[name] / unit) for row in rows if row.get(name) is not None}
     for keys in {(row["train_config"]["learning_rate"], row["train_tokens"]) for row in rows if "train_tokens" in row} or {None}:
         alike = [row for row in rows if keys is None or (row["train_config"]["learning_rate"], row["train_tokens"]) == keys]
         for name, form in (("val_nats_per_token", "{:.3f}"), ("test_nats_per_token", "{:.3f}"), ("val_ppl", "{:,.2f}"), ("val_bits_per_byte", "{:.3f}")):
@@ -99,7 +102,7 @@ def test_every_figure_of_a_short_table_is_one_that_its_model_has_in_the_results(
         model = re.split(r"[ ,]", name)[0]
         # The published figures may stand beside ours.
         known = figures([row for row in rows if row["model"] == model]) | {f"{each.val_ppl:,.2f}" for each in TABLE_1 if each.model == model}
-        stated = [figure for cell in cells for figure in re.findall(r"\d[\d,]*\.\d+", cell.replace("N(0, 0.02)", "")) if not cell.endswith("×")]
+        stated = [figure for cell in cells for figure in re.findall(r"\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+", cell.replace("N(0, 0.02)", "")) if not cell.endswith("×")]
         assert stated and set(stated) <= known, line
 
 

@@ -69,7 +69,7 @@ def test_where_texts_branch_is_known():
 
 
 def engine(kind, **options):
-    of_kind = {"written": {}, "attention": {"mixer": "attention", "write": "none"}, "mamba": {"mixer": "mamba", "write": "none"}}[kind]
+    of_kind = {} if kind == "written" else {"mixers": (kind,), "options": ()}
     model = small_model(small_tokenizer().get_vocab_size(), **{"num_hidden_layers": 2} | of_kind)
     return Engine(model=model, tokenizer=small_tokenizer(), piece=8, **options)
 

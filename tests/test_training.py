@@ -16,6 +16,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import prepare
 from gam_lm.errors import InputError
 from gam_lm.inference.compiling import obstacle
+from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.training.compiled import compile_for_training, make_eager
 from gam_lm.training.evaluate import evaluate
 from gam_lm.training.loop import fit, make_optimizer, new_model, train_step
@@ -40,10 +41,9 @@ def config(**changes):
         "vocab_size": 270,
         "hidden_size": 16,
         "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_memory_slots": 8,
+        "options": (GAMOptions(write="none", gate_activation="sigmoid", num_memory_slots=8),),
+        "initialization": "scaled",
         "dropout": 0.1,
-        "positions": "none",
     }
     return ModelConfig(**(sizes | changes))
 
@@ -306,9 +306,9 @@ def test_what_is_compiled_is_said_or_why_nothing_is(monkeypatch, caplog):
         make_eager(found)
         return found, caplog.messages
 
-    static, mamba = new_model(config(), 0), new_model(config(mixer="mamba"), 0)
+    static, mamba = new_model(config(), 0), new_model(config(mixers=("mamba",), options=()), 0)
     assert parts(static) == ([], []) and parts(static, compile="off") == ([], [])  # a short run says nothing
-    assert parts(mamba, compile="on")[0] == [] and "mixer 'mamba'" in parts(mamba, compile="on")[1][-1]
+    assert parts(mamba, compile="on")[0] == [] and "not compiled: mamba" in parts(mamba, compile="on")[1][-1]
     if obstacle(torch.device("cpu")) is None:
         monkeypatch.setattr("gam_lm.training.compiled.WORTH", {"cpu": 1.0})
         assert parts(static)[0] == list(static.layers)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gam_lm.cli.architecture import fields_of
 from gam_lm.cli.measuring import Measuring
+from gam_lm.presets.models import DEFAULT_MODEL
 from gam_lm.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class BenchExport(Measuring):
 
     out: Path
     """Folder for results.json and table.md."""
-    models: tuple[str, ...] = ("gam",)
+    models: tuple[str, ...] = (DEFAULT_MODEL,)
     """Names of the models; attention and Mamba have no portable form."""
     prompt_tokens: int = 101
     """Tokens of the prompt."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gam_lm.cli.architecture import fields_of
 from gam_lm.cli.measuring import Measuring
-from gam_lm.presets.models import DEFAULT_MODEL
 from gam_lm.errors import InputError
+from gam_lm.presets.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import torch

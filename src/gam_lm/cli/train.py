@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -14,6 +14,9 @@ from gam_lm.cli.flags import FLAT, peek
 from gam_lm.presets.models import DEFAULT_MODEL
 from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
+
+if TYPE_CHECKING:
+    from gam_lm.data.tokens import TokenCorpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +52,24 @@ class Train:
     def run(self) -> None:
         """Train and print the validation figures."""
         from gam_lm.cli.evaluate import print_evaluation
+        from gam_lm.training.distributed import joined
         from gam_lm.training.loop import fit, new_model
         from gam_lm.training.precision import choose_device
         from gam_lm.training.trackers import make_tracker
 
-        device = choose_device(self.device)
-        corpus = self.text.prepare(self.architecture.vocab_size)
-        model = new_model(config_of_flags(self.architecture, vocab_size=corpus.vocab_size), self.recipe.seed, device)
-        tracker = make_tracker(self.tracker, self.out, model.config.to_dict() | self.recipe.to_dict())
-        trained = fit(model, corpus, self.recipe, self.out, tracker=tracker, label=self.model)
-        print_evaluation("validation", trained.validation)
-        print(f"run: {self.out}")
+        def prepare() -> TokenCorpus:
+            return self.text.prepare(self.architecture.vocab_size)
+
+        with joined(self.device) as (world, name):
+            device = choose_device(name)
+            corpus = world.first(prepare, then=prepare)
+            assert corpus is not None  # each rank prepared it
+            model = new_model(config_of_flags(self.architecture, vocab_size=corpus.vocab_size), self.recipe.seed, device)
+            tracker = make_tracker("none" if world.rank else self.tracker, self.out, model.config.to_dict() | self.recipe.to_dict())
+            trained = fit(model, corpus, self.recipe, self.out, tracker=tracker, label=self.model)
+            if world.rank == 0:
+                print_evaluation("validation", trained.validation)
+                print(f"run: {self.out}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from gam_lm.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 FLAT = tyro.conf.arg(name="")
 """Marks a group of flags that has no prefix of its own."""
@@ -39,3 +43,18 @@ def check_bounds(verb: Any, *, whole: Sequence[str], positive: Sequence[str]) ->
     for field in positive:
         if (value := getattr(verb, field)) is not None and value <= 0:
             raise InputError(f"{field} is {value}: use a number above 0")
+
+
+def share_out(workers: int, out: Path, device: torch.device) -> None:
+    """Have ``workers`` processes do this command's work below ``out``, on all GPUs of the machine where ``device`` is one."""
+    import os
+
+    import torch
+
+    from gam_lm.runtime.workers import fan_out
+
+    gpus: list[str] = []
+    if device.type == "cuda":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    fan_out(workers, out, gpus=gpus)

@@ -78,10 +78,10 @@ def run(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "datasets", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    name = "gam"
+    origin = ""
     if processes.rank():  # the first process speaks for all, and of trouble every one
         logger.setLevel(logging.WARNING)
-        name = f"gam (process {processes.rank()})"
+        origin = f"process {processes.rank()}: "
     try:
         arguments = take_imports(arguments)
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -93,10 +93,10 @@ def run(arguments: list[str]) -> int:
         for verb in parse(arguments):
             verb.run()
     except InputError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"gam: {origin}{error}", file=sys.stderr)
         return 2
     except DivergedError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"gam: {origin}{error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         return 130

@@ -46,6 +46,8 @@ def test_commands_are_understood(page, command):
         assert set(re.findall(r"[\w-]+", arguments[-1].removeprefix("gam-lm"))) <= extras.keys()
     elif name == "make":
         assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif name == "torchrun":
+        assert parse(arguments[arguments.index("gam_lm") + 1 :])
     elif name == "python":
         assert (ROOT / arguments[0]).is_file()
     else:

@@ -47,6 +47,7 @@ VERBS = {
     "bench-train": Entry("speed:BenchTrain", "tokens per second of whole training steps, beside the machine's matmul peak"),
     "bench-decode": Entry("decode:BenchDecode", "time of one more token and bytes of state after long contexts"),
     "bench-gpu": Entry("gpu:BenchGPU", "parity, Table 2, training and decoding on one GPU, in minutes"),
+    "bench-distributed": Entry("distributed:BenchDistributed", "whether several processes make the run of one, and how fast"),
     "inspect receptive-field": Entry("inspect:ReceptiveField", "how far back a model can see", True),
     "inspect cost": Entry("inspect:InspectCost", "parameters, operations and memory of a model, also of larger ones of its kind", True),
     "inspect trace": Entry("inspect_text:InspectTrace", "what a model did at each token of a text, as a page or JSON", True),

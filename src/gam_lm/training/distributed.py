@@ -121,7 +121,7 @@ class DataParallel:
         self.module: nn.Module = model
         self._several: DistributedDataParallel | None = None
         if world.size > 1:
-            self.module = self._several = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.module = self._several = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def parts(self, rows: Tensor, accumulate: int) -> Sequence[Tensor]:
         """This process's rows of a batch, in parts of no more rows than ``accumulate`` parts of the whole batch have."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gam_lm.cli.flags import check_bounds, command_line
+from gam_lm.presets.compared import DISTRIBUTED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +15,7 @@ class BenchDistributed:
 
     out: Path
     """Folder for results.json and table.md."""
-    models: tuple[str, ...] = ("gam", "gated_deltanet")
+    models: tuple[str, ...] = DISTRIBUTED
     """Names of the models."""
     processes: tuple[int, ...] = (2, 4)
     """Numbers of processes beside one."""

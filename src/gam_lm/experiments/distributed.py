@@ -21,6 +21,7 @@ from torch.multiprocessing.spawn import spawn
 from gam_lm.checkpoint import load_model
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import prepare
+from gam_lm.presets.compared import DISTRIBUTED_SMALL, DISTRIBUTED_TINY
 from gam_lm.presets.models import named_model
 from gam_lm.results import Results
 from gam_lm.runtime.workers import CORES
@@ -29,10 +30,6 @@ from gam_lm.training.recipe import TrainConfig
 from gam_lm.training.trackers import NoTracker
 
 logger = logging.getLogger("gam_lm")
-
-VOCABULARY = 512
-TINY = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "options": {"gam": {"num_heads": 2}, "gated_deltanet": {"num_heads": 2}}}
-SMALL = {"vocab_size": VOCABULARY, "hidden_size": 192, "num_hidden_layers": 3, "options": {"gam": {"num_heads": 3}, "gated_deltanet": {"num_heads": 3}}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +62,14 @@ def measure_distributed(models: Sequence[str], counts: Sequence[int], protocol: 
     """
     with tempfile.TemporaryDirectory() as folder:
         data = write_text_of_words(Path(folder) / "words")
-        prepare(data, vocab_size=VOCABULARY)  # once, for all processes
+        prepare(data, vocab_size=DISTRIBUTED_TINY["vocab_size"])  # once, for all processes
         for name in models:
             _measure(name, counts, protocol, data, results)
 
 
 def _measure(name: str, counts: Sequence[int], protocol: Protocol, data: str, results: Results) -> None:
     circle = (max(counts), *(count for count in (2, 1) if count < max(counts)), max(counts))
-    tiny, small = named_model(name, TINY), named_model(name, SMALL)
+    tiny, small = named_model(name, DISTRIBUTED_TINY), named_model(name, DISTRIBUTED_SMALL)
     for dtype in ("fp64", "fp32"):
         for count in counts:
             _fill(results, name, tiny, protocol.recipe, dtype, f"{count} processes", partial(_equality, tiny, protocol, data, dtype, [count]))
@@ -161,7 +158,7 @@ def _process(
     if dtype == "fp64":
         model = model.double()
     try:
-        fit(model, prepare(data, vocab_size=VOCABULARY), TrainConfig.from_dict(recipe), Path(run), tracker=_StopAfter(stop))
+        fit(model, prepare(data, vocab_size=DISTRIBUTED_TINY["vocab_size"]), TrainConfig.from_dict(recipe), Path(run), tracker=_StopAfter(stop))
     except KeyboardInterrupt:
         if stop is None:
             raise

@@ -6,8 +6,6 @@
 `--import` also takes the name of an installed module. Shapes: B rows, T tokens, D = hidden_size.
 """
 
-# ruff: noqa: D102 (what each method has to do, Mixer explains)
-
 from typing import Annotated
 
 import torch

@@ -50,6 +50,8 @@ def test_commands_are_understood(page, command):
         assert set(re.findall(r"[\w-]+", arguments[-1].removeprefix("gam-lm"))) <= extras.keys()
     elif name == "make":
         assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif name == "torchrun":
+        assert parse(arguments[arguments.index("gam_lm") + 1 :])
     elif name == "python":
         assert (ROOT / arguments[0]).is_file()
     else:
@@ -99,6 +101,24 @@ def server(home, request):
     process.terminate()
     process.wait(timeout=20)
     process.stdout.close()
+
+
+SMALL = ["--steps", "2", "--batch-size", "2", "--context", "16", "--vocab-size", "300", "--hidden-size", "16", "--num-hidden-layers", "1", "--device", "cpu"]
+"""Behind a command that trains: what a test can wait for."""
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_the_first_commands_of_a_page_run_in_their_order_in_an_empty_folder(page, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_text.txt").write_text(TEXT * 200)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for line in blocks(ROOT / page, "sh")[0].splitlines():
+        name, *arguments = shlex.split(line, comments=True)
+        if name != "gam":
+            continue
+        assert run([*arguments, *(SMALL if arguments[0] == "train" else ["--device", "cpu"])]) == 0, capsys.readouterr().err
+    assert (tmp_path / "runs" / "my_text" / "model.safetensors").is_file()
+    assert page != "README.md" or "</html>" in (tmp_path / "trace.html").read_text()
 
 
 class Hub:

@@ -12,7 +12,7 @@ from tyro.conf import Suppress, UseAppendAction
 
 from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.data import Data
-from gam_lm.cli.flags import FLAT, command_line, peek
+from gam_lm.cli.flags import FLAT, command_line, peek, share_out
 from gam_lm.cli.numbers import Above, Seed
 from gam_lm.presets.compared import COMPARED
 from gam_lm.presets.setups import preset
@@ -51,6 +51,8 @@ class Bench:
     """Measure the speed columns at the end; leave it out on a machine that does something else beside."""
     device: str = "auto"
     """auto, cpu, cuda …"""
+    workers: int = 1
+    """Processes that share the rows, each with its part of the cores or a GPU."""
     dry_run: bool = False
     """Print the plan, as JSON on the last line, and train nothing."""
     part: Suppress[str] = ""
@@ -80,6 +82,7 @@ class Bench:
         from gam_lm.report.compare import primary_pairs
         from gam_lm.results import Results, read_results, results_file
         from gam_lm.runtime.measure import environment
+        from gam_lm.runtime.workers import is_worker
         from gam_lm.training.loop import corpus_figures
         from gam_lm.training.precision import choose_device
 
@@ -103,6 +106,11 @@ class Bench:
         path = results_file(out)
         results = Results.open(path, command=command_line(), environment=environment(), corpus=corpus_figures(corpus))
         results.name_primary(primary, self.margin)
+        if is_worker():
+            benchmark(contenders, corpus, results, out, device, test=self.test, timed=False)
+            return
+        if self.workers != 1:
+            share_out(self.workers, out, device)
         benchmark(contenders, corpus, results, out, device, test=self.test, timed=self.timing)
         _show(out)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from gam_lm.cli.numbers import Count
 from gam_lm.errors import InputError
@@ -42,14 +44,31 @@ class ReceptiveField:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectCost:
-    """What a model costs: parameters by part, operations and activations per token, bytes of state; also projected to 1 and 7 billion parameters."""
+    """What a model costs: parameters by part, operations and activations per token, bytes of state; also projected to 1 and 7 billion parameters.
 
-    target: str
-    """Run directory, or the name of a preset."""
+    With --plan: what a training of that size takes on many GPUs, on paper.
+    """
+
+    target: Annotated[str | None, tyro.conf.Positional] = None
+    """Run directory, or the name of a preset; with --plan the kind of model, by default gam."""
     model: str | None = None
     """Name of the model, where the target is a preset."""
     context: tuple[Count, ...] = (256, 1024, 8192, 131_072, 1_048_576)
     """Tokens before the one that is decoded, and of a sequence in training."""
+    plan: str | None = None
+    """Parameters of a model to be trained, such as 350M or 1B."""
+    tokens: str = "20B"
+    """Of the planned training."""
+    gpus: int = 8
+    """Of the planned training."""
+    device: str = "h100"
+    """a100, h100, h200, b200."""
+    plan_context: int = 4096
+    """Tokens of a sequence of the planned training."""
+    tokens_per_step: str = "1048576"
+    """Of an optimiser step of the planned training."""
+    utilisation: float = 0.4
+    """Share of the GPU's peak that the planned training reaches."""
     json: bool = False
     """Print the figures as JSON."""
 
@@ -59,8 +78,38 @@ class InspectCost:
 
         from gam_lm.diagnostics.cost import cost_report, explain
 
+        if self.plan is not None:
+            self._plan(self.plan)
+            return
+        if self.target is None:
+            raise InputError("target is not given: name a run directory or a preset, or a size with --plan")
         report = cost_report(config_of(self.target, self.model), self.context)
         print(json.dumps(report) if self.json else explain(report))
+
+    def _plan(self, size: str) -> None:
+        """What a larger model of the kind takes on many GPUs."""
+        import dataclasses
+        import json
+
+        from gam_lm.diagnostics.plan import Plan, describe, device_called, estimate, number, of_size
+        from gam_lm.presets.models import DEFAULT_MODEL, named_model
+
+        parameters = number("plan", size)
+        base = named_model(self.model or DEFAULT_MODEL, {"vocab_size": VOCABULARY}) if self.target is None else config_of(self.target, self.model)
+        plan = Plan(
+            config=of_size(base, parameters), tokens=number("tokens", self.tokens), gpus=self.gpus, device=device_called(self.device),
+            context=self.plan_context, tokens_per_step=number("tokens_per_step", self.tokens_per_step), utilisation=self.utilisation,
+        )  # fmt: skip
+        found = estimate(plan)
+        if self.json:
+            figures = dataclasses.asdict(found) | {"days": found.days(plan), "model_config": plan.config.to_dict()}
+            print(json.dumps(figures))
+        else:
+            print(describe(plan, found))
+
+
+VOCABULARY = 32_768
+"""Of a planned model that no target gives."""
 
 
 def config_of(target: str, name: str | None) -> ModelConfig:

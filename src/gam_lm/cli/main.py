@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from gam_lm import __version__
 from gam_lm.cli.numbers import check_numbers
 from gam_lm.errors import DivergedError, InputError, unknown_name
+from gam_lm.runtime import processes
 from gam_lm.runtime.allocator import keep_freed_memory
 from gam_lm.runtime.files import REASONS
 from gam_lm.runtime.imports import take_imports
@@ -54,6 +55,7 @@ VERBS = {
     "bench-decode": Entry("decode:BenchDecode", "time of one more token and bytes of state after long contexts"),
     "bench-export": Entry("export_speed:BenchExport", "time of an ONNX export and of its graphs, one or the portable two"),
     "bench-gpu": Entry("gpu:BenchGPU", "parity, Table 2, training and decoding on one GPU, in minutes"),
+    "bench-distributed": Entry("distributed:BenchDistributed", "whether several processes make the run of one, and how fast"),
     "inspect receptive-field": Entry("inspect:ReceptiveField", "how far back a model can see", True),
     "inspect cost": Entry("inspect:InspectCost", "parameters, operations and memory of a model, also of larger ones of its kind", True),
     "inspect trace": Entry("inspect_text:InspectTrace", "what a model did at each token of a text, as a page or JSON", True),
@@ -86,6 +88,10 @@ def run(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "datasets", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    origin = ""
+    if processes.rank():  # the first process speaks for all, and of trouble every one
+        logger.setLevel(logging.WARNING)
+        origin = f"process {processes.rank()}: "
     try:
         arguments = take_imports(arguments)
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -99,10 +105,10 @@ def run(arguments: list[str]) -> int:
             verb.run()
         sys.stdout.flush()
     except InputError as error:
-        print(f"gam: {error}", file=sys.stderr)
+        print(f"gam: {origin}{error}", file=sys.stderr)
         return 2
     except DivergedError as error:
-        print(f"gam: {error}", file=sys.stderr)
+        print(f"gam: {origin}{error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         return 130

@@ -71,22 +71,39 @@ class Train:
     def run(self) -> None:
         """Plan, tell the plan, train, and tell what came of it."""
         from gam_lm.cli.outcome import tell
-        from gam_lm.cli.training_job import job_of
+        from gam_lm.cli.training_job import Job, job_of
+        from gam_lm.training.directory import claim
+        from gam_lm.training.distributed import joined
         from gam_lm.training.loop import fit
         from gam_lm.training.plan import explain
         from gam_lm.training.planning import figures_of
         from gam_lm.training.precision import choose_device
         from gam_lm.training.trackers import make_tracker
 
-        device = choose_device(self.device)
-        job = job_of(self, device)
-        print("\n".join(explain(job.plan, job.recipe, figures_of(job.config, job.recipe, job.whole, device))), flush=True)
-        tracker = make_tracker(self.tracker, job.out, job.config.to_dict() | job.recipe.to_dict())
-        model = job.fresh_model(device)
-        try:
-            trained = fit(model, job.corpus, job.recipe, job.out, tracker=tracker, label=job.plan.model, plan=job.plan.to_dict())
-        except (KeyboardInterrupt, DivergedError):  # the directory is this run's; after a refusal it may be another's
-            job.keep_beside()
-            raise
-        job.keep_beside()
-        tell(trained, model, job)
+        with joined(self.device) as (world, name):
+            device = choose_device(name)
+
+            def planned() -> Job:
+                return job_of(self, device)
+
+            def planned_for_all() -> Job:
+                job = planned()
+                if world.size > 1:  # the others read this plan: their own timed steps would give another
+                    claim(job.out, job.config, job.recipe, job.corpus, job.plan.to_dict())
+                return job
+
+            job = world.first(planned_for_all, then=planned)
+            assert job is not None  # each rank has it
+            if world.rank == 0:
+                print("\n".join(explain(job.plan, job.recipe, figures_of(job.config, job.recipe, job.whole, device))), flush=True)
+            tracker = make_tracker("none" if world.rank else self.tracker, job.out, job.config.to_dict() | job.recipe.to_dict())
+            model = job.fresh_model(device)
+            kept = job.keep_beside if world.rank == 0 else lambda: None
+            try:
+                trained = fit(model, job.corpus, job.recipe, job.out, tracker=tracker, label=job.plan.model, plan=job.plan.to_dict())
+            except (KeyboardInterrupt, DivergedError):  # the directory is this run's; after a refusal it may be another's
+                kept()
+                raise
+            kept()
+            if world.rank == 0:
+                tell(trained, model, job)

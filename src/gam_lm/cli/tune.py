@@ -10,7 +10,7 @@ import tyro
 
 from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.data import Data
-from gam_lm.cli.flags import FLAT, command_line, peek
+from gam_lm.cli.flags import FLAT, command_line, peek, share_out
 from gam_lm.cli.numbers import Count, Natural
 from gam_lm.presets.compared import COMPARED
 from gam_lm.presets.setups import preset
@@ -43,6 +43,8 @@ class Tune:
     """End trials early that are behind the median at a validation."""
     storage: str | None = None
     """Address of a database for optuna, which many processes and machines may share; by default study.db in --out, for one process."""
+    workers: int = 1
+    """Processes that share the trials, each with its part of the cores or a GPU."""
     text: Annotated[Data, FLAT] = Data()
     architecture: Architecture = on_flags({})
     recipe: Annotated[TrainConfig, FLAT] = TrainConfig(seed=SEED)
@@ -74,6 +76,7 @@ class Tune:
         from gam_lm.report.tune import write_study
         from gam_lm.results import Results, results_file
         from gam_lm.runtime.measure import environment
+        from gam_lm.runtime.workers import is_worker
         from gam_lm.training.loop import corpus_figures
         from gam_lm.training.precision import choose_device
 
@@ -84,13 +87,21 @@ class Tune:
         models = dict(contender(name, base, match=self.match_parameters) for name in dict.fromkeys(self.models))
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=corpus_figures(corpus))
         study = Study(models=models, recipe=self.recipe, space=space, trials=self.trials, widenings=self.widenings, prune=self.prune)
+        storage = self.storage or f"sqlite:///{self.out / 'study.db'}"
+        if is_worker():
+            tune(study, corpus, results, self.out, device, storage=storage)
+            return
         if self.storage is not None:
-            tune(study, corpus, results, self.out, device, storage=self.storage)
+            if self.workers != 1:
+                share_out(self.workers, self.out, device)
+            tune(study, corpus, results, self.out, device, storage=storage)
         else:
-            storage = f"sqlite:///{self.out / 'study.db'}"
             try:
                 with FileLock(self.out / ".study.lock", timeout=0):
                     forget_dead_trials(storage, list(models))
+                    if self.workers != 1:
+                        share_out(self.workers, self.out, device)
+                        forget_dead_trials(storage, list(models))
                     tune(study, corpus, results, self.out, device, storage=storage)
             except Timeout:
                 raise InputError(f"out is {str(self.out)!r}, where another process tunes: wait for it, or share a database with --storage") from None

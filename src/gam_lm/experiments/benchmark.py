@@ -25,6 +25,7 @@ from gam_lm.model import LanguageModel
 from gam_lm.presets.models import Fields
 from gam_lm.results import Results, write_blocks
 from gam_lm.runtime.measure import interleaved_times, step_times
+from gam_lm.runtime.workers import claimed
 from gam_lm.training.compiled import compile_for_training
 from gam_lm.training.evaluate import Evaluation, evaluate
 from gam_lm.training.loop import Trained, fit, make_optimizer, train_step
@@ -80,7 +81,7 @@ def describe_plan(contenders: Sequence[Contender], corpus: TokenCorpus, device: 
 def benchmark(
     contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool = False, timed: bool = True
 ) -> None:
-    """Train what is missing in ``results``, a row at a time; each finished row is written at once.
+    """Train what is missing in ``results``, a row at a time; each finished row is written at once. Processes that share the folder share the rows.
 
     Args:
         contenders: as :func:`plan` made them.
@@ -92,13 +93,21 @@ def benchmark(
         timed: measure the speed columns at the end, where rows lack them; False leaves that to a quiet machine.
     """
     _add_floors(corpus, results)
+    elsewhere = 0
     for each in contenders:
-        if results.find(identity_of(each)) is not None:
-            logger.info("%s: already in %s", each.label, results.path)
-            continue
-        logger.info("%s: %d parameters", each.label, parameters(each.config))
-        train_row(each, corpus, results, directory, device, test=test)
-    if timed:
+        with claimed(directory, each.label) as ours:
+            results.reread()
+            if results.find(identity_of(each)) is not None:
+                logger.info("%s: already in %s", each.label, results.path)
+            elif ours:
+                logger.info("%s: %d parameters", each.label, parameters(each.config))
+                train_row(each, corpus, results, directory, device, test=test)
+            else:
+                logger.info("%s: another process trains it", each.label)
+                elsewhere += 1
+    if elsewhere:
+        logger.info("%d rows are trained by other processes; the same command goes on with what they leave", elsewhere)
+    elif timed:
         _time_steps(contenders, corpus, results, device)
 
 

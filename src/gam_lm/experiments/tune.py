@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import TokenCorpus
@@ -80,6 +81,7 @@ def tune(study: Study, corpus: TokenCorpus, results: Results, directory: Path, d
     plan = points(study.space, study.trials, study.recipe.seed)
     for widening in range(study.widenings + 1):
         _run_all(study, plan, studies, corpus, results, directory, device)
+        results.reread()
         best = [row["tuned"] for row in best_rows(results.rows).values()]
         added = edges(study.space, plan, best)
         if not added or widening == study.widenings:
@@ -96,7 +98,7 @@ def _run_all(
     study: Study, plan: Sequence[Mapping[str, float]], studies: Mapping[str, Any], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device
 ) -> None:
     """Every point of the plan for every model, point by point, so that an interrupted study has whole points."""
-    _enqueue(plan, studies)
+    _enqueue(plan, studies, directory)
     while True:
         waiting = [
             (trial.user_attrs["index"], name) for name, each in studies.items() for trial in each.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -107,7 +109,7 @@ def _run_all(
             time.sleep(1)  # another process has the rest
             for each in studies.values():
                 optuna.storages.fail_stale_trials(each)
-            _enqueue(plan, studies)
+            _enqueue(plan, studies, directory)
             continue
         _, name = min(waiting)
 
@@ -117,12 +119,13 @@ def _run_all(
         studies[name].optimize(objective, n_trials=1)
 
 
-def _enqueue(plan: Sequence[Mapping[str, float]], studies: Mapping[str, Any]) -> None:
-    """Have every point of the plan wait that is not done or under way."""
-    for index, values in enumerate(plan):
-        for each in studies.values():
-            if not _there(each.get_trials(deepcopy=False), index):
-                each.enqueue_trial(dict(values), user_attrs={"index": index})
+def _enqueue(plan: Sequence[Mapping[str, float]], studies: Mapping[str, Any], directory: Path) -> None:
+    """Have every point of the plan wait that is not done or under way; once, whoever asks at the same time."""
+    with FileLock(directory / ".enqueue.lock"):
+        for index, values in enumerate(plan):
+            for each in studies.values():
+                if not _there(each.get_trials(deepcopy=False), index):
+                    each.enqueue_trial(dict(values), user_attrs={"index": index})
 
 
 def _there(trials: Sequence[FrozenTrial], index: int) -> bool:
@@ -140,6 +143,7 @@ def _trial(
     values = {each.field: trial.suggest_float(each.field, *ANY, log=True) for each in study.space}
     values = {field: float(plan[index][field]) for field in values}
     contender = Contender(name, study.models[name], study.recipe.replace(**values), variant=f"trial{index}", columns={"trial": index, "tuned": values})
+    results.reread()
     row = results.find(identity_of(contender))
     if row is None:
         tracker = _Watch(trial) if study.prune else NoTracker()

@@ -95,6 +95,9 @@ class Mixer(nn.Module, ABC):
     prefill_tokens: ClassVar[int | None] = None
     """Tokens that one exported graph takes at a time: a number, 0 for any, None where the mixer cannot be exported; an instance may set its own."""
 
+    over_pieces: ClassVar[bool] = False
+    """Whether a sequence may lie in pieces on several processes (see gam_lm.ops.context_parallel); an instance may set its own."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gam_lm.ops.causal_conv import causal_conv
+from gam_lm.ops.context_parallel import inputs_before
 from gam_lm.ops.segments import Segments
 
 
@@ -24,6 +25,7 @@ class CausalConv(nn.Module):
 
     def forward(self, x_BTC: Tensor, state_BJC: Tensor | None = None, segments: Segments | None = None) -> tuple[Tensor, Tensor]:
         """See :func:`causal_conv`."""
+        state_BJC = inputs_before(x_BTC, self.weight.shape[1] - 1, state_BJC, segments)
         return causal_conv(x_BTC, self.weight, self.bias, state_BJC, segments)
 
     def init_weights(self) -> None:

@@ -34,7 +34,8 @@ from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.mixers.static_memory import StaticMemory
 from gam_lm.mixers.written_memory import WrittenMemory
 from gam_lm.ops.causal_conv import last_inputs
-from gam_lm.ops.segments import Segments, read_segments
+from gam_lm.ops.context_parallel import inputs_before, number_segments
+from gam_lm.ops.segments import Segments
 
 MAX_UNROLLED = 16
 """Chunks of a written memory that a compiler unrolls in about a minute."""
@@ -64,12 +65,13 @@ class GAMMixer(Mixer):
         kind = AttentionMemory if options.memory == "attention" else WrittenMemory
         self.written: WrittenMemory | AttentionMemory | None = kind(config) if options.has_heads else None
         self.gate = nn.Linear(D, options.gated_paths * D) if options.gated_paths else None
+        self.over_pieces = options.memory == "bank"  # type: ignore[misc]
         if options.memory == "bank":
             self.prefill_tokens = options.chunk_size if options.written else 0  # type: ignore[misc]
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """See :meth:`Mixer.forward`."""
-        segments = None if segments_BT is None else read_segments(segments_BT)
+        segments = None if segments_BT is None else number_segments(segments_BT)
         paths, new_state = self._paths(x_BTD, self._gates(x_BTD), state, segments)
         return sum(paths[1:], paths[0]), new_state
 
@@ -96,7 +98,8 @@ class GAMMixer(Mixer):
             paths.append(local_BTD if local_gate_BTD is None else local_gate_BTD * local_BTD)
             new_state.append(new_inputs_BJD)
         elif self.written is not None:
-            new_state.append(last_inputs(x_BTD, self.options.conv_kernel_size - 1, inputs_BJD, segments))
+            J = self.options.conv_kernel_size - 1
+            new_state.append(last_inputs(x_BTD, J, inputs_before(x_BTD, J, inputs_BJD, segments), segments))
         if self.memory is not None:
             global_BTD = self.memory(x_BTD)
             paths.append(global_BTD if global_gate_BTD is None else global_gate_BTD * global_BTD)

@@ -21,8 +21,8 @@ from gam_lm.config import ModelConfig
 from gam_lm.mixers.base import MOST_LOG_RATE, Cost, Mixer, MixerState, init_linear, residual_branches
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.gated_deltanet_options import GatedDeltaNetOptions
+from gam_lm.ops.context_parallel import delta_over_pieces, number_segments
 from gam_lm.ops.delta_rule import delta_memory, fla_delta_memory
-from gam_lm.ops.segments import read_segments
 
 RATE_RANGE, STEP_RANGE = (1.0, 16.0), (1e-3, 0.1)
 """Decays at initialisation, as published: exp(A) uniform, softplus(dt) log-uniform."""
@@ -47,6 +47,7 @@ class GatedDeltaNet(Mixer):
     options_type = GatedDeltaNetOptions
     options: GatedDeltaNetOptions
     backends = ("torch", "fla")
+    over_pieces = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -64,7 +65,7 @@ class GatedDeltaNet(Mixer):
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """See :meth:`Mixer.forward`."""
-        segments = None if segments_BT is None else read_segments(segments_BT)
+        segments = None if segments_BT is None else number_segments(segments_BT)
         conv_state, memory = state if state else (None, None)
         qkv_BTX, conv_state = self.conv(self.qkv_proj(x_BTD), conv_state, segments)
         q, k, v = (each.unflatten(-1, (self.num_heads, -1)) for each in F.silu(qkv_BTX).split(self.split_sizes, -1))
@@ -80,7 +81,7 @@ class GatedDeltaNet(Mixer):
         M, E = q.shape[-1], v.shape[-1]
         rule = fla_delta_memory if self.options.backend == "fla" else delta_memory
         bank_HME = v.new_zeros(self.num_heads, M, E)
-        g_BTHE, (memory,) = rule(
+        g_BTHE, (memory,) = delta_over_pieces(rule)(
             q / math.sqrt(M), k, v, gate_BTH, log_decay_BTH, bank_HME, None if memory is None else (memory,),
             chunk_size=self.options.chunk_size, index_BT=index_BT,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.mixers.addresses import Addresses
 from gam_lm.mixers.base import INIT_STD, MOST_LOG_RATE, Cost, init_linear, residual_branches
 from gam_lm.mixers.gam_options import GAMOptions
+from gam_lm.ops.context_parallel import delta_over_pieces, mean_over_pieces
 from gam_lm.ops.delta_rule import delta_memory, fla_delta_memory
 from gam_lm.ops.mean_rule import mean_memory
 from gam_lm.ops.read_sources import MemoryInputs, Sources, delta_sources, mean_sources
@@ -64,10 +65,10 @@ class WrittenMemory(Addresses):
         index_BT = None if segments is None else segments.index_BT
         L = self.options.chunk_size
         if self.prior is not None:
-            g_BTHE, state = mean_memory(*written, F.softplus(self.prior), state, chunk_size=L, index_BT=index_BT)
+            g_BTHE, state = mean_over_pieces(mean_memory)(*written, F.softplus(self.prior), state, chunk_size=L, index_BT=index_BT)
         else:
             rule = fla_delta_memory if self.options.backend == "fla" else delta_memory
-            g_BTHE, state = rule(*written, state, chunk_size=L, index_BT=index_BT)
+            g_BTHE, state = delta_over_pieces(rule)(*written, state, chunk_size=L, index_BT=index_BT)
         g_BTD = F.rms_norm(g_BTHE, g_BTHE.shape[-1:], eps=self.config.layer_norm_eps).flatten(-2) * self.norm
         return self.out_proj(g_BTD if gate_BTD is None else gate_BTD * g_BTD), state
 

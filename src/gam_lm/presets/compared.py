@@ -24,3 +24,16 @@ DRY_BASE: Mapping[str, Any] = {
     "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "max_position_embeddings": 32, "options": {"gam": {"num_heads": 2, "num_memory_slots": 8}},
 }  # fmt: skip
 """The fields that the models of the dry run share."""
+
+DISTRIBUTED = ("gam", "gated-deltanet")
+"""What `gam bench-distributed` runs on several processes."""
+
+DISTRIBUTED_TINY: Mapping[str, Any] = {
+    "vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "options": {"gam": {"num_heads": 2}, "gated_deltanet": {"num_heads": 2}},
+}  # fmt: skip
+"""The base of its runs that are compared."""
+
+DISTRIBUTED_SMALL: Mapping[str, Any] = {
+    "vocab_size": 512, "hidden_size": 192, "num_hidden_layers": 3, "options": {"gam": {"num_heads": 3}, "gated_deltanet": {"num_heads": 3}},
+}  # fmt: skip
+"""The base of its runs that are timed."""

@@ -97,6 +97,11 @@ class Results:
         """All rows so far."""
         return list(self._content["rows"])
 
+    def reread(self) -> None:
+        """Take in what other processes have added."""
+        with _locked(self.path):
+            self._content = read_results(self.path)
+
     def find(self, wanted: Row) -> dict[str, Any] | None:
         """The row with the identity of ``wanted``, or None."""
         key = identity(wanted)

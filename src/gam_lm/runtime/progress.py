@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gam_lm.runtime import processes
+
 logger = logging.getLogger("gam_lm")
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -59,7 +61,7 @@ def progress(description: str, total: int | None, unit: str = "steps") -> Iterat
 
     Only the first process of a distributed run shows anything.
     """
-    if not sys.stderr.isatty():
+    if processes.rank() or not sys.stderr.isatty():
         yield Progress(description, total, unit)
         return
     from rich.console import Console

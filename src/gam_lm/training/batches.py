@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gam_lm.data.blocks import Batch, TrainingBlocks
+from gam_lm.config import ModelConfig
+from gam_lm.data.blocks import Batch, TrainingBlocks, check_length
 from gam_lm.data.tokenizer import END_OF_TEXT
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import InputError
@@ -93,3 +94,14 @@ class Batches:
             self._documents.arrange(epoch)
             self._epoch = epoch
         return self._blocks.batch(step)
+
+
+def check_fits(config: ModelConfig, corpus: TokenCorpus, recipe: TrainConfig) -> None:
+    """Raise InputError where a corpus does not fit the model or the recipe."""
+    config.check_length("context", recipe.context)
+    if corpus.vocab_size > config.vocab_size:
+        raise InputError(f"vocab_size is {config.vocab_size}, the tokenizer has {corpus.vocab_size} entries: use a model of at least as many")
+    for split in ("train", "valid"):
+        if split not in corpus.splits:
+            raise InputError(f"data {corpus.name!r} has no {split} split: training needs train and valid")
+    check_length(corpus.splits["valid"].ids, recipe.context)

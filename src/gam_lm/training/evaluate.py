@@ -16,6 +16,7 @@ from gam_lm.data.blocks import evaluation_blocks
 from gam_lm.data.tokens import Split
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE, token_losses
+from gam_lm.training.distributed import World
 from gam_lm.training.precision import autocast
 
 
@@ -63,6 +64,7 @@ def evaluate(
     window: int | None = None,
     dtype: torch.dtype = torch.float32,
     advance: Callable[[int], None] | None = None,
+    world: World | None = None,
 ) -> Evaluation:
     """Measure ``model`` on a whole split.
 
@@ -75,6 +77,7 @@ def evaluate(
         window: tokens per call of the model, the state carried from call to call; None takes whole blocks. Of no influence on any figure.
         dtype: of the matrix products; float32 computes in the format of the weights.
         advance: called with the number of blocks after each batch.
+        world: processes that hold the same model and share the batches; all get all figures.
 
     Raises:
         InputError: where the split is shorter than one block.
@@ -82,11 +85,14 @@ def evaluate(
     device = model.embed_tokens.weight.device
     was_training = model.training
     model.eval()
-    nats, counts, means = [], [], []
+    world = world or World()
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     position_nats, position_counts = np.zeros(context), np.zeros(context, np.int64)
     try:
         blocks = evaluation_blocks(split.ids, context=context, batch_size=batch_size, overlap=overlap, marks=split.marks)
-        for tokens, targets, *rest in blocks:
+        for number, (tokens, targets, *rest) in enumerate(blocks):
+            if number % world.size != world.rank:
+                continue
             token_BT, target_BT, *several = (torch.from_numpy(part).to(device) for part in (tokens, targets, *rest))
             segments = several[0].split(window or context, 1) if several else [None] * -(-context // (window or context))
             state, losses = None, []
@@ -97,16 +103,18 @@ def evaluate(
                     losses.append(token_losses(hidden_BTD.flatten(0, 1), model.lm_head.weight, wanted_BT.flatten()).view_as(wanted_BT))
             loss_BT = torch.cat(losses, 1).double().cpu().numpy()
             counted_BT = targets != IGNORE
-            nats.append(loss_BT.sum(1))
-            counts.append(counted_BT.sum(1))
-            means.append(nats[-1].sum() / counts[-1].sum())
+            found[number] = loss_BT.sum(1), counted_BT.sum(1)
             position_nats += loss_BT.sum(0)
             position_counts += counted_BT.sum(0)
             if advance is not None:
                 advance(len(tokens))
     finally:
         model.train(was_training)
+    shares = world.gather((found, position_nats, position_counts))
+    position_nats, position_counts = np.sum([each[1] for each in shares], axis=0), np.sum([each[2] for each in shares], axis=0)
+    batches = [batch for _, batch in sorted((number, batch) for each in shares for number, batch in each[0].items())]
     return Evaluation(
-        block_nats=np.concatenate(nats), block_tokens=np.concatenate(counts), batch_means=np.array(means),
+        block_nats=np.concatenate([nats for nats, _ in batches]), block_tokens=np.concatenate([counts for _, counts in batches]),
+        batch_means=np.array([nats.sum() / counts.sum() for nats, counts in batches]),
         position_nats=position_nats / np.maximum(position_counts, 1), bytes=split.bytes, words=split.words,
     )  # fmt: skip

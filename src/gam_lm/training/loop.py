@@ -6,24 +6,25 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 import torch
 
 from gam_lm.checkpoint import load_model, save_model
 from gam_lm.config import ModelConfig
-from gam_lm.data.blocks import check_length, evaluation_blocks
+from gam_lm.data.blocks import evaluation_blocks
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import DivergedError, InputError
 from gam_lm.model import LanguageModel
 from gam_lm.runtime.ownership import owned
 from gam_lm.runtime.progress import progress
 from gam_lm.training.averaging import Average
-from gam_lm.training.batches import Batches
+from gam_lm.training.batches import Batches, check_fits
 from gam_lm.training.compiled import compile_for_training, make_eager
 from gam_lm.training.directory import Metrics, check_claimable, claim
 from gam_lm.training.directory import corpus_figures as corpus_figures
+from gam_lm.training.distributed import DataParallel, World, check_batch, own_randomness
 from gam_lm.training.divergence import broken_weight, diverged
 from gam_lm.training.evaluate import Evaluation, evaluate
 from gam_lm.training.interruption import Abandoned, Interruption, signals_held
@@ -64,6 +65,8 @@ def fit(
 ) -> Trained:
     """Train ``model`` in place and write its run directory as it goes.
 
+    Where torch.distributed has a process group, all its processes make the same call, and train the one model together (see gam_lm.training.distributed).
+
     Args:
         model: freshly built by :func:`new_model`; where ``directory`` holds the state of a killed run it is put back to that. With ``recipe.ema`` it holds the
             averaged weights afterwards.
@@ -79,10 +82,16 @@ def fit(
         DivergedError: where loss, gradient or weights are not finite; the last state with finite weights is kept.
         KeyboardInterrupt: on SIGINT or SIGTERM, between two steps, after the state has been saved.
     """
-    _check(model, corpus, recipe)
-    check_claimable(directory)
-    with owned(directory):
-        claim(directory, model.config, recipe, corpus, plan)
+    check_fits(model.config, corpus, recipe)
+    check_batch(recipe.batch_size, World.current())
+    with ExitStack() as held:
+
+        def take() -> None:
+            check_claimable(directory)
+            held.enter_context(owned(directory))
+            claim(directory, model.config, recipe, corpus, plan)
+
+        World.current().first(take)
         with signals_held() as interruption:
             return _Run(model, corpus, recipe, directory, tracker or NoTracker(), label, interruption).train()
 
@@ -94,7 +103,8 @@ class _Run:
         self, model: LanguageModel, corpus: TokenCorpus, recipe: TrainConfig, directory: Path, tracker: Tracker, label: str, interruption: Interruption
     ) -> None:
         self.model, self.corpus, self.recipe, self.directory, self.label = model, corpus, recipe, directory, label
-        self.interruption, self.tracker = interruption, tracker
+        self.interruption, self.world = interruption, World.current()
+        self.tracker = NoTracker() if self.world.rank else tracker
         self.device = model.embed_tokens.weight.device
         self.dtype = choose_dtype(recipe.precision, self.device)
         self.batches = Batches(corpus, recipe)
@@ -104,8 +114,11 @@ class _Run:
         reached = load_state(directory, model, self.optimizer, self._averaged_weights) or Progress()
         self.step, self.recorded, self.tokens, self.seconds = reached.step, reached.recorded, reached.tokens, reached.seconds
         self.curve, self.pending, self.norm = list(reached.curve), list(reached.pending), reached.gradient_norm
-        self.metrics = Metrics(directory / "metrics.jsonl", self.recorded)
-        tracker.start(self.recorded)
+        if len(set(self.world.gather(self.step))) > 1:
+            raise InputError(f"out is {str(directory)!r}, which not all processes see alike: use a folder that they share")
+        self.metrics = None if self.world.rank else Metrics(directory / "metrics.jsonl", self.recorded)
+        self.tracker.start(self.recorded)
+        self.parallel = DataParallel(model, self.world)
         self.validation: Evaluation | None = None
         self.last: Evaluation | None = None
         self.note = ""
@@ -122,7 +135,8 @@ class _Run:
                     self._record()
                     if self.step >= self.total:
                         break
-                    self.interruption.check()
+                    if self.world.any(self.interruption.requested):
+                        raise Abandoned
                     if self._state_is_due():
                         self._save()
                     self._step()
@@ -146,8 +160,10 @@ class _Run:
     def _step(self) -> None:
         started = time.perf_counter()
         before, rate = generators(), self.recipe.rate(self.step, self.total)
+        own_randomness(self.recipe.seed, self.step, self.world)
+        batch = self.batches.batch(self.step)
         try:
-            loss, norm, counted = train_step(self.model, self.optimizer, self.batches.batch(self.step), self.recipe, rate, self.dtype)
+            loss, norm, counted = train_step(self.model, self.optimizer, batch, self.recipe, rate, self.dtype, self.parallel)
         except DivergedError as error:
             set_generators(before)
             if broken_weight(self.model) is None:
@@ -179,12 +195,13 @@ class _Run:
                 self.curve.append(self._place() | {"train_nats": figures["train_nats"], "val_nats": figures["val_nats"]})
                 if self.recipe.keep == "best" and step < self.total and self._best_step == step:
                     with self._averaged():
-                        save_model(self.directory / BEST, self.model)
+                        self.world.first(lambda: save_model(self.directory / BEST, self.model))
                 logger.info(
                     "%s: step %d/%d, train %.4f, validation %.4f nats/token", self.label, step, self.total, figures["train_nats"], figures["val_nats"]
                 )
             self.pending.clear()
-            self.metrics.append(self._place() | figures)
+            if self.metrics is not None:
+                self.metrics.append(self._place() | figures)
             self.tracker.log(figures, step)
             self.note = f"loss {figures['train_nats']:.3f}"
         self.recorded = step
@@ -206,7 +223,7 @@ class _Run:
         self.model.load_state_dict(load_model(self.directory / BEST, device=self.device).state_dict())
         self.average = None  # it was handed over, and what is kept now is another
         self.validation = self._validate()
-        save_model(self.directory, self.model, self.corpus.tokenizer)
+        self.world.first(lambda: save_model(self.directory, self.model, self.corpus.tokenizer))
         return self._best_step
 
     def _validate(self) -> Evaluation:
@@ -216,12 +233,13 @@ class _Run:
         with self._averaged(), eager, progress(f"{self.label}: validation", None, "blocks") as bar:
 
             def advance(blocks: int) -> None:
-                self.interruption.check()
+                if self.world.size == 1:  # several processes have different numbers of batches: they stop together, after the validation
+                    self.interruption.check()
                 bar.advance(blocks)
 
             found = evaluate(
                 self.model, self.corpus.splits["valid"], context=self.recipe.context, overlap=self.recipe.blocks == "overlapping",
-                dtype=torch.float32 if self.step == self.total else self.dtype, advance=advance,
+                dtype=torch.float32 if self.step == self.total else self.dtype, advance=advance, world=self.world,
             )  # fmt: skip
         if not math.isfinite(found.nats_per_token):
             raise self._why_not_finite().at(self.step - 1)
@@ -249,9 +267,11 @@ class _Run:
         return time.monotonic() - self.saved > max(SECONDS_BETWEEN_STATES, self.saving / SHARE_OF_SAVING)
 
     def _save(self) -> None:
-        """Write the model, and the state from which the run goes on. Raises DivergedError where weights are not finite."""
+        """Write the model, and the state from which the run goes on, on rank 0. Raises DivergedError where weights are not finite."""
         if (weight := broken_weight(self.model)) is not None:
             raise DivergedError("a weight", weight, self._last_rate, self.step - 1)
+        if self.metrics is None:
+            return
         started = time.monotonic()
         with self._averaged():
             save_model(self.directory, self.model, self.corpus.tokenizer)
@@ -273,14 +293,3 @@ class _Run:
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.in_place()
-
-
-def _check(model: LanguageModel, corpus: TokenCorpus, recipe: TrainConfig) -> None:
-    config = model.config
-    config.check_length("context", recipe.context)
-    if corpus.vocab_size > config.vocab_size:
-        raise InputError(f"vocab_size is {config.vocab_size}, the tokenizer has {corpus.vocab_size} entries: use a model of at least as many")
-    for split in ("train", "valid"):
-        if split not in corpus.splits:
-            raise InputError(f"data {corpus.name!r} has no {split} split: training needs train and valid")
-    check_length(corpus.splits["valid"].ids, recipe.context)

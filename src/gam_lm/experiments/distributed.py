@@ -1,0 +1,179 @@
+"""Whether several processes make the run of one, how fast they are, and whether a run goes on with another number of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from gam_lm.checkpoint import load_model
+from gam_lm.config import ModelConfig
+from gam_lm.data.tokens import prepare
+from gam_lm.presets.compared import DISTRIBUTED_SMALL, DISTRIBUTED_TINY
+from gam_lm.presets.models import named_model
+from gam_lm.results import Results
+from gam_lm.runtime.workers import CORES
+from gam_lm.training.loop import fit, new_model
+from gam_lm.training.recipe import TrainConfig
+from gam_lm.training.trackers import NoTracker
+
+logger = logging.getLogger("gam_lm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What is run."""
+
+    steps: int = 50
+    """Of the runs that are compared."""
+    speed_steps: int = 6
+    """Of the runs that are timed."""
+    @property
+    def recipe(self) -> TrainConfig:
+        """Of the runs that are compared: 12 sequences divide among 1 to 4 processes and their parts."""
+        return TrainConfig(steps=self.steps, batch_size=12, context=32, accumulate=3, precision="fp32", compile="off", validate_every=self.steps)
+
+    @property
+    def timed(self) -> TrainConfig:
+        """Of the runs that are timed."""
+        return TrainConfig(steps=self.speed_steps, batch_size=16, context=256, precision="fp32", compile="off")
+
+
+def measure_distributed(models: Sequence[str], counts: Sequence[int], protocol: Protocol, results: Results) -> None:
+    """Measure what ``results`` does not have; each row is written at once.
+
+    Args:
+        models: by name.
+        counts: numbers of processes beside one.
+        protocol: sizes and steps.
+        results: an open results.json.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_text_of_words(Path(folder) / "words")
+        prepare(data, vocab_size=DISTRIBUTED_TINY["vocab_size"])  # once, for all processes
+        for name in models:
+            _measure(name, counts, protocol, data, results)
+
+
+def _measure(name: str, counts: Sequence[int], protocol: Protocol, data: str, results: Results) -> None:
+    circle = (max(counts), *(count for count in (2, 1) if count < max(counts)), max(counts))
+    tiny, small = named_model(name, DISTRIBUTED_TINY), named_model(name, DISTRIBUTED_SMALL)
+    for dtype in ("fp64", "fp32"):
+        for count in counts:
+            _fill(results, name, tiny, protocol.recipe, dtype, f"{count} processes", partial(_equality, tiny, protocol, data, dtype, [count]))
+    moved = f"stopped and gone on, {'→'.join(map(str, circle))} processes"
+    _fill(results, name, tiny, protocol.recipe, "fp64", moved, partial(_equality, tiny, protocol, data, "fp64", circle))
+    for count in (1, *counts):
+        _fill(results, name, small, protocol.timed, "fp32", f"speed, {count} processes", partial(_speed, small, protocol, data, count))
+
+
+def _fill(
+    results: Results, name: str, config: ModelConfig, recipe: TrainConfig, dtype: str, variant: str, measure: Callable[[], dict[str, Any]]
+) -> None:
+    own: dict[str, Any] = {"model": name, "model_config": config.to_dict(), "train_config": recipe.to_dict(), "dtype": dtype, "variant": variant}
+    if results.find(own) is None:
+        found = measure()
+        results.add(own | found)
+        logger.info("%s, %s, %s: %s", name, dtype, variant, ", ".join(f"{key} {value}" for key, value in found.items()))
+
+
+def write_text_of_words(folder: Path) -> str:
+    """A text of seeded words in a new ``folder``, small enough that validation takes no time. Returns the folder."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghijklmnop"), rng.integers(2, 7))) for _ in range(300)]
+    folder.mkdir()
+    for split, count in (("train", 40_000), ("valid", 1000)):
+        (folder / f"{split}.txt").write_text(" ".join(rng.choice(words, count)) + "\n", encoding="utf-8")
+    return str(folder)
+
+
+def _equality(config: ModelConfig, protocol: Protocol, data: str, dtype: str, counts: Sequence[int]) -> dict[str, Any]:
+    """The largest differences to the run of one process, of a run that ``counts`` processes make in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        one, several = Path(folder) / "one", Path(folder) / "several"
+        _train(config, data, protocol.recipe, dtype, one, 1, None)
+        for turn, count in enumerate(counts, 1):
+            stop = None if turn == len(counts) else turn * protocol.steps // len(counts) // 10 * 10
+            _train(config, data, protocol.recipe, dtype, several, count, stop)
+        expected, found = (torch.cat([p.detach().flatten() for p in load_model(path).parameters()]) for path in (one, several))
+        losses = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (one, several)]
+        return {
+            "processes": counts[0] if len(counts) == 1 else list(counts),
+            "steps": losses[1][-1]["step"],
+            "train_tokens": losses[1][-1]["tokens"],
+            "tokens_missed": losses[0][-1]["tokens"] - losses[1][-1]["tokens"],
+            "weights_relative_difference": float((found - expected).norm() / expected.norm()),
+            "validation_difference_nats": abs(losses[0][-1]["val_nats"] - losses[1][-1]["val_nats"]),
+            "training_difference_nats": max(abs(a["train_nats"] - b["train_nats"]) for a, b in zip(*losses, strict=True)),
+        }
+
+
+def _speed(config: ModelConfig, protocol: Protocol, data: str, count: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        _train(config, data, protocol.timed, "fp32", run, count, None)
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return {"processes": count, "threads": max(1, CORES // count), "load_average": os.getloadavg()[0], "tokens_per_second": last["tokens"] / last["seconds"]}
+
+
+def _train(config: ModelConfig, data: str, recipe: TrainConfig, dtype: str, run: Path, count: int, stop: int | None) -> None:
+    """Train, or go on, on ``count`` gloo processes up to the end or about ``stop`` steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        threads = 1 if recipe.batch_size * recipe.context < 1024 else max(1, CORES // count)  # small products gain nothing by threads
+        arguments = (count, threads, f"{folder}/rendezvous", config.to_dict(), data, recipe.to_dict(), dtype, str(run), stop)
+        if count == 1:
+            _process(0, *arguments)
+        else:
+            spawn(_process, args=arguments, nprocs=count)
+
+
+def _process(
+    rank: int,
+    count: int,
+    threads: int,
+    rendezvous: str,
+    config: dict[str, Any],
+    data: str,
+    recipe: dict[str, Any],
+    dtype: str,
+    run: str,
+    stop: int | None,
+) -> None:
+    torch.set_num_threads(threads)
+    if count > 1:
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=count)
+    model = new_model(ModelConfig.from_dict(config), 0)
+    if dtype == "fp64":
+        model = model.double()
+    try:
+        fit(model, prepare(data, vocab_size=DISTRIBUTED_TINY["vocab_size"]), TrainConfig.from_dict(recipe), Path(run), tracker=_StopAfter(stop))
+    except KeyboardInterrupt:
+        if stop is None:
+            raise
+    finally:
+        if count > 1:
+            dist.destroy_process_group()
+
+
+class _StopAfter(NoTracker):
+    """Has the run asked to stop, as a scheduler does, when the metrics of a step are written."""
+
+    def __init__(self, step: int | None) -> None:
+        self._step = step
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """See :class:`gam_lm.training.trackers.Tracker`."""
+        if self._step is not None and step >= self._step:
+            signal.raise_signal(signal.SIGTERM)

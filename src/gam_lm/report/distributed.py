@@ -1,0 +1,30 @@
+"""The table of `gam bench-distributed`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gam_lm.results import read_results
+from gam_lm.runtime.files import write_text
+
+
+def distributed_table(results: dict[str, object]) -> str:
+    """Markdown of the content of a results.json: differences to one process, then speeds."""
+    rows: list[dict[str, object]] = list(results["rows"])  # type: ignore[call-overload]
+    lines = ["| Model | Numbers | Run | Weights, relative | Validation (nats) | Training (nats) | Tokens missed |", "|:--|:--|:--|--:|--:|--:|--:|"]
+    for row in rows:
+        if "weights_relative_difference" in row:
+            figures = (f"{row[key]:.1e}" for key in ("weights_relative_difference", "validation_difference_nats", "training_difference_nats"))
+            lines.append(f"| {row['model']} | {row['dtype']} | {row['variant']} | {' | '.join(figures)} | {row['tokens_missed']} |")
+    lines += ["", "| Model | Processes | Threads each | Tokens a second | Load of the machine |", "|:--|--:|--:|--:|--:|"]
+    for row in rows:
+        if "tokens_per_second" in row:
+            lines.append(f"| {row['model']} | {row['processes']} | {row['threads']} | {row['tokens_per_second']:,.0f} | {row['load_average']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_distributed(out: Path) -> str:
+    """Write table.md of the results.json in ``out``. Returns the table."""
+    table = distributed_table(read_results(out / "results.json"))
+    write_text(out / "table.md", table)
+    return table

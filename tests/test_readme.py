@@ -23,7 +23,7 @@ def test_the_example_runs_and_prints_what_it_says(capsys):
     assert printed == [line.split("  # ")[1] for line in code.splitlines() if line.startswith("print")]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/memory-limits.md", "docs/speed.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/speed.md"])
 def test_the_tables_are_those_of_the_committed_results(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "<!-- table " in text

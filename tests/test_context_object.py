@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from stacks import stack
 
-from gam_lm import LanguageModel, ModelConfig
+from gam_lm import LanguageModel
 from gam_lm.errors import InputError
 from gam_lm.inference.context import Context, state_tensors
 from gam_lm.inference.continuation import Continuation, Sampling
@@ -23,9 +24,8 @@ KINDS = ("written", "static", "attention", "mamba")
 def small_model(kind, *, positions="none", most=64, dtype=torch.float64, seed=0):
     """A tiny model in double precision; the one place that knows how configurations are written."""
     torch.manual_seed(seed)
-    of_kind = {"written": {"write": "delta"}, "static": {}, "attention": {"mixer": "attention"}, "mamba": {"mixer": "mamba"}}[kind]
-    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_memory_slots": 8}
-    return LanguageModel(ModelConfig(vocab_size=V, positions=positions, max_position_embeddings=most, **size, **of_kind)).to(dtype).eval()
+    name = {"written": "gam", "static": "gam-static"}.get(kind, kind)
+    return LanguageModel(stack(name, vocab_size=V, positions=positions, max_position_embeddings=most)).to(dtype).eval()
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -303,9 +303,8 @@ def run_directory(tmp_path_factory):
 
     tokenizer = train_bpe(["the cat sat on the mat and the hat of the rat"] * 9, 300)
     torch.manual_seed(0)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_memory_slots": 8, "positions": "none", "write": "delta"}
     path = tmp_path_factory.mktemp("read") / "cat"
-    save_model(path, LanguageModel(ModelConfig(vocab_size=tokenizer.get_vocab_size(), **size)), tokenizer)
+    save_model(path, LanguageModel(stack("gam", vocab_size=tokenizer.get_vocab_size())), tokenizer)
     return path
 
 

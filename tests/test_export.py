@@ -1,7 +1,9 @@
 """Graphs for other runtimes, and int8."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +19,17 @@ from gam_lm.checkpoint import load_tokenizer_of
 from gam_lm.cli.main import run
 from gam_lm.errors import InputError
 from gam_lm.export.graphs import flatten_state, trace, unflatten_state
-from gam_lm.export.onnx import _solve_unit_lower
+from gam_lm.export.onnx import OnnxGraph, _solve_unit_lower
+from gam_lm.export.operators import as_operators
 from gam_lm.export.write import export
 from gam_lm.inference.int8 import Int8Linear, quantize_int8
+from gam_lm.mixers import attention, key_value_cache, written_memory
+from gam_lm.ops import delta_rule
 
 SMALL = {**BASE, "vocab_size": 270, "options": BASE["options"] | {"gated_deltanet": {"num_heads": 2, "chunk_size": 8}}}
+STREAMED = ["gam-static", "gam-mean", "gam", "gam-slots", ("gam", "gated_deltanet"), WINDOWED, "transformer"]
+"""What goes into one graph: every rule, and attention with and without a window."""
+
 RULES = ["gam-static", "gam-mean", "gam-slots", "gam", "gated-deltanet", ("gam", "gated_deltanet")]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
 
@@ -95,18 +103,83 @@ def test_a_torch_export_loads_without_this_library_and_holds_no_pickle(tmp_path)
     assert found.stdout.strip() == "False"
 
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PROMPT = "the cat sat on the mat and on the cat"  # several blocks, and tokens that are left over
+
+
+def written_by(command):
+    return subprocess.run([str(each) for each in command], capture_output=True, text=True, check=True).stdout
+
+
+def continued(folder):
+    """The prompt and 12 greedy tokens."""
+    model, tokenizer = load_model(folder), load_tokenizer_of(folder)
+    return PROMPT + tokenizer.decode(list(generate(model, tokenizer.encode(PROMPT).ids, max_new_tokens=12, temperature=0))) + "\n"
+
+
 @pytest.mark.slow
-@every_rule
-def test_onnx_equals_pytorch_and_the_example_writes_the_same_text(rule, tmp_path):
+@pytest.mark.parametrize("rule", STREAMED, ids=str)
+def test_one_onnx_graph_equals_pytorch_at_every_length_and_the_example_writes_the_same_text(rule, tmp_path):
     pytest.importorskip("onnxruntime", reason="pip install 'gam-lm[export]'")
     folder, out = run_directory(tmp_path / "run", rule), tmp_path / "onnx"
-    assert export(folder, "onnx", out).largest_difference < 1e-4
-    prompt = "the cat sat on the mat and on the cat"  # several blocks, and tokens that are left over
-    example = Path(__file__).parent.parent / "examples" / "generate_onnx.py"
-    written = subprocess.run([sys.executable, str(example), str(out), prompt, "12"], capture_output=True, text=True, check=True).stdout
-    model, tokenizer = load_model(folder), load_tokenizer_of(folder)
-    ids = list(generate(model, tokenizer.encode(prompt).ids, max_new_tokens=12, temperature=0))
-    assert written == prompt + tokenizer.decode(ids) + "\n"
+    assert export(folder, "onnx", out).largest_difference < 2e-5
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "export.json", "model.onnx", "tokenizer.json"]
+    assert str(Path(__file__).parent.parent).encode() not in (out / "model.onnx").read_bytes()
+    assert written_by([sys.executable, EXAMPLES / "generate_onnx.py", out, PROMPT, 12]) == continued(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["gam-static", "gam-mean", "gam"])
+def test_portable_onnx_graphs_equal_pytorch_and_the_example_writes_the_same_text(rule, tmp_path):
+    pytest.importorskip("onnxruntime", reason="pip install 'gam-lm[export]'")
+    folder, out = run_directory(tmp_path / "run", rule), tmp_path / "onnx"
+    assert export(folder, "onnx", out, portable=True).largest_difference < 1e-4
+    assert written_by([sys.executable, EXAMPLES / "generate_onnx_portable.py", out, PROMPT, 12]) == continued(folder)
+
+
+@pytest.mark.slow
+def test_an_onnx_graph_in_int8_computes_what_the_int8_model_does(tmp_path):
+    pytest.importorskip("onnxruntime", reason="pip install 'gam-lm[export]'")
+    folder, out = run_directory(tmp_path / "run", "gam", hidden_size=128), tmp_path / "onnx"
+    done = export(folder, "onnx", out, weights="int8")
+    assert done.largest_difference < 5e-5 and done.bytes_after < 0.5 * done.bytes_before
+    with torch.no_grad():
+        expected = load_model(folder).eval()
+        quantize_int8(expected)
+        tokens = torch.randint(expected.config.vocab_size, (1, 20))
+        logits, _ = OnnxGraph(out / "model.onnx")(tokens, flatten_state(expected.initial_state(1)))
+        torch.testing.assert_close(logits, expected.stream(tokens)[0][:, -1], rtol=1e-4, atol=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("GAM_NODE_MODULES"), reason="GAM_NODE_MODULES names no node_modules with onnxruntime-node and @huggingface/tokenizers")
+def test_the_example_in_javascript_writes_the_same_text(tmp_path):
+    folder, out = run_directory(tmp_path / "run", "gam"), tmp_path / "onnx"
+    export(folder, "onnx", out)
+    (tmp_path / "node_modules").symlink_to(os.environ["GAM_NODE_MODULES"])
+    shutil.copy(EXAMPLES / "generate_onnx.mjs", tmp_path)
+    assert written_by(["node", tmp_path / "generate_onnx.mjs", out, PROMPT, 12]) == continued(folder)
+
+
+@pytest.mark.slow
+def test_an_export_is_timed_in_both_forms_and_gone_on_with(tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="pip install 'gam-lm[export]'")
+    small = ["--hidden-size", "16", "--num-hidden-layers", "1", "--vocab-size", "60", "--gam.chunk-size", "8", "--prompt-tokens", "11", "--rounds", "2"]
+    command = ["bench-export", "--out", str(tmp_path / "out"), *small, "--device", "cpu"]
+    assert run(command) == 0
+    table = capsys.readouterr().out
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["one graph", "portable"]
+    assert all(min(row["export_seconds"], row["prompt_ms"], row["step_ms"], row["file_mb"]) > 0 and row["largest_difference"] < 1e-4 for row in rows)
+    assert f"{rows[0]['prompt_ms']:.3g}"[:3] in table and (tmp_path / "out" / "table.md").read_text().strip() in table
+    assert run(command) == 0 and json.loads((tmp_path / "out" / "results.json").read_text())["rows"] == rows
+
+
+def test_modules_have_their_own_functions_back_after_a_trace():
+    before = written_memory.delta_memory, attention.attend
+    with as_operators():
+        assert written_memory.delta_memory is not before[0] and attention.attend is not before[1]
+    assert (written_memory.delta_memory, attention.attend) == before == (delta_rule.delta_memory, key_value_cache.attend)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -177,7 +250,12 @@ def test_what_cannot_be_exported_is_named(tmp_path):
     for name in ("transformer", WINDOWED, MIXED):
         folder = run_directory(tmp_path / name, name)
         with pytest.raises(InputError, match="the graph of .*Attention.* depends on the length of the text"):
-            export(folder, "onnx", tmp_path / "out")
+            export(folder, "onnx", tmp_path / "out", portable=True)
+    with pytest.raises(InputError, match="the graph of .*Mamba.* depends on the length of the text"):
+        export(folder, "onnx", tmp_path / "out")
+    for asked, said in ((("torch", False, "int8"), "weights is 'int8'"), (("torch", True, None), "portable is given"), (("page", False, "fp32"), "int8 or fp16")):
+        with pytest.raises(InputError, match=said):
+            export(folder, asked[0], tmp_path / "out", portable=asked[1], weights=asked[2])
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="the run itself"):
         export(folder, "int8", folder)

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from gam_lm.errors import InputError
+from gam_lm.report.published import TABLE_1
 from gam_lm.report.readme import render, update
+from gam_lm.report.statistics import summarise
+from gam_lm.report.verdict import compare
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,7 +23,7 @@ def test_the_example_runs_and_prints_what_it_says(capsys):
     assert printed == [line.split("  # ")[1] for line in code.splitlines() if line.startswith("print")]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/memory.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/memory-limits.md", "docs/speed.md"])
 def test_the_tables_are_those_of_the_committed_results(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "<!-- table " in text
@@ -55,3 +58,70 @@ def test_a_mark_takes_the_table_of_its_verb_and_the_rows_that_it_names(tmp_path)
     assert render(chosen, tmp_path) == chosen
     with pytest.raises(InputError, match="no rows with batch_size=3"):
         render(text.format(" batch_size=3"), tmp_path)
+
+
+def rows_of(paths):
+    return [row for path in paths for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+
+
+def accuracies(found):
+    """Every accuracy below a row, by gap and by length too."""
+    if isinstance(found, dict):
+        return [found["accuracy"], *accuracies(found.get("by_length", []))] if "accuracy" in found else []
+    return [each for entry in found for each in accuracies(entry)]
+
+
+def figures(rows):
+    """How a page may write what these rows of one model measured: losses and perplexities over the seeds, and accuracies in percent."""
+    written = {f"{100 * value:.1f}" for row in rows for value in accuracies(row)}
+    for keys in {(row["train_config"]["learning_rate"], row["train_tokens"]) for row in rows if "train_tokens" in row} or {None}:
+        alike = [row for row in rows if keys is None or (row["train_config"]["learning_rate"], row["train_tokens"]) == keys]
+        for name, form in (("val_nats_per_token", "{:.3f}"), ("test_nats_per_token", "{:.3f}"), ("val_ppl", "{:,.2f}"), ("val_bits_per_byte", "{:.3f}")):
+            values = [row[name] for row in alike if name in row]
+            if values:
+                summary = summarise(values)
+                written |= {form.format(summary.mean), form.format(summary.half_width)}
+    return written
+
+
+def marked_tables(kind):
+    """Of every page, each table behind a mark: the page, the words of the mark, the lines of the table without its head."""
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for words, table in re.findall(rf"^<!-- {kind} (.+?) -->\n((?:\|.*\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            yield pytest.param(page, words.split(), table.splitlines()[2:], id=f"{page.name}-{words.split()[0].split('/')[-2]}")
+
+
+@pytest.mark.parametrize(("page", "paths", "lines"), list(marked_tables("figures")))
+def test_every_figure_of_a_short_table_is_one_that_its_model_has_in_the_results(page, paths, lines):
+    rows = rows_of([page.parent / path for path in paths])
+    for line in lines:
+        name, *cells = (cell.strip(" *") for cell in line.strip("|").split("|"))
+        model = re.split(r"[ ,]", name)[0]
+        # The published figures may stand beside ours.
+        known = figures([row for row in rows if row["model"] == model]) | {f"{each.val_ppl:,.2f}" for each in TABLE_1 if each.model == model}
+        stated = [figure for cell in cells for figure in re.findall(r"\d[\d,]*\.\d+", cell.replace("N(0, 0.02)", "")) if not cell.endswith("×")]
+        assert stated and set(stated) <= known, line
+
+
+@pytest.mark.parametrize(("page", "places", "lines"), list(marked_tables("differences")))
+def test_every_difference_of_a_table_is_the_one_that_gam_compare_gives(page, places, lines):
+    found = {(each["a"], each["b"]): each for each in compare([str(page.parent / place) for place in places]).to_json()["comparisons"]}
+    for line in lines:
+        pair, difference, interval = (cell.strip(" *") for cell in line.strip("|").split("|"))
+        a, b = pair.split(" − ")
+        sign, each = (1, found[a, b]) if (a, b) in found else (-1, found[b, a])
+        low, high = sorted(sign * each[end] for end in ("low", "high"))
+        assert difference == f"{sign * each['difference']:+.3f}".replace("-", "−"), line
+        assert interval == f"{low:+.3f} to {high:+.3f}".replace("-", "−") + ("" if each["shown"] else ": no difference shown"), line
+
+
+def test_pages_are_short_and_their_own_tables_fit():
+    for page in (ROOT / "docs").glob("memory*.md"):
+        assert len(page.read_text(encoding="utf-8").splitlines()) <= 150, page.name
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        if page.name == "log.md":
+            continue
+        text = re.sub(r"<!-- table .*?<!-- end -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for line in re.findall(r"^\|[-:|]+\|$", text, re.MULTILINE):
+            assert line.count("|") <= 8, f"{page.name} has a table of more than seven columns"
+        assert not re.search(r":(?:class|func|meth|mod|attr):", text), page.name

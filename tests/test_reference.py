@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 
 from gam_lm.errors import InputError
 from gam_lm.mixers.gam_options import GAMOptions
@@ -58,8 +58,12 @@ def test_sizes_and_dtype_come_from_the_shapes(tmp_path):
     ("change", "message"),
     [
         (lambda w: w | {"blocks.0.rwkv": torch.zeros(1)}, "blocks.0.rwkv"),
-        (lambda w: {k: v for k, v in w.items() if "token" not in k}, "embed_tokens.weight"),
-        (lambda w: w | {"blocks.0.memory_bank": torch.zeros(3, 5)}, "memory.bank"),
+        (lambda w: {k: v for k, v in w.items() if "token" not in k and k != "head.weight"}, "token_embedding.weight"),
+        (lambda w: w | {"blocks.0.memory_bank": torch.zeros(3, 5)}, "blocks.0.memory_bank"),
+        (lambda w: w | {"blocks.0.attn.c_proj.weight": torch.zeros(3, 5)}, "blocks.0.attn.c_proj.weight"),
+        (lambda w: {k: v for k, v in w.items() if k != "blocks.1.ln2.bias"}, "blocks.1.ln2.bias"),
+        (lambda w: w | {"head.weight": w["token_embedding.weight"] + 1}, "head.weight"),
+        (lambda w: w | {"head.weight": 3}, "tensors by name"),
     ],
 )
 def test_weights_that_are_not_official_are_named(change, message):
@@ -77,3 +81,65 @@ def test_a_transformer_without_its_heads_says_so():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="nothing.safetensors"):
         load_reference(tmp_path / "nothing.safetensors")
+
+
+class Official(torch.nn.Module):
+    """A module with the official names, whose head shares the weight of its embedding."""
+
+    def __init__(self, weights):
+        super().__init__()
+        for name, tensor in weights.items():
+            *path, last = name.split(".")
+            place = self
+            for part in path:
+                if not hasattr(place, part):
+                    place.add_module(part, torch.nn.Module())
+                place = getattr(place, part)
+            place.register_parameter(last, torch.nn.Parameter(tensor.clone()))
+        self.head.weight = self.token_embedding.weight
+
+
+def save_with_safetensors(module, path):
+    save_model(module, path)
+    assert len({"token_embedding.weight", "head.weight"} & load_file(path).keys()) == 1  # it keeps one of two that share
+
+
+def save_with_torch(module, path):
+    torch.save({f"module._orig_mod.{name}": tensor for name, tensor in module.state_dict().items()}, path)
+
+
+@pytest.mark.parametrize(("write", "name"), [(save_with_safetensors, "model.safetensors"), (save_with_torch, "model.pt"), (None, "")])
+def test_every_usual_way_of_keeping_the_official_model_is_read(write, name, tmp_path):
+    weights, _, expected = parts(ASSETS / "gam_tiny_f32.safetensors")
+    module = Official(weights)
+    if write is not None:
+        write(module, tmp_path / name)
+    model = load_reference(module if write is None else tmp_path / name)
+    assert (model(expected["tokens"])[0] - expected["logits"]).abs().max() <= 1e-4 * expected["logits"].abs().max()
+
+
+@pytest.mark.parametrize("kept", ["token_embedding.weight", "head.weight"])
+def test_one_of_the_two_names_of_the_shared_weight_is_enough(kept):
+    weights, _, expected = parts(ASSETS / "gam_tiny_f32.safetensors")
+    left = {name: tensor for name, tensor in weights.items() if name == kept or name not in ("token_embedding.weight", "head.weight")}
+    assert torch.equal(load_reference(left)(expected["tokens"])[0], load_reference(weights)(expected["tokens"])[0])
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path, capsys):
+    torch.save({"head.weight": Code()}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match="evil.pt"):
+        load_reference(tmp_path / "evil.pt")
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["broken.pt", "broken.safetensors"])
+def test_a_broken_file_is_one_line(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\x00" * 50)
+    with pytest.raises(InputError, match=name) as raised:
+        load_reference(tmp_path / name)
+    assert "\n" not in str(raised.value)

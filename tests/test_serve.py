@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from gam_lm import LanguageModel, ModelConfig, generate_text, load_model, save_model
 from gam_lm.cli.main import run
 from gam_lm.errors import InputError
+from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.serve.limits import Limits
 from gam_lm.serve.protocol import RequestError, read_request
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
 def small_model(vocab_size, **options):
     """The one place that knows how configurations are written."""
     torch.manual_seed(0)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_memory_slots": 8, "positions": "none", "write": "delta"}
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "options": (GAMOptions(num_heads=2, num_memory_slots=8),)}
     return LanguageModel(ModelConfig(vocab_size=vocab_size, **size | options)).eval()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
@@ -100,13 +100,13 @@ def checked(kind: type[T]) -> type[T]:
         try:
             construct(self, **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
         except ValidationError as error:
-            raise _in_one_line(error.errors()) from None
+            raise one_line(error.errors()) from None
 
     made.__init__ = __init__
     return made
 
 
-def _in_one_line(errors: list[Any]) -> InputError:
+def one_line(errors: Sequence[Any]) -> InputError:
     """What pydantic found wrong first, as field, value and fix; of a union's branches all that would do."""
     first = errors[0]
     field = str(first["loc"][0])
@@ -118,6 +118,12 @@ def _in_one_line(errors: list[Any]) -> InputError:
         return unknown_name(field, value, choices)
     fixes = [_fix(each) for each in errors if str(each["loc"][0]) == field]
     return InputError(f"{field} is {_short(value)}: use {' or '.join(dict.fromkeys(fixes))}")
+
+
+def place_and_fix(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors as words without a subject: the whole way to the value, the value, and the fix."""
+    place = ".".join(str(each) for each in error["loc"]) or "the whole"
+    return f"{place} is missing" if error["type"] == "missing" else f"{place} is {_short(error['input'])}: use {_fix(error)}"
 
 
 def _fix(error: Any) -> str:

@@ -105,6 +105,7 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, State]:
         """:meth:`hidden` of tokens that are embedded already; ``recompute`` (torch.utils.checkpoint.checkpoint) trades activations for time."""
         B, T, _ = x_BTD.shape
+        segments_BT = segments_BT if T else None
         before_B = torch.zeros(B, dtype=torch.long, device=x_BTD.device) if state is None else state.position_B
         if segments_BT is None:
             position_BT, after_B = before_B[:, None] + torch.arange(T, device=x_BTD.device), before_B + T

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.model import LanguageModel
 from gam_lm.presets.models import named_model
+from gam_lm.runtime.files import explained
 
 # Official name → ours. A block's names follow `blocks.{i}.`, ours `layers.{i}.`.
 MODEL_NAMES = {
@@ -42,6 +46,10 @@ TRANSFORMER_BLOCK_NAMES = FFN_NAMES | {
 }
 IGNORED = re.compile(r"blocks\.\d+\.attn\.bias")  # the baseline's causal mask, a buffer
 
+WRAPPED = re.compile(r"^(?:_orig_mod\.|module\.)+")  # what torch.compile and DistributedDataParallel put before names
+SHARED = ("embed_tokens.weight", "lm_head.weight")
+PICKLED = (".pt", ".pth", ".bin")
+
 
 def reference_name(name: str) -> str | None:
     """Our name for an official parameter, None for one that is no weight, InputError for one that neither official model has."""
@@ -56,36 +64,72 @@ def reference_name(name: str) -> str | None:
     return f"layers.{match[1]}.{names[match[2]]}"
 
 
-def load_reference(weights: Mapping[str, Tensor] | str | Path, num_heads: int | None = None) -> LanguageModel:
-    """Build the model that an official state dict belongs to.
+def official_name(name: str, *, transformer: bool = False) -> str:
+    """The official name of a parameter of ours, in the GAM or in its Transformer. Raises KeyError where there is none."""
+    own, other = (TRANSFORMER_BLOCK_NAMES, GAM_BLOCK_NAMES) if transformer else (GAM_BLOCK_NAMES, TRANSFORMER_BLOCK_NAMES)
+    if not name.startswith("layers."):
+        return {ours: theirs for theirs, ours in MODEL_NAMES.items()}[name]
+    _, layer, rest = name.split(".", 2)
+    return f"blocks.{layer}." + {ours: theirs for names in (other, own) for theirs, ours in names.items()}[rest]
+
+
+def load_reference(weights: Mapping[str, Tensor] | nn.Module | str | Path, num_heads: int | None = None) -> LanguageModel:
+    """Build the model that official weights belong to.
 
     Args:
-        weights: the state dict, or the path of a .safetensors file with it.
+        weights: a state dict, a module that has one, or the path of a file with it: .safetensors, or a .pt that ``torch.save`` wrote, which is read by torch's
+            weights-only loader. The prefixes of torch.compile and DistributedDataParallel may stand before the names, and of embedding and head, which share
+            a weight, one alone may be there.
         num_heads: heads of the Transformer, which its weights do not tell; not used for GAM.
 
     Returns:
         A model in evaluation mode with dropout 0, its sizes read from the shapes, its dtype that of the weights.
 
     Raises:
-        InputError: for a missing file, a name or shape that is not official, or a Transformer without ``num_heads``.
+        InputError: for a file that is missing or no state dict, a name or shape that is not official, or a Transformer without ``num_heads``.
     """
     if isinstance(weights, (str, Path)):
-        if not Path(weights).is_file():
-            raise InputError(f"weights is {str(weights)!r}: there is no such file")
-        weights = load_file(weights)
-    own = {ours: tensor for name, tensor in weights.items() if (ours := reference_name(name)) is not None}
+        weights = _read(Path(weights))
+    elif isinstance(weights, nn.Module):
+        weights = weights.state_dict()
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) and isinstance(each, Tensor) for name, each in weights.items()):
+        raise InputError("weights hold something else than tensors by name: pass an official state dict")
+    official = {WRAPPED.sub("", name): tensor for name, tensor in weights.items()}
+    own = {ours: tensor for name, tensor in official.items() if (ours := reference_name(name)) is not None}
+    transformer = any(".attn." in name for name in official)
+    for name, other in (SHARED, SHARED[::-1]):
+        if other in own:
+            own.setdefault(name, own[other])
     for name in ("embed_tokens.weight", "embed_positions.weight", "layers.0.mlp.up_proj.weight"):
         if name not in own:
-            raise InputError(f"weights lack {name!r} under its official name: pass a whole official state dict")
-    if "layers.0.mixer.conv.weight" in own:
-        own |= {name: tensor.squeeze(1) for name, tensor in own.items() if name.endswith("mixer.conv.weight")}
+            raise InputError(f"weights lack {official_name(name, transformer=transformer)!r}: pass a whole official state dict")
+    own |= {name: tensor.squeeze(1) for name, tensor in own.items() if name.endswith("mixer.conv.weight") and tensor.dim() == 3}
     model = LanguageModel(_config(own, num_heads)).to(own["embed_tokens.weight"].dtype)
-    own.setdefault("lm_head.weight", own["embed_tokens.weight"])
-    try:
-        model.load_state_dict(own)
-    except RuntimeError as error:
-        raise InputError(f"weights do not fit the official model: {str(error).splitlines()[-1].strip()}") from error
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name in expected.keys() - own.keys():
+        raise InputError(f"weights lack {official_name(name, transformer=transformer)!r}: pass a whole official state dict")
+    for name, tensor in own.items():
+        if name not in expected:
+            raise InputError(f"weights hold {official_name(name, transformer=transformer)!r}, which does not belong to the model of the other names: pass an official state dict")
+        if tensor.shape != expected[name]:
+            shapes = f"of shape {tuple(tensor.shape)}, the others want {tuple(expected[name])}"
+            raise InputError(f"weights hold {official_name(name, transformer=transformer)!r} {shapes}: pass an official state dict")
+    if not torch.equal(*(own[name] for name in SHARED)):
+        raise InputError("weights hold different 'token_embedding.weight' and 'head.weight', which the official models share: pass an official state dict")
+    model.load_state_dict(own)
     return model.eval()
+
+
+def _read(path: Path) -> Any:
+    """What a file of weights holds. Raises InputError where it cannot be read."""
+    if not path.is_file():
+        raise InputError(f"weights is {str(path)!r}: there is no such file")
+    try:
+        with explained(path, "read"):
+            return torch.load(path, map_location="cpu", weights_only=True) if path.suffix in PICKLED else load_file(path)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"weights is {str(path)!r}, which holds no plain state dict ({reason}): save model.state_dict() alone") from error
 
 
 def _config(own: Mapping[str, Tensor], num_heads: int | None) -> ModelConfig:

@@ -12,6 +12,7 @@ import tyro
 from gam_lm.cli.architecture import Architecture, config_of_flags, model_on_flags
 from gam_lm.cli.data import Data
 from gam_lm.cli.flags import FLAT, command_line, peek
+from gam_lm.cli.numbers import Seed
 from gam_lm.presets.setups import ABLATION, ablation_preset
 from gam_lm.training.recipe import TrainConfig
 
@@ -28,7 +29,7 @@ class Ablate:
     """Setup that gives the defaults of all other flags: minutes (2 CPU cores), small-cpu (5 M parameters, hours) or paper (Table 3, a GPU)."""
     rows: tuple[str, ...] = DEFAULT.models
     """full, sum, global, local, global-gated, local-gated; FIELD=VALUE, which changes that field of the full model; or the groups published, gated, library."""
-    seeds: tuple[int, ...] = DEFAULT.seeds
+    seeds: tuple[Seed, ...] = DEFAULT.seeds
     """One training for each seed and row."""
     text: Annotated[Data, FLAT] = Data.of(DEFAULT)
     model: str = DEFAULT.full

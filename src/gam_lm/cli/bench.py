@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from tyro.conf import Suppress, UseAppendAction
 from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.data import Data
 from gam_lm.cli.flags import FLAT, command_line, peek
-from gam_lm.errors import InputError
+from gam_lm.cli.numbers import Above, Seed
 from gam_lm.presets.compared import COMPARED
 from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
@@ -33,7 +32,7 @@ class Bench:
     """Setup that gives the defaults of all other flags; paper is both paper setups."""
     models: tuple[str, ...] = COMPARED
     """Names of the models; hf:llama, hf:mamba2 … are those of transformers, at the same size."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """One row for each seed and model."""
     text: Annotated[Data, FLAT] = Data()
     architecture: Architecture = on_flags({})
@@ -44,7 +43,7 @@ class Bench:
     """Measure the test split of every finished model as well."""
     primary: UseAppendAction[tuple[str, ...]] = ()
     """MODEL:MODEL of a primary comparison, given once for each, at most three: saved before the runs, compared without Holm's correction."""
-    margin: float | None = None
+    margin: Above | None = None
     """Nats per token that count as no loss of the first of a primary comparison (0.02): saved before the runs."""
     tuned: Path | None = None
     """Folder of a study of `gam tune`, of which every model takes its best recipe."""
@@ -84,8 +83,6 @@ class Bench:
         from gam_lm.training.loop import corpus_figures
         from gam_lm.training.precision import choose_device
 
-        if self.margin is not None and not 0 < self.margin < math.inf:
-            raise InputError(f"margin is {self.margin}: use a number of nats per token above 0")
         primary = primary_pairs(self.primary, self.models)
         device = choose_device(self.device)
         corpus = self.text.prepare(self.architecture.vocab_size)

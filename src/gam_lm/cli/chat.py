@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gam_lm.cli.numbers import Count, DrawSeed, Temperature, TopP
+
 if TYPE_CHECKING:
     from gam_lm.inference.context import Context
     from gam_lm.serve.chat import Chat as Writing
@@ -26,15 +28,15 @@ class Chat:
     """Run directory of the model; `gam train --chat` makes one that answers."""
     system: str = ""
     """A message that stands before the first of yours."""
-    max_new_tokens: int = 256
+    max_new_tokens: Count = 256
     """Where an answer ends at the latest."""
-    temperature: float = 0.8
+    temperature: Temperature = 0.8
     """0 takes the likeliest token."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Draw from the k likeliest tokens."""
-    top_p: float = 0.95
+    top_p: TopP = 0.95
     """Draw from the likeliest tokens that together have this probability."""
-    seed: int | None = None
+    seed: DrawSeed | None = None
     """Of the draws; the same seed and messages give the same answers."""
     device: str = "auto"
     """auto, cpu, cuda …"""
@@ -42,13 +44,11 @@ class Chat:
     def run(self) -> None:
         """Read messages from the terminal, or from a pipe, and print the answers as they come."""
         from gam_lm.checkpoint import load_model, load_tokenizer_of
-        from gam_lm.cli.flags import check_bounds
         from gam_lm.inference.context import Context
         from gam_lm.serve.chat import Chat as Writing
         from gam_lm.serve.chat import read_chat_template
         from gam_lm.training.precision import choose_device
 
-        check_bounds(self, whole=("max_new_tokens",), positive=())
         model = load_model(self.run_directory, device=choose_device(self.device))
         tokenizer = load_tokenizer_of(self.run_directory)
         tokenizer.no_truncation()

@@ -8,6 +8,8 @@ from typing import Literal
 
 from tyro.conf import UseAppendAction
 
+from gam_lm.cli.numbers import Above
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
@@ -17,7 +19,7 @@ class Compare:
     """Folders of a results.json, or FOLDER:MODEL with a model's name as the table has it. One folder alone compares all its models."""
     primary: UseAppendAction[tuple[str, ...]] = ()
     """MODEL:MODEL of a primary comparison, given once for each, at most three; the others carry Holm's correction. `gam bench` names them before the runs."""
-    margin: float | None = None
+    margin: Above | None = None
     """Nats per token that count as no loss; by default those that `gam bench --margin` named before the runs."""
     split: Literal["val", "test"] = "val"
     """Text to compare on."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from gam_lm.cli.flags import FLAT
+from gam_lm.cli.numbers import Count
 from gam_lm.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ class Data:
     (.txt .md .py .jsonl, also as .gz and .zst; .parquet; or a folder)."""
     tokenizer: str = "bpe"
     """bpe (byte-level, trained on the training split), paper (the paper's protocol), or the path of a tokenizer.json."""
-    train_rows: int | None = None
+    train_rows: Count | None = None
     """Rows of the training split that are used; None uses all."""
-    valid_rows: int | None = None
+    valid_rows: Count | None = None
     """Rows of the validation split that are used; None uses all."""
 
     @classmethod
@@ -51,7 +52,7 @@ class Prepare:
     """Turn a corpus into token ids ahead of time, where every model will find them."""
 
     text: Annotated[Data, FLAT] = Data()
-    vocab_size: int = 10_000
+    vocab_size: Count = 10_000
     """Entries of a tokenizer that is trained."""
 
     @classmethod

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gam_lm.cli.flags import command_line
+from gam_lm.cli.numbers import Count
 from gam_lm.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ class Eval:
     """Corpus name or path."""
     split: Literal["train", "valid", "test"] = "valid"
     """Which split."""
-    context: int | None = None
+    context: Count | None = None
     """Tokens per block; by default what the model was trained with."""
-    context_use: tuple[int, ...] = ()
+    context_use: tuple[Count, ...] = ()
     """Also the loss of the same targets from only so many tokens before them, e.g. 4 13 64 256 1024: what text further back is worth."""
-    targets: int = 2048
+    targets: Count = 2048
     """Targets of --context-use."""
     stream: bool = False
     """Also the loss over the whole split as one text, the state carried over all block borders."""
@@ -44,11 +45,11 @@ class Eval:
     """Tasks of lm-evaluation-harness, e.g. wikitext lambada_openai blimp, instead of a text."""
     harness_tasks: Path | None = None
     """Folder of own task descriptions in YAML for --harness."""
-    examples: int | None = None
+    examples: Count | None = None
     """Of each task of --harness the first so many, to try it out."""
     out: Path | None = None
     """Folder for results.json, table.md and the plots; further models are added to what is there."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Blocks at once; changes no figure."""
     device: str = "auto"
     """auto, cpu, cuda …"""
@@ -60,8 +61,9 @@ class Eval:
         if self.harness:
             self._harness()
             return
-        from gam_lm.checkpoint import load_model, load_tokenizer_of, read_json
+        from gam_lm.checkpoint import load_model, load_tokenizer_of
         from gam_lm.data.tokens import prepare
+        from gam_lm.training.directory import trained_with
         from gam_lm.training.evaluate import evaluate
         from gam_lm.training.precision import choose_device
 
@@ -72,14 +74,13 @@ class Eval:
         corpus = prepare(self.data, tokenizer=str(self.run_directory / "tokenizer.json"))
         if self.split not in corpus.splits:
             raise InputError(f"split is {self.split!r}: data {corpus.name!r} has {', '.join(corpus.splits)}")
-        recipe_file = self.run_directory / "recipe.json"
-        recipe = read_json(recipe_file)["train_config"] if recipe_file.is_file() else {}
-        context = self.context or recipe.get("context") or model.config.max_position_embeddings
+        recipe = trained_with(self.run_directory)
+        context = self.context or (recipe and recipe.context) or model.config.max_position_embeddings
         model.config.check_length("context", context)
 
         measured = evaluate(model, corpus.splits[self.split], context=context, batch_size=self.batch_size)
         print_evaluation(self.split, measured)
-        row: dict[str, Any] = {"model": self.run_directory.name, "seed": recipe.get("seed"), "split": self.split, "context": context}
+        row: dict[str, Any] = {"model": self.run_directory.name, "seed": recipe and recipe.seed, "split": self.split, "context": context}
         row |= measured.figures(self.split) | {"position_nats": measured.position_nats.tolist()}
         if self.context_use:
             row["context_use"] = self._context_use(model, corpus, context)
@@ -143,6 +144,7 @@ class Eval:
         from gam_lm.checkpoint import read_json
         from gam_lm.results import Results, results_file
         from gam_lm.runtime.measure import environment
+        from gam_lm.training.directory import trained_with
         from gam_lm.training.precision import choose_device
 
         try:
@@ -152,10 +154,9 @@ class Eval:
         if not (self.run_directory / "config.json").is_file():
             raise InputError(f"run directory {str(self.run_directory)!r} does not exist or has no config.json: name a folder that `gam train` wrote")
         config = read_json(self.run_directory / "config.json")
-        recipe_file = self.run_directory / "recipe.json"
-        recipe = read_json(recipe_file)["train_config"] if recipe_file.is_file() else {}
+        recipe = trained_with(self.run_directory)
         longest = config.get("max_position_embeddings", 1024)
-        context = self.context or recipe.get("context") or longest
+        context = self.context or (recipe and recipe.context) or longest
         if config.get("positions") == "learned" and context > longest:
             raise InputError(f"context is {context}, learned positions end at {longest}: use a shorter context")
         device = choose_device(self.device)
@@ -166,7 +167,7 @@ class Eval:
             print(f"{task}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
         if self.out is not None:
             results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
-            row = {"model": self.run_directory.name, "seed": recipe.get("seed"), "model_config": config, "context": context, "examples": self.examples}
+            row = {"model": self.run_directory.name, "seed": recipe and recipe.seed, "model_config": config, "context": context, "examples": self.examples}
             for task, values in figures.items():
                 results.add(row | {"task": task, **values})
         if self.json:

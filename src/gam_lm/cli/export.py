@@ -9,15 +9,19 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a trained model as ONNX or torch.export graphs of prefill and of one step, or as a run directory in int8."""
+    """Write a trained model as an ONNX or torch.export graph, as a run directory in int8, or as a page that runs it in a browser."""
 
     run_directory: Path
     """Run directory of the model."""
     out: Path | None = None
-    """Folder to write; by default beside the run, RUN-onnx, RUN-torch or RUN-int8."""
-    format: Literal["onnx", "torch", "int8"] = "onnx"
-    """onnx: prefill.onnx and step.onnx; torch: prefill.pt2 and step.pt2; int8: a run directory whose matrices have 8 bits,
-    for gam eval, generate and serve."""
+    """Folder to write, of a page the file; by default beside the run, RUN-onnx, RUN-torch, RUN-int8 or RUN.html."""
+    format: Literal["onnx", "torch", "int8", "page"] = "onnx"
+    """onnx: model.onnx, which takes any number of tokens; torch: prefill.pt2 and step.pt2; int8: a run directory whose matrices have 8 bits, for gam
+    eval, generate and serve; page: one HTML file that generates text offline."""
+    portable: bool = False
+    """Of onnx: prefill.onnx and step.onnx of plain operators, for runtimes without the operator LinearAttention."""
+    weights: Literal["fp32", "fp16", "int8"] | None = None
+    """How the weights are stored: onnx fp32 (the default) or int8; page int8 (the default) or fp16."""
     data: str | None = None
     """Corpus name or path on whose validation split int8 is measured beside the run itself."""
 
@@ -25,10 +29,12 @@ class Export:
         """Export, and say how far the result is from the model."""
         from gam_lm.export.write import export
 
-        out = self.out or self.run_directory.with_name(f"{self.run_directory.name}-{self.format}")
-        done = export(self.run_directory, self.format, out)
+        name = self.run_directory.name
+        out = self.out or self.run_directory.with_name(f"{name}.html" if self.format == "page" else f"{name}-{self.format}")
+        done = export(self.run_directory, self.format, out, portable=self.portable, weights=self.weights)
         print(f"weights: {done.bytes_before / 2**20:.2f} MB before, {done.bytes_after / 2**20:.2f} MB after")
-        print(f"largest difference of a logit from the model's: {done.largest_difference:.1e}")
+        if done.largest_difference is not None:
+            print(f"largest difference of a logit from the model's: {done.largest_difference:.1e}")
         if done.step_ms is not None:
             print(f"one step of decoding on this CPU: {done.step_ms[0]:.2f} ms before, {done.step_ms[1]:.2f} ms after")
             if self.data is None:
@@ -39,10 +45,11 @@ class Export:
         print(f"export: {out}")
 
     def _nats(self, folder: Path, data: str) -> float:
-        from gam_lm.checkpoint import load_model, read_json
+        from gam_lm.checkpoint import load_model
         from gam_lm.data.tokens import prepare
+        from gam_lm.training.directory import trained_with
         from gam_lm.training.evaluate import evaluate
 
-        model, recipe = load_model(folder), folder / "recipe.json"
-        context = read_json(recipe)["train_config"]["context"] if recipe.is_file() else model.config.max_position_embeddings
+        model, recipe = load_model(folder), trained_with(folder)
+        context = model.config.max_position_embeddings if recipe is None else recipe.context
         return evaluate(model, prepare(data, tokenizer=str(folder / "tokenizer.json")).splits["valid"], context=context).nats_per_token

@@ -1,15 +1,12 @@
-"""What verbs share: a flag read ahead of the real parsing, the command as it was typed, and bounds of numbers."""
+"""What verbs share: a flag read ahead of the real parsing, and the command as it was typed."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import tyro
-
-from gam_lm.errors import InputError
 
 FLAT = tyro.conf.arg(name="")
 """Marks a group of flags that has no prefix of its own."""
@@ -28,14 +25,3 @@ def peek(arguments: Sequence[str], flag: str) -> str | None:
 def command_line() -> str:
     """The command as it was typed, for results.json."""
     return f"gam {shlex.join(sys.argv[1:])}"
-
-
-def check_bounds(verb: Any, *, whole: Sequence[str], positive: Sequence[str]) -> None:
-    """Raises InputError where a field of ``whole``, or a number in it, is below 1, or one of ``positive`` is neither None nor above 0."""
-    for field in whole:
-        value = getattr(verb, field)
-        if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
-            raise InputError(f"{field} is {value}: use whole numbers of at least 1")
-    for field in positive:
-        if (value := getattr(verb, field)) is not None and value <= 0:
-            raise InputError(f"{field} is {value}: use a number above 0")

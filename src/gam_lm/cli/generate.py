@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gam_lm.cli.numbers import Count, DrawSeed, Natural, Temperature, TopP
+
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
@@ -15,15 +17,15 @@ class Generate:
     """Run directory of the model."""
     prompt: str = ""
     """Text to go on from; empty starts a new document."""
-    max_new_tokens: int = 256
+    max_new_tokens: Natural = 256
     """Where to end; 0 goes on until interrupted."""
-    temperature: float = 0.8
+    temperature: Temperature = 0.8
     """0 takes the likeliest token."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Draw from the k likeliest tokens."""
-    top_p: float = 0.95
+    top_p: TopP = 0.95
     """Draw from the likeliest tokens that together have this probability."""
-    seed: int | None = None
+    seed: DrawSeed | None = None
     """Of the draws; the same seed gives the same text."""
     compile: bool = False
     """Compile the step of one token first: some seconds, then faster."""

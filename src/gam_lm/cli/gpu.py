@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gam_lm.cli.flags import command_line
+from gam_lm.cli.numbers import Above
 from gam_lm.errors import InputError
 
 
@@ -15,7 +16,7 @@ class BenchGPU:
 
     out: Path = Path("results/gpu")
     """Folder for table.md and a folder for each part."""
-    minutes: float = 8.0
+    minutes: Above = 8.0
     """When to stop; what is under way then is finished."""
     device: str = "auto"
     """auto, cuda, cuda:1 …"""
@@ -30,8 +31,6 @@ class BenchGPU:
         from gam_lm.runtime.measure import environment
         from gam_lm.training.precision import choose_device
 
-        if self.minutes <= 0:
-            raise InputError(f"minutes is {self.minutes}: use a number above 0")
         device = choose_device(self.device)
         if device.type != "cuda" and not self.dry:
             raise InputError(f"device is {device.type!r}: bench-gpu measures a GPU, use --dry to see on a CPU whether it works")

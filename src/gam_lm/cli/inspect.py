@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gam_lm.cli.numbers import Count
 from gam_lm.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class ReceptiveField:
     """Run directory, or the name of a preset, of which an untrained model is measured."""
     model: str | None = None
     """Name of the model, where the target is a preset."""
-    length: int | None = None
+    length: Count | None = None
     """Tokens of the texts that are tried; by default 256, or as many as learned positions allow."""
     out: Path | None = None
     """Folder for receptive_field.svg and .png."""
@@ -47,7 +48,7 @@ class InspectCost:
     """Run directory, or the name of a preset."""
     model: str | None = None
     """Name of the model, where the target is a preset."""
-    context: tuple[int, ...] = (256, 1024, 8192, 131_072, 1_048_576)
+    context: tuple[Count, ...] = (256, 1024, 8192, 131_072, 1_048_576)
     """Tokens before the one that is decoded, and of a sequence in training."""
     json: bool = False
     """Print the figures as JSON."""

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+from pydantic import Field
+
 from gam_lm.cli.flags import FLAT
+from gam_lm.cli.numbers import Count, Natural
 from gam_lm.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,15 +32,13 @@ class Text:
     """Or a corpus name or path."""
     split: Literal["train", "valid", "test"] = "valid"
     """Which split of the corpus."""
-    tokens: int = 4096
+    tokens: Annotated[int, Field(ge=2, lt=2**31)] = 4096
     """Of that text, the first so many tokens."""
 
     def ids(self, run: Path, tokenizer: Tokenizer) -> list[int]:
         """Its token ids. Raises InputError where not one text is named, or it is too short."""
         if (self.text is None) == (self.data is None):
             raise InputError("the text is not given: use either --text with the text itself or --data with a corpus name or a path")
-        if self.tokens < 2:
-            raise InputError(f"tokens is {self.tokens}: use at least 2")
         if self.text is not None:
             return self._first(tokenizer.encode(self.text, add_special_tokens=False).ids)
         from gam_lm.data.tokens import prepare
@@ -62,9 +63,9 @@ class InspectTrace:
     words: Annotated[Text, FLAT] = Text()
     out: Path | None = None
     """A page to look through (.html), or all figures (.json); without it the means by layer are printed."""
-    top: int = 5
+    top: Count = 5
     """Slots and tokens that are named of each."""
-    window: int = 256
+    window: Count = 256
     """Tokens read at once: every token finds at least so many before it by name among its sources."""
     device: str = "auto"
     """auto, cpu, cuda …"""
@@ -103,13 +104,13 @@ class InspectSlots:
     words: Annotated[Text, FLAT] = Text()
     out: Path | None = None
     """A page (.html), or a row for each slot (.csv, .json); without it an overview is printed."""
-    top: int = 5
+    top: Count = 5
     """Tokens that are named of each slot."""
-    remove: int = 8
+    remove: Natural = 8
     """Slots of each memory of each layer that are taken out in turn, the most read ones first; 0 takes none out."""
-    remove_tokens: int = 2048
+    remove_tokens: Count = 2048
     """How much of the text's start the loss without them is measured on."""
-    window: int = 256
+    window: Count = 256
     """Tokens read at once; changes no figure."""
     device: str = "auto"
     """auto, cpu, cuda …"""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from gam_lm.cli.flags import check_bounds, command_line
+from gam_lm.cli.flags import command_line
+from gam_lm.cli.numbers import Above, Count, Seed
 from gam_lm.errors import InputError
 from gam_lm.presets.models import DEFAULT_MODEL
 from gam_lm.training.plan import SIZES, vocabulary_for
@@ -23,19 +24,19 @@ class BenchPlan:
     """Folder for results.json, table.md, the texts and the runs."""
     data: str = "gutenberg"
     """Corpus name or path of a text that is long enough for all."""
-    bytes: tuple[int, ...] = (50_000, 1_000_000, 10_000_000)
+    bytes: tuple[Count, ...] = (50_000, 1_000_000, 10_000_000)
     """Bytes of training text, from its start."""
-    minutes: tuple[float, ...] = (2.0, 10.0)
+    minutes: tuple[Above, ...] = (2.0, 10.0)
     """Of every run."""
     sizes: tuple[str, ...] = tuple(f"{size.hidden_size}x{size.num_hidden_layers}" for size in SIZES[:4])
     """WIDTHxLAYERS of the models."""
-    vocab_sizes: tuple[int, ...] = ()
+    vocab_sizes: tuple[Count, ...] = ()
     """Entries of the tokenizers; by default what the rule gives."""
-    rates: tuple[float, ...] = (1.0,)
+    rates: tuple[Above, ...] = (1.0,)
     """Times the learning rates of the rule."""
     models: tuple[str, ...] = (DEFAULT_MODEL,)
     """Names of the models."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """One run for each."""
     device: str = "auto"
     """auto, cpu, cuda …"""
@@ -49,10 +50,6 @@ class BenchPlan:
         from gam_lm.runtime.measure import environment
         from gam_lm.training.precision import choose_device
 
-        check_bounds(self, whole=("bytes", "vocab_sizes") if self.vocab_sizes else ("bytes",), positive=())
-        for field in ("minutes", "rates"):
-            if min(getattr(self, field), default=1) <= 0:
-                raise InputError(f"{field} is {getattr(self, field)}: use numbers above 0")
         rungs = [
             Rung(
                 text_bytes=text_bytes, minutes=minutes, hidden_size=width, num_hidden_layers=layers, vocab_size=vocab_size, rate=rate, seed=seed, model=model

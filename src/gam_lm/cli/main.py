@@ -7,15 +7,19 @@ FILE.toml`` gives any flags of any verb. Exit codes: 0 done, 2 the user's input 
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 from gam_lm import __version__
+from gam_lm.cli.numbers import check_numbers
 from gam_lm.errors import DivergedError, InputError, unknown_name
 from gam_lm.runtime.allocator import keep_freed_memory
+from gam_lm.runtime.files import REASONS
 from gam_lm.runtime.imports import take_imports
 
 logger = logging.getLogger("gam_lm")
@@ -38,7 +42,7 @@ VERBS = {
     "generate": Entry("generate:Generate", "continue a prompt, token by token", True),
     "chat": Entry("chat:Chat", "talk to a model in the terminal", True),
     "read": Entry("read:Read", "read a text of any length once and keep the state, for `gam generate --state`", True),
-    "export": Entry("export:Export", "write a trained model as ONNX or torch.export graphs, or in int8", True),
+    "export": Entry("export:Export", "write a trained model as an ONNX or torch.export graph, in int8, or as a page that runs it", True),
     "serve": Entry("serve:Serve", "answer the OpenAI clients over HTTP", True),
     "bench": Entry("bench:Bench", "train several models on the same tokens and compare them (Table 1)"),
     "tune": Entry("tune:Tune", "find the best recipe of each model, with the same trials for all"),
@@ -48,6 +52,7 @@ VERBS = {
     "bench-train": Entry("speed:BenchTrain", "tokens per second of whole training steps, beside the machine's matmul peak"),
     "bench-plan": Entry("ladder:BenchPlan", "train a ladder of models on texts of several sizes: what the rules of `gam train` rest on"),
     "bench-decode": Entry("decode:BenchDecode", "time of one more token and bytes of state after long contexts"),
+    "bench-export": Entry("export_speed:BenchExport", "time of an ONNX export and of its graphs, one or the portable two"),
     "bench-gpu": Entry("gpu:BenchGPU", "parity, Table 2, training and decoding on one GPU, in minutes"),
     "inspect receptive-field": Entry("inspect:ReceptiveField", "how far back a model can see", True),
     "inspect cost": Entry("inspect:InspectCost", "parameters, operations and memory of a model, also of larger ones of its kind", True),
@@ -71,6 +76,7 @@ class Verb(Protocol):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb and exit."""
+    show_anything()
     keep_freed_memory()
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
@@ -89,7 +95,9 @@ def run(arguments: list[str]) -> int:
             print(f"gam-lm {__version__}")
             return 0
         for verb in parse(arguments):
+            check_numbers(verb)
             verb.run()
+        sys.stdout.flush()
     except InputError as error:
         print(f"gam: {error}", file=sys.stderr)
         return 2
@@ -99,8 +107,28 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stdout = None  # whoever read our output has gone: nothing is left to flush to
+        _close_output()  # whoever read our output has gone
+    except OSError as error:
+        if error.errno not in REASONS:
+            raise
+        if error.filename is None:  # printing itself
+            _close_output()
+        what = "the output" if error.filename is None else repr(os.fsdecode(error.filename))
+        print(f"gam: cannot use {what}: {REASONS[error.errno]}; choose another place or make room", file=sys.stderr)
+        return 2
     return 0
+
+
+def _close_output() -> None:
+    """Nothing is left to print to; Python would try once more at the end."""
+    sys.stdout = None
+
+
+def show_anything() -> None:
+    """Let printing never fail: what a terminal's encoding lacks is shown as an escape, such as \\u2211."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def parse(arguments: list[str]) -> list[Verb]:

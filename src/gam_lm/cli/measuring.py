@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from gam_lm.cli.architecture import Architecture, on_flags
-from gam_lm.cli.flags import check_bounds, command_line
+from gam_lm.cli.flags import command_line
+from gam_lm.cli.numbers import Above
 
 if TYPE_CHECKING:
     import torch
@@ -18,16 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring(ABC):
-    """A verb that measures what is missing in a results.json, then writes table and plots. A subclass says what, and what its flags must be."""
-
-    whole: ClassVar[tuple[str, ...]] = ("warmup",)
-    """Flags that are whole numbers of at least 1, besides those of this class."""
-    positive: ClassVar[tuple[str, ...]] = ("limit_seconds", "limit_mb")
-    """Flags that are None or above 0."""
+    """A verb that measures what is missing in a results.json, then writes table and plots. A subclass says what."""
 
     out: Path
     """Folder for results.json, tables and plots."""
-    limit_mb: float | None = None
+    limit_mb: Above | None = None
     """The most memory of a process in MB before its row is "out of memory"; by default 80 % of what is available."""
     architecture: Architecture = on_flags({})
     device: str = "auto"
@@ -47,7 +43,6 @@ class Measuring(ABC):
         from gam_lm.runtime.measure import environment
         from gam_lm.training.precision import choose_device
 
-        check_bounds(self, whole=self.whole, positive=self.positive)
         device = choose_device(self.device)
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
         self.measure(results, device)

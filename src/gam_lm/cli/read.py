@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from gam_lm.cli.numbers import Count, Natural
 from gam_lm.errors import InputError
 
 CHARACTERS = 1 << 16
@@ -27,9 +28,9 @@ class Read:
     """File to write, in safetensors format; by default the text's name with .state."""
     state: Path | None = None
     """Go on from this state of an earlier `gam read`."""
-    every: int = 256
+    every: Count = 256
     """Tokens between the earlier states that are kept for going back."""
-    keep: int = 8
+    keep: Natural = 8
     """Earlier states to keep."""
     device: str = "auto"
     """auto, cpu, cuda …"""

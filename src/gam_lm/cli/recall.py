@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from pydantic import Field
 
 from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.flags import FLAT, command_line, peek
+from gam_lm.cli.numbers import Count, Seed
 from gam_lm.errors import InputError
 from gam_lm.presets.setups import RECALL, recall_preset
 from gam_lm.training.recipe import TrainConfig
@@ -29,17 +31,17 @@ class Recall:
     """Names of the models; hf:llama, hf:mamba2 … are those of transformers, at the same size."""
     task: str = "mqar"
     """mqar, forgetting, copying or induction."""
-    pairs: tuple[int, ...] = DEFAULT.pairs
+    pairs: tuple[Count, ...] = DEFAULT.pairs
     """Pairs per sequence."""
-    length: tuple[int, ...] = DEFAULT.length
+    length: tuple[Count, ...] = DEFAULT.length
     """Tokens per sequence: one number for all, or one for each number of pairs."""
-    gap_power: float = 0.01
+    gap_power: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Exponent of the power law of the gaps: near 0 most are short, 1 is uniform."""
     filler: str = "random"
     """Between pairs and questions: random (ids that look like pairs) or blank (one id that is never a key)."""
-    test_lengths: tuple[int, ...] = ()
+    test_lengths: tuple[Count, ...] = ()
     """Further lengths at which to measure what was learned at `--length`, without training there."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """One row for each seed, model and size."""
     architecture: Architecture = on_flags({"vocab_size": DEFAULT.vocab_size, **DEFAULT.model})
     recipe: Annotated[TrainConfig, FLAT] = DEFAULT.train

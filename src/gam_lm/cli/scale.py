@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from gam_lm.cli.architecture import fields_of
 from gam_lm.cli.flags import peek
 from gam_lm.cli.measuring import Measuring
+from gam_lm.cli.numbers import Above, Count
 from gam_lm.presets.setups import SCALING, scale_preset
 
 if TYPE_CHECKING:
@@ -25,30 +26,27 @@ DEFAULT = SCALING["cpu"]
 class Scale(Measuring):
     """Measure one block of each model at each length, every cell in a process of its own; the same command goes on with what is missing."""
 
-    whole: ClassVar[tuple[str, ...]] = ("lengths", "batch_size", "iterations", "warmup")
-    positive: ClassVar[tuple[str, ...]] = ("seconds", "limit_seconds", "limit_mb")
-
     out: Path
     """Folder for results.json, table.md, compute_time.svg and .png, peak_memory.svg and .png."""
     preset: str | None = None
     """Setup that gives the defaults of all other flags: cpu, cpu-long, or table-2 (the paper's protocol)."""
     models: tuple[str, ...] = DEFAULT.models
     """Names of the models; transformer-learned+backend=materialised is the paper's code path, transformer-learned the fused one, hf:<type> one of transformers."""
-    lengths: tuple[int, ...] = DEFAULT.lengths
+    lengths: tuple[Count, ...] = DEFAULT.lengths
     """Tokens per sequence."""
-    batch_size: int = DEFAULT.batch_size
+    batch_size: Count = DEFAULT.batch_size
     """Sequences at once."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Format of the matrix products; auto takes bf16 where the device computes it natively."""
     compile: bool = False
     """Run every block through torch.compile."""
-    warmup: int = DEFAULT.warmup
+    warmup: Count = DEFAULT.warmup
     """Passes that are not timed."""
-    iterations: int = DEFAULT.iterations
+    iterations: Count = DEFAULT.iterations
     """Passes that are timed; their median counts."""
-    seconds: float | None = DEFAULT.seconds
+    seconds: Above | None = DEFAULT.seconds
     """The most that warm-up, forward passes and training passes may take, each; None is as long as it takes."""
-    limit_seconds: float = DEFAULT.limit_seconds
+    limit_seconds: Above = DEFAULT.limit_seconds
     """The most that a cell may take before it is "over time"."""
 
     @classmethod

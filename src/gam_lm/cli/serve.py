@@ -6,8 +6,11 @@ import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
-from gam_lm.cli.flags import check_bounds
+from pydantic import Field
+
+from gam_lm.cli.numbers import Count, Natural
 from gam_lm.errors import InputError, MissingExtraError
 
 
@@ -19,7 +22,7 @@ class Serve:
     """Run directory of the model; its folder's name is the model's."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets others in, who then should need a key."""
-    port: int = 8000
+    port: Annotated[int, Field(ge=0, lt=2**16)] = 8000
     """Port to listen on; 0 takes a free one."""
     api_key: str | None = None
     """Key that requests must bring; by default that of the environment variable GAM_API_KEY, which other users of the machine cannot see."""
@@ -27,11 +30,11 @@ class Serve:
     """Names of this server besides its addresses and localhost; * allows any."""
     cors: tuple[str, ...] = ()
     """Origins whose pages may use the server from a browser, as https://example.org; * allows all."""
-    cache_mb: int = 256
+    cache_mb: Natural = 256
     """Memory for the states of earlier texts, so that a chat's next turn pays for its new tokens alone; 0 keeps none."""
-    batch: int = 16
+    batch: Count = 16
     """Answers whose next tokens are computed in one call of the model; with 1 others do not change even the rounding of an answer."""
-    speculate: int = 0
+    speculate: Natural = 0
     """Longest draft of speculative decoding by prompt lookup; it pays for texts that repeat themselves. 0 draws without."""
     most_tokens: int = 4096
     """Most tokens that a request may ask for, all its answers together."""
@@ -53,7 +56,7 @@ class Serve:
     """Time for the body of a request."""
     write_seconds: float = 30.0
     """Time in which a client must take what it is sent."""
-    prefill_tokens: int = 64
+    prefill_tokens: Count = 64
     """Tokens of a prompt that are read at a time: more read faster, and other answers wait longer for their tokens (on a GPU 1024)."""
     device: str = "auto"
     """auto, cpu, cuda …"""
@@ -75,12 +78,6 @@ class Serve:
         from gam_lm.serve.limits import Limits
         from gam_lm.training.precision import choose_device
 
-        if not 0 <= self.port < 2**16:
-            raise InputError(f"port is {self.port}: use a number from 0 to 65535")
-        check_bounds(self, whole=("prefill_tokens", "batch"), positive=())
-        for field in ("cache_mb", "speculate"):
-            if getattr(self, field) < 0:
-                raise InputError(f"{field} is {getattr(self, field)}: use 0 or a number above it")
         limits = Limits(**{field.name: getattr(self, field.name) for field in fields(Limits)})
         key = self.api_key if self.api_key is not None else os.environ.get("GAM_API_KEY")
         if key is not None and not key.strip():

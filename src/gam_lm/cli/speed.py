@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from gam_lm.cli.architecture import fields_of
 from gam_lm.cli.measuring import Measuring
+from gam_lm.cli.numbers import Above, Count
 from gam_lm.presets.compared import TRAINED
 
 if TYPE_CHECKING:
@@ -20,23 +21,21 @@ if TYPE_CHECKING:
 class BenchTrain(Measuring):
     """Time whole training steps, the plain way and ours, beside the machine's matmul peak; the same command goes on with what is missing."""
 
-    whole: ClassVar[tuple[str, ...]] = ("batch_sizes", "context", "rounds", "warmup")
-
     out: Path
     """Folder for results.json, table.md, training_speed.svg and .png."""
     models: tuple[str, ...] = TRAINED
     """Names of the models, sized to the parameters of the static GAM."""
-    batch_sizes: tuple[int, ...] = (8, 32)
+    batch_sizes: tuple[Count, ...] = (8, 32)
     """Sequences per step."""
-    context: int = 256
+    context: Count = 256
     """Tokens per sequence."""
     variants: tuple[Literal["plain", "eager", "compiled"], ...] = ("plain", "eager", "compiled")
     """Ways of taking a step; plain in fp32 and bf16, the others in bf16."""
-    rounds: int = 5
+    rounds: Count = 5
     """Steps of each variant that are timed, in turns; their median counts."""
-    warmup: int = 2
+    warmup: Count = 2
     """Steps before those."""
-    limit_seconds: float = 2400.0
+    limit_seconds: Above = 2400.0
     """The most that a model may take at a batch size before it is "over time"."""
 
     def measure(self, results: Results, device: torch.device) -> None:

@@ -10,7 +10,8 @@ import tyro
 
 from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.data import Data
-from gam_lm.cli.flags import FLAT, check_bounds, command_line, peek
+from gam_lm.cli.flags import FLAT, command_line, peek
+from gam_lm.cli.numbers import Count, Natural
 from gam_lm.presets.compared import COMPARED
 from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
@@ -34,9 +35,9 @@ class Tune:
     """Names of the models."""
     search: tuple[str, ...] = ()
     """FIELD=LOW:HIGH of the recipe, searched on a logarithmic scale; by default the learning rates of the optimiser."""
-    trials: int = 5
+    trials: Count = 5
     """Trials of each model."""
-    widenings: int = 2
+    widenings: Natural = 2
     """How often a range grows for all models where the best value of one lies at its edge."""
     prune: bool = False
     """End trials early that are behind the median at a validation."""
@@ -76,7 +77,6 @@ class Tune:
         from gam_lm.training.loop import corpus_figures
         from gam_lm.training.precision import choose_device
 
-        check_bounds(self, whole=("trials",), positive=())
         space = tuple(Range.parse(each) for each in self.search or SPACES[self.recipe.optimizer])
         device = choose_device(self.device)
         corpus = self.text.prepare(self.architecture.vocab_size)

@@ -164,7 +164,7 @@ def figures(model: LanguageModel, trained: Trained, measured: Mapping[str, Evalu
     }
     if recipe.blocks == "paper":  # the paper's figure, and ours beside it
         own["paper_val_nats"] = float(trained.validation.batch_means.mean())
-        own["paper_val_ppl"] = math.exp(own["paper_val_nats"])
+        own["paper_val_ppl"] = math.exp(min(700.0, own["paper_val_nats"]))
     for split, evaluation in measured.items():
         own |= evaluation.figures(split)
     return own | {
@@ -191,7 +191,7 @@ def _add_floors(corpus: TokenCorpus, results: Results) -> None:
     for name, nats in floors(corpus).items():
         total = nats * (valid.tokens - 1)
         results.add({
-            "model": name, "floor": True, "val_nats_per_token": nats, "val_ppl": math.exp(nats), "val_bits_per_byte": total / math.log(2) / valid.bytes,
+            "model": name, "floor": True, "val_nats_per_token": nats, "val_ppl": math.exp(min(700.0, nats)), "val_bits_per_byte": total / math.log(2) / valid.bytes,
             "val_word_ppl": math.exp(min(700.0, total / valid.words)),
         })  # fmt: skip
 

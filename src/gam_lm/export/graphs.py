@@ -1,4 +1,4 @@
-"""Two graphs of a trained model, with the state as plain tensors in and out.
+"""Two portable graphs of a trained model, of plain operators alone, with the state as plain tensors in and out.
 
     prefill   (tokens (B, P), state…) → (logits (B, V) after the last token, state…)
     step      (tokens (B, 1), state…) → (logits (B, V), state…)
@@ -38,7 +38,7 @@ class Graphs:
     """Names of the state's tensors, in the order of inputs and outputs: position, then layer by layer."""
 
 
-class _Call(nn.Module):
+class StreamCall(nn.Module):
     """One call of :meth:`LanguageModel.stream` on plain tensors, of which the last token's logits are kept."""
 
     def __init__(self, model: LanguageModel) -> None:
@@ -65,12 +65,11 @@ def trace(model: LanguageModel) -> Graphs:
     limit = model.config.longest
     block = min(next(iter(blocks)) or 0, limit or 2**62) if blocks else None
     tokens = block or min(TRACED_TOKENS, limit or TRACED_TOKENS)
-    state_names = tuple(f"layer{i}.{j}" for i, layer in enumerate(model.initial_state(1).layers) for j in range(len(layer)))
     return Graphs(
         prefill=_trace(model, tokens, Dim("tokens", min=2, max=limit) if block is None else None),
         step=_trace(model, 1, None),
         prefill_tokens=block,
-        state_names=("position", *state_names),
+        state_names=names_of_state(model),
     )
 
 
@@ -80,7 +79,12 @@ def _trace(model: LanguageModel, tokens: int, length: Dim | None) -> ExportedPro
     tokens_BT = torch.zeros(TRACED_ROWS, tokens, dtype=torch.long, device=state[0].device)
     shapes = ({0: rows} if length is None else {0: rows, 1: length}, [{0: rows} for _ in state])
     with torch.no_grad():
-        return torch.export.export(_Call(model), (tokens_BT, state), dynamic_shapes=shapes, strict=False)
+        return torch.export.export(StreamCall(model), (tokens_BT, state), dynamic_shapes=shapes, strict=False)
+
+
+def names_of_state(model: LanguageModel) -> tuple[str, ...]:
+    """Names of the tensors of :func:`flatten_state`."""
+    return ("position", *(f"layer{i}.{j}" for i, layer in enumerate(model.initial_state(1).layers) for j in range(len(layer))))
 
 
 def flatten_state(state: State) -> list[Tensor]:

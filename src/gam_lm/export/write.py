@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
 import statistics
 from collections.abc import Callable
@@ -25,10 +26,18 @@ from gam_lm.model import LanguageModel
 from gam_lm.runtime.files import replacing
 from gam_lm.runtime.measure import step_times
 
+logger = logging.getLogger("gam_lm")
+
 Graph = Callable[[Tensor, list[Tensor]], tuple[Tensor, list[Tensor]]]
 """Tokens and state in, last logits and state out."""
 
 CPU = torch.device("cpu")
+WEIGHTS = {"onnx": ("fp32", "int8"), "page": ("int8", "fp16")}
+"""Formats of the weights by format of the export, its usual one first."""
+
+LENGTHS_CHECKED = (1, 2, 37, 512, 4096)
+"""Numbers of tokens in one call of the one graph; what learned positions forbid is left out."""
+
 STEPS_CHECKED = 3
 ROWS_CHECKED = 3
 """Another number of rows than was traced."""
@@ -42,21 +51,37 @@ class Exported:
     """Of the model's own weights file."""
     bytes_after: int
     """Of what carries the weights now."""
-    largest_difference: float
-    """Largest absolute difference of a logit from the model's, over random texts: prefill and steps of a graph, all tokens of int8."""
+    largest_difference: float | None
+    """Largest absolute difference of a logit from the model's, over random texts: prefill and steps of a graph, all tokens of int8; None of a page, whose
+    numbers a browser computes."""
     step_ms: tuple[float, float] | None = None
     """Of int8: median time of one step of decoding before and after, taken in turns."""
 
 
-def export(run_directory: Path, format: str, out: Path) -> Exported:
-    """Write ``run_directory`` as "onnx", "torch" or "int8" to the folder ``out``, whole or not at all.
+def export(run_directory: Path, format: str, out: Path, *, portable: bool = False, weights: str | None = None) -> Exported:
+    """Write ``run_directory`` as "onnx", "torch" or "int8" to the folder ``out``, whole or not at all, or as "page" to the file ``out``.
+
+    Args:
+        run_directory: of the model.
+        format: what to write.
+        out: where to.
+        portable: of "onnx": two graphs of plain operators in place of one.
+        weights: of "onnx": fp32 or int8; of "page": int8 or fp16. None is the first.
 
     Raises:
-        InputError: where the run cannot be read or exported, or ``out`` exists and is no such folder.
+        InputError: where the run cannot be read or exported, or ``out`` exists and is no earlier export.
         MissingExtraError: where "onnx" lacks its packages.
     """
+    allowed = WEIGHTS.get(format, ())
+    if weights is not None and weights not in allowed:
+        raise InputError(f"weights is {weights!r} with format {format!r}: " + (f"use {' or '.join(allowed)}" if allowed else "leave it out"))
+    if portable and format != "onnx":
+        raise InputError(f"portable is given with format {format!r}: it is a kind of format 'onnx', leave it out")
     if out.resolve() == run_directory.resolve():
         raise InputError(f"out is {str(out)!r}, the run itself: choose another folder")
+    weights = weights or next(iter(allowed), None)
+    if format == "page":
+        return _page(run_directory, out, str(weights))
     if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out is {str(out)!r}, which is not empty and no earlier export: choose a new folder")
     model = load_model(run_directory)
@@ -73,16 +98,31 @@ def export(run_directory: Path, format: str, out: Path) -> Exported:
                 if (run_directory / name).is_file():
                     shutil.copy(run_directory / name, directory)
         else:
-            graphs = trace(model)
-            difference = _write_graphs(model, graphs, format, directory)
+            if weights == "int8" and not is_int8(model):
+                quantize_int8(model)
+            difference = _write_stream(model, directory) if format == "onnx" and not portable else _write_graphs(model, trace(model), format, directory)
             for name in ("config.json", "tokenizer.json"):
                 shutil.copy(run_directory / name, directory)
         return Exported(
-            bytes_before=(run_directory / "model.safetensors").stat().st_size,
+            bytes_before=weight_bytes(run_directory),
             bytes_after=sum(path.stat().st_size for path in directory.iterdir() if path.suffix in (".onnx", ".pt2", ".safetensors")),
             largest_difference=difference,
             step_ms=step_ms,
         )
+
+
+def weight_bytes(run_directory: Path) -> int:
+    """Bytes of the model's own weights, in one file or in shards."""
+    return sum(path.stat().st_size for path in run_directory.glob("model*.safetensors"))
+
+
+def _page(run_directory: Path, out: Path, weights: str) -> Exported:
+    from gam_lm.export.page import write_page
+
+    if out.exists() and not (out.is_file() and out.suffix == ".html"):
+        raise InputError(f"out is {str(out)!r}, which is no page: name a file that ends in .html")
+    write_page(run_directory, out, weights)
+    return Exported(bytes_before=weight_bytes(run_directory), bytes_after=out.stat().st_size, largest_difference=None)
 
 
 @torch.no_grad()
@@ -103,37 +143,58 @@ def _quantized(model: LanguageModel) -> tuple[float, tuple[float, float]]:
     return difference, (statistics.median(before), statistics.median(after))
 
 
+def _write_stream(model: LanguageModel, directory: Path) -> float:
+    """Write the one graph, in three lines of progress; the largest difference of a logit."""
+    from gam_lm.export.onnx import OnnxGraph, write_program
+    from gam_lm.export.stream import trace_stream
+
+    limit = model.config.longest or 2**62
+    lengths = [each for each in LENGTHS_CHECKED if each + 1 <= limit]
+    logger.info("trace the graph of any number of tokens")
+    graph = trace_stream(model)
+    logger.info("convert it to ONNX")
+    write_program(graph.program, graph.state_names, directory / "model.onnx")
+    logger.info("compare it with PyTorch at %s tokens", ", ".join(f"{each:,}" for each in lengths))
+    description = {"format": "onnx", "graph": "model.onnx", "state": graph.state_names, "last_position": _last_position(model)}
+    (directory / "export.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    loaded = OnnxGraph(directory / "model.onnx")
+    return max(_difference(model, each, loaded, loaded, rows=2 if each > 1000 else ROWS_CHECKED, steps=1) for each in lengths)
+
+
+def _last_position(model: LanguageModel) -> int | None:
+    return None if model.config.longest is None else model.config.longest - 1
+
+
 def _write_graphs(model: LanguageModel, graphs: Graphs, format: str, directory: Path) -> float:
     description = {
         "format": format, "prefill_tokens": graphs.prefill_tokens, "state": graphs.state_names,
-        "last_position": model.config.max_position_embeddings - 1 if model.embed_positions is not None else None,
+        "last_position": _last_position(model),
     }  # fmt: skip
     (directory / "export.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    loaded: list[Graph] = []
     if format == "onnx":
         from gam_lm.export.onnx import OnnxGraph, write_onnx
 
         write_onnx(graphs, directory)
-        prefill, step = (OnnxGraph(directory / f"{name}.onnx") for name in ("prefill", "step"))
-        return _largest_difference(model, graphs.prefill_tokens, prefill, step)
-    loaded = []
-    for name, program in (("prefill", graphs.prefill), ("step", graphs.step)):
-        program.example_inputs = None  # they alone would be pickled
-        torch.export.save(program, directory / f"{name}.pt2")
-        loaded.append(torch.export.load(directory / f"{name}.pt2").module())
-    return _largest_difference(model, graphs.prefill_tokens, *loaded)
+        loaded = [OnnxGraph(directory / f"{name}.onnx") for name in ("prefill", "step")]
+    else:
+        for name, program in (("prefill", graphs.prefill), ("step", graphs.step)):
+            program.example_inputs = None  # they alone would be pickled
+            torch.export.save(program, directory / f"{name}.pt2")
+            loaded.append(torch.export.load(directory / f"{name}.pt2").module())
+    tokens = graphs.prefill_tokens or TRACED_TOKENS - 1
+    return _difference(model, min(tokens, (model.config.longest or tokens + STEPS_CHECKED) - STEPS_CHECKED), *loaded)
 
 
 @torch.no_grad()
-def _largest_difference(model: LanguageModel, prefill_tokens: int | None, prefill: Graph, step: Graph) -> float:
-    """Of the last logits of prefill and of some steps from those of one pass of the model."""
-    tokens = prefill_tokens or TRACED_TOKENS - 1
-    if model.embed_positions is not None:
-        tokens = min(tokens, model.config.max_position_embeddings - STEPS_CHECKED)
-    tokens_BT = torch.randint(model.config.vocab_size, (ROWS_CHECKED, tokens + STEPS_CHECKED))
-    expected_BTV, _ = model.stream(tokens_BT)
-    logits_BV, state = prefill(tokens_BT[:, :tokens], flatten_state(model.initial_state(ROWS_CHECKED)))
-    differences = [(logits_BV - expected_BTV[:, tokens - 1]).abs().max()]
-    for t in range(tokens, tokens + STEPS_CHECKED):
-        logits_BV, state = step(tokens_BT[:, t : t + 1], state)
-        differences.append((logits_BV - expected_BTV[:, t]).abs().max())
+def _difference(model: LanguageModel, tokens: int, prefill: Graph, step: Graph, *, rows: int = ROWS_CHECKED, steps: int = STEPS_CHECKED) -> float:
+    """Of the last logits after ``tokens`` tokens at once, and of some steps after those, from what one pass of the model gives."""
+    tokens_BT = torch.randint(model.config.vocab_size, (rows, tokens + steps))
+    hidden_BTD, _ = model.hidden(tokens_BT)
+    expected_BSV = model.lm_head(hidden_BTD[:, tokens - 1 :])
+    logits_BV, state = prefill(tokens_BT[:, :tokens], flatten_state(model.initial_state(rows)))
+    differences = [(logits_BV - expected_BSV[:, 0]).abs().max()]
+    for i in range(steps):
+        logits_BV, state = step(tokens_BT[:, tokens + i, None], state)
+        differences.append((logits_BV - expected_BSV[:, i + 1]).abs().max())
     return float(max(differences))

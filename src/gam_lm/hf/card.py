@@ -146,6 +146,6 @@ def _figures(directory: Path) -> dict[str, str]:
             last = measured[-1]
             return {
                 f"Validation loss after {last['step']:,} steps (nats per token)": f"{last['val_nats']:.4f}",
-                "Validation perplexity per token": f"{math.exp(last['val_nats']):,.2f}", "Training tokens": f"{last['tokens']:,}",
+                "Validation perplexity per token": f"{math.exp(min(700.0, last['val_nats'])):,.2f}", "Training tokens": f"{last['tokens']:,}",
             }  # fmt: skip
     return {}

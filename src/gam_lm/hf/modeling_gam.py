@@ -40,6 +40,12 @@ class GAMPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": Block}  # noqa: RUF012
     _is_stateful = False  # the cache can take tokens back, see GAMCache.crop
 
+    def post_init(self) -> None:
+        """What transformers does when a model has been built. Called again, as on a model that was loaded, it keeps the weights that are there."""
+        self._built: bool = self.__dict__.get("_post_init_done", False)
+        super().post_init()
+        self._post_init_done, self._built = True, False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initial values of a part that a checkpoint lacks; a whole model draws them as the library does."""
@@ -60,11 +66,11 @@ class GAMModel(GAMPreTrainedModel, Backbone):
     def __init__(self, config: GAMConfig) -> None:
         super().__init__(config)
         self.build(config.to_model_config())
-        self.post_init()  # type: ignore[operator]
+        self.post_init()
 
     def init_weights(self) -> None:
         """Draw the initial values from torch's global generator."""
-        if not self.embed_tokens.weight.is_meta:
+        if not self._built and not self.embed_tokens.weight.is_meta:
             self.draw_initial_values(None)
 
     @capture_outputs
@@ -77,6 +83,9 @@ class GAMModel(GAMPreTrainedModel, Backbone):
         past_key_values: GAMCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        seq_idx: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPast:
         """Run the blocks.
@@ -89,9 +98,13 @@ class GAMModel(GAMPreTrainedModel, Backbone):
             past_key_values: see ``cache``.
             inputs_embeds: the next tokens, embedded (B, T, D), instead of ``input_ids``.
             use_cache: whether a cache is wanted where none is given; by default outside of training.
+            seq_idx: the number of its sequence for every token (B, T), as DataCollatorWithFlattening gives it: another way to say where a sequence starts.
+            cu_seq_lens_q: where the sequences of a single packed row start, and its length (sequences + 1,); the same once more.
+            cu_seq_lens_k: must equal ``cu_seq_lens_q``.
 
         Raises:
-            InputError: for a mask of more than two dimensions, a cache of another kind, both or none of ids and embeddings, or what LanguageModel refuses.
+            InputError: for packed sequences that do not fit the tokens, a mask of more than two dimensions, a cache of another kind, both or none of ids
+                and embeddings, or what LanguageModel refuses.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("input_ids and inputs_embeds are both given or both missing: give one of them")
@@ -106,7 +119,9 @@ class GAMModel(GAMPreTrainedModel, Backbone):
             x_BTD = self.embed_tokens(input_ids)
         else:
             x_BTD = inputs_embeds
-        segments_BT = segments_of(attention_mask, position_ids, x_BTD.shape[1], x_BTD.device)
+        B, T, _ = x_BTD.shape
+        starts_BT = starts_of(position_ids, seq_idx, cu_seq_lens_q, cu_seq_lens_k, B, T)
+        segments_BT = segments_of(attention_mask, starts_BT, T, x_BTD.device)
         if cache is not None:
             h_BTD = cache.advance(self.mix, x_BTD, segments_BT)
         else:
@@ -150,7 +165,7 @@ class GAMForCausalLM(GAMPreTrainedModel, GenerationMixin):
     def init_weights(self) -> None:
         """Draw the initial values from torch's global generator."""
         self.tie_weights()
-        if not self.lm_head.weight.is_meta:
+        if not self._built and not self.lm_head.weight.is_meta:
             self.model.draw_initial_values(self.lm_head)
 
     @can_return_tuple
@@ -212,7 +227,39 @@ class GAMForCausalLM(GAMPreTrainedModel, GenerationMixin):
         return push_run(self, repo_id, **options)
 
 
-def segments_of(attention_mask: Tensor | None, position_ids: Tensor | None, T: int, device: torch.device) -> Tensor | None:
+def starts_of(
+    position_ids: Tensor | None, seq_idx: Tensor | None, cu_seq_lens_q: Tensor | None, cu_seq_lens_k: Tensor | None, B: int, T: int
+) -> Tensor | None:
+    """Where a token of the call, the first aside, starts a sequence (rows, T − 1): where any of what transformers passes says so; None where nothing does.
+
+    Raises:
+        InputError: for what does not fit B rows of T tokens.
+    """
+    found: list[Tensor] = []
+    if position_ids is not None:
+        found.append(position_ids[:, 1:] == 0)
+    if seq_idx is not None:
+        if seq_idx.shape != (B, T):
+            raise InputError(f"seq_idx has the shape {tuple(seq_idx.shape)}: use ({B}, {T}), the number of its sequence for every token")
+        found.append(seq_idx[:, 1:] != seq_idx[:, :-1])
+    if cu_seq_lens_k is not None and (cu_seq_lens_q is None or not torch.equal(cu_seq_lens_q, cu_seq_lens_k)):
+        raise InputError("cu_seq_lens_k differs from cu_seq_lens_q: a causal model reads what it predicts from, give the same")
+    if cu_seq_lens_q is not None:
+        bounds = cu_seq_lens_q.tolist() if cu_seq_lens_q.dim() == 1 else []
+        if B != 1 or len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != T or sorted(bounds) != bounds:
+            raise InputError(f"cu_seq_lens_q is {str(bounds)[:60]} for {B} rows of {T} tokens: use one row, and numbers that rise from 0 to its length")
+        starts_T = torch.zeros(T + 1, dtype=torch.bool, device=cu_seq_lens_q.device)
+        starts_T[cu_seq_lens_q.long()] = True
+        found.append(starts_T[None, 1:T])
+    if T < 2 or not found:
+        return None
+    starts_BT = found[0]
+    for each in found[1:]:
+        starts_BT = starts_BT | each.to(starts_BT.device)
+    return starts_BT
+
+
+def segments_of(attention_mask: Tensor | None, starts_BT: Tensor | None, T: int, device: torch.device) -> Tensor | None:
     """What the mixers need to know of the new tokens: None for one sequence without padding, else segments (B, T) as in gam_lm.ops.segments."""
     segments_BT = None
     if attention_mask is not None:
@@ -221,8 +268,8 @@ def segments_of(attention_mask: Tensor | None, position_ids: Tensor | None, T: i
         mask_BT = attention_mask[:, -T:].to(device)
         if not bool(mask_BT.all()):
             segments_BT = (mask_BT != 0).long()
-    if position_ids is not None and T > 1:
-        starts_BT = (position_ids[:, 1:] == 0).to(device)
+    if starts_BT is not None:
+        starts_BT = starts_BT.to(device)
         if segments_BT is not None:  # transformers gives padding the position 0
             starts_BT = starts_BT & (segments_BT[:, :-1] != 0)
         if bool(starts_BT.any()):

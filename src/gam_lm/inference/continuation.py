@@ -25,9 +25,6 @@ from gam_lm.model import LanguageModel, State
 MOST_UNREAD = 16
 """Tokens that a state may be behind the text before it catches up without a draft."""
 
-COLDEST = 1e-4
-"""Temperatures below it take the likeliest token, which is their limit."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -130,8 +127,7 @@ class Continuation:
 
     def _draw(self, logits_V: Tensor) -> int:
         how = self.sampling
-        temperature = how.temperature if how.temperature >= COLDEST else 0
-        return int(draw(logits_V, temperature, how.top_k, max(how.top_p, 1e-6), self._generator))
+        return int(draw(logits_V, how.temperature, how.top_k, max(how.top_p, 1e-6), self._generator))
 
     def _take(self, drawn: list[int], unread: list[int]) -> list[int]:
         """Count what was drawn, up to a token of ``stop``, and what of it the state has not read."""

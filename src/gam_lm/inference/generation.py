@@ -8,6 +8,7 @@ Shapes: V = vocab_size.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Generator, Iterator, Sequence
 
 import torch
@@ -20,6 +21,9 @@ from gam_lm.inference.compiling import decoder, why_not_decoding
 from gam_lm.model import LanguageModel, State
 
 logger = logging.getLogger("gam_lm")
+
+COLDEST = 1e-4
+"""Temperatures below it take the likeliest token, which is their limit: divided by them, logits are no numbers any more."""
 
 PREFILL_TOKENS = 4096
 """Tokens of a prompt per call of the model."""
@@ -54,7 +58,7 @@ def generate(
     Raises:
         InputError: for an empty or too long prompt, or a sampling value out of range.
     """
-    _check(model, prompt, max_new_tokens, temperature, top_k, top_p)
+    _check(model, prompt, max_new_tokens, temperature, top_k, top_p, seed)
     device = model.embed_tokens.weight.device
     generator = torch.Generator(device)
     if seed is None:
@@ -105,7 +109,7 @@ def _prefill(model: LanguageModel, prompt_1T: Tensor) -> tuple[Tensor, State]:
 
 def draw(logits_V: Tensor, temperature: float, top_k: int | None, top_p: float, generator: torch.Generator) -> Tensor:
     """Draw one id from the distribution that the options leave of ``logits_V``."""
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits_V.argmax()
     logits_V = logits_V.float() / temperature
     if top_k is not None and top_k < len(logits_V):
@@ -117,16 +121,20 @@ def draw(logits_V: Tensor, temperature: float, top_k: int | None, top_p: float, 
     return torch.multinomial(logits_V.softmax(-1), 1, generator=generator)
 
 
-def _check(model: LanguageModel, prompt: Sequence[int], max_new_tokens: int | None, temperature: float, top_k: int | None, top_p: float) -> None:
+def _check(
+    model: LanguageModel, prompt: Sequence[int], max_new_tokens: int | None, temperature: float, top_k: int | None, top_p: float, seed: int | None
+) -> None:
     config = model.config
     if not prompt:
         raise InputError("prompt is empty and the tokenizer has no <|endoftext|> to start from: give a prompt of at least one token")
     config.check_length("the prompt's length", len(prompt))
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: use a whole number of at least 1")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise InputError(f"temperature is {temperature}: use 0 for the likeliest token, or a number above it")
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k is {top_k}: use a whole number of at least 1")
     if not 0 < top_p <= 1:
         raise InputError(f"top_p is {top_p}: use a probability above 0, at most 1")
+    if seed is not None and not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed is {seed}: use a whole number from -2^63 to 2^63 - 1")

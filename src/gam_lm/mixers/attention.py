@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
@@ -70,7 +71,8 @@ class Attention(Mixer):
             new.append(conv_state)
         q, k, v = qkv_BTX.view(B, T, 3, self.num_heads, D // self.num_heads).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            # The weights in the products' format: under autocast PyTorch has no fused norm of bf16 by fp32, and warns.
+            q, k = (F.rms_norm(x, norm.weight.shape, norm.weight.to(x.dtype), norm.eps) for x, norm in ((q, self.q_norm), (k, self.k_norm)))
         if self.options.rotary:
             count_B = x_BTD.new_zeros(B, dtype=torch.long) if count_B is None else count_B
             if segments is None:

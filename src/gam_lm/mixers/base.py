@@ -23,6 +23,9 @@ from gam_lm.mixers.options import MixerOptions
 MixerState = tuple[Tensor, ...]
 """What one mixer carries from token to token: tensors with the batch first."""
 
+MOST_LOG_RATE = 20.0
+"""Beyond e^20 a learned decay rate forgets everything at once; its exponential is capped, so that a rate that ran away stays a number."""
+
 INIT_STD = 0.02
 """Standard deviation of the scaled initialisation, at every width."""
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear, residual_branches
+from gam_lm.mixers.base import MOST_LOG_RATE, Cost, Mixer, MixerState, init_linear, residual_branches
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.gated_deltanet_options import GatedDeltaNetOptions
 from gam_lm.ops.delta_rule import delta_memory, fla_delta_memory
@@ -72,7 +72,7 @@ class GatedDeltaNet(Mixer):
         write_BTX = self.write_proj(x_BTD)
         gate_BTH, step_BTH = write_BTX.to(torch.promote_types(write_BTX.dtype, torch.float32)).chunk(2, -1)
         gate_BTH = gate_BTH.sigmoid() * self.options.max_write
-        log_decay_BTH = -self.log_rate.exp() * F.softplus(step_BTH + self.step_bias)
+        log_decay_BTH = -self.log_rate.clamp(max=MOST_LOG_RATE).exp() * F.softplus(step_BTH + self.step_bias)
         index_BT = None
         if segments is not None:  # padding writes nothing and forgets nothing
             gate_BTH, log_decay_BTH = (each * segments.real_BT[..., None] for each in (gate_BTH, log_decay_BTH))

@@ -121,7 +121,7 @@ def _attend_window(
     index_BS = torch.cat([index_BT.new_zeros(B, L), index_BT], 1)
     block = max(window, BLOCK)
     outputs = []
-    for start in range(0, T, block):
+    for start in range(0, max(T, 1), block):
         n = min(block, T - start)
         seen = slice(start, start + n + L)
         apart_XS = torch.arange(n, device=q.device)[:, None] + L - torch.arange(n + L, device=q.device)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear, residual_branches
+from gam_lm.mixers.base import MOST_LOG_RATE, Cost, Mixer, MixerState, init_linear, residual_branches
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.mamba_options import MambaOptions
 from gam_lm.ops.segments import read_segments
@@ -79,7 +79,7 @@ class Mamba(Mixer):
             dt_BTE = dt_BTE * segments.real_BT[..., None]  # a step of size 0 changes nothing
             index_BT = segments.index_BT
         y_BTE, scan_state = selective_scan(
-            x_BTE, dt_BTE, -self.A_log.exp(), B_BTN, C_BTN, scan_state, chunk_size=self.options.chunk_size, index_BT=index_BT
+            x_BTE, dt_BTE, -self.A_log.clamp(max=MOST_LOG_RATE).exp(), B_BTN, C_BTN, scan_state, chunk_size=self.options.chunk_size, index_BT=index_BT
         )
         y_BTE = (y_BTE + self.skip * x_BTE).to(x_BTE.dtype) * F.silu(z_BTE)
         return self.out_proj(y_BTE), (conv_state, scan_state)

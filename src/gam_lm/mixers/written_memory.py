@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.mixers.addresses import Addresses
-from gam_lm.mixers.base import INIT_STD, Cost, init_linear, residual_branches
+from gam_lm.mixers.base import INIT_STD, MOST_LOG_RATE, Cost, init_linear, residual_branches
 from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.ops.delta_rule import delta_memory, fla_delta_memory
 from gam_lm.ops.mean_rule import mean_memory
@@ -80,7 +80,7 @@ class WrittenMemory(Addresses):
         gate_BTH = gate_BTH.sigmoid() if self.options.write_gate == "learned" else torch.zeros_like(gate_BTH)
         if self.options.max_write != 1:
             gate_BTH = gate_BTH * self.options.max_write
-        log_decay_BTH = -self.log_rate.exp() * F.softplus(step_BTH)
+        log_decay_BTH = -self.log_rate.clamp(max=MOST_LOG_RATE).exp() * F.softplus(step_BTH)
         if segments is not None:  # padding writes nothing and forgets nothing
             gate_BTH, log_decay_BTH = (each * segments.real_BT[..., None] for each in (gate_BTH, log_decay_BTH))
         return MemoryInputs(read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH)

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LEAST_LOG_DECAY = -100.0
+"""exp of it is 0 beside anything in fp32 and fp64. Running sums of smaller ones lose the other tokens' decays, and −∞ − (−∞) is no number."""
+
 
 class Decays(NamedTuple):
     """How much of anything lasts from one place to another; 0 between different sequences."""

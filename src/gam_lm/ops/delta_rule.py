@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gam_lm.errors import InputError, MissingExtraError
-from gam_lm.ops.chunks import Chunks
+from gam_lm.ops.chunks import LEAST_LOG_DECAY, Chunks
 
 
 def delta_memory(
@@ -45,7 +45,7 @@ def delta_memory(
         write_BTHM: a, where it writes, of length ≤ 1, or the memory may grow without bound.
         value_BTHE: v, what it writes.
         gate_BTH: b in [0, 1], how strongly; 0 writes nothing.
-        log_decay_BTH: log λ ≤ 0; 0 forgets nothing.
+        log_decay_BTH: log λ ≤ 0; 0 forgets nothing, −∞ everything.
         bank_HME: V0, what the memory holds before a word was read.
         state: (D,) of shape (B, H, M, E) after the tokens before; None starts the sequences.
         chunk_size: L, of no influence on the result but rounding.
@@ -60,12 +60,14 @@ def delta_memory(
     with torch.autocast(read_BTHM.device.type, enabled=False):
         gate_BTH, log_decay_BTH, bank_HME = gate_BTH.to(wide), log_decay_BTH.to(wide), bank_HME.to(wide)
         D_BHME = state[0].to(wide) if state else bank_HME.new_zeros(B, *bank_HME.shape)
+        if T == 0:
+            return value_BTHE, (D_BHME,)
         if T == 1:
             g_B1HE, last = _step(read_BTHM.to(wide), write_BTHM.to(wide), value_BTHE.to(wide), gate_BTH, log_decay_BTH, bank_HME, D_BHME, index_BT)
             return g_B1HE.to(low), last
         chunks = Chunks(B, T, H, chunk_size, index_BT)
         address_JNXM = torch.cat([chunks.split(read_BTHM.to(low)), chunks.split(write_BTHM.to(low))], 2)
-        sum_JNL = chunks.split(log_decay_BTH[..., None])[..., 0].cumsum(-1)
+        sum_JNL = chunks.split(log_decay_BTH.clamp(min=LEAST_LOG_DECAY)[..., None])[..., 0].cumsum(-1)
         gate_JNL1 = chunks.split(gate_BTH[..., None])
         g_JNLE, D_NME = _DeltaRule.apply(address_JNXM, chunks.split(value_BTHE), gate_JNL1, sum_JNL, bank_HME, chunks.state(D_BHME), chunks)
         return chunks.join(g_JNLE), (chunks.unstate(D_NME),)
@@ -223,7 +225,7 @@ def fla_delta_memory(
         MissingExtraError: where the package is not installed.
         InputError: on a device it has no kernel for.
     """
-    if read_BTHM.shape[1] == 1 or index_BT is not None:
+    if read_BTHM.shape[1] < 2 or index_BT is not None:
         return delta_memory(read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH, bank_HME, state, chunk_size=chunk_size, index_BT=index_BT)
     if read_BTHM.device.type != "cuda":
         raise InputError(f"backend is 'fla' on {read_BTHM.device.type}: flash-linear-attention runs on a GPU, use backend='torch'")
@@ -236,7 +238,7 @@ def fla_delta_memory(
         unwritten = value - torch.einsum("bthm,hme->bthe", write, bank)
         low = torch.bfloat16
         g_BTHE, D_BHME = chunk_gated_delta_rule(
-            read.to(low), write.to(low), unwritten.to(low), log_decay, gate, scale=1.0, initial_state=state[0].float() if state else None,
+            read.to(low), write.to(low), unwritten.to(low), log_decay.clamp(min=LEAST_LOG_DECAY), gate, scale=1.0, initial_state=state[0].float() if state else None,
             output_final_state=True,
         )  # fmt: skip
         g_BTHE = torch.einsum("bthm,hme->bthe", read, bank) + g_BTHE.float()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gam_lm.ops.chunks import Chunks
+from gam_lm.ops.chunks import LEAST_LOG_DECAY, Chunks
 from gam_lm.ops.delta_rule import kept, widest
 
 
@@ -38,7 +38,7 @@ def mean_memory(
         write_BTHM: a ≥ 0, where it writes.
         value_BTHE: v, what it writes.
         gate_BTH: b in [0, 1], how strongly; 0 writes nothing.
-        log_decay_BTH: log λ ≤ 0; 0 forgets nothing.
+        log_decay_BTH: log λ ≤ 0; 0 forgets nothing, −∞ everything.
         bank_HME: V0, what the memory holds before a word was read.
         prior_HM: c > 0.
         state: (S, Z) of shapes (B, H, M, E) and (B, H, M) after the tokens before; None starts the sequences.
@@ -57,13 +57,15 @@ def mean_memory(
         S_BHME, Z_BHM = (each.to(wide) for each in state) if state else (new(B, *bank_HME.shape), new(B, *prior_HM.shape))
         prior_bank_HME = prior_HM[..., None] * bank_HME
         write_BTHM = write_BTHM * gate_BTH[..., None]
+        if T == 0:
+            return value_BTHE, (S_BHME, Z_BHM)
         if T == 1:
             g_B1HE, last = _step(
                 read_BTHM, write_BTHM.to(wide), value_BTHE.to(wide), log_decay_BTH, prior_bank_HME, prior_HM, S_BHME, Z_BHM, index_BT
             )
             return g_B1HE.to(low), last
         chunks = Chunks(B, T, H, chunk_size, index_BT)
-        decays = chunks.decays(chunks.split(log_decay_BTH[..., None])[..., 0].cumsum(-1))
+        decays = chunks.decays(chunks.split(log_decay_BTH.clamp(min=LEAST_LOG_DECAY)[..., None])[..., 0].cumsum(-1))
         mask_JNLL, from_start_JNL1 = decays.mask_JNLL.to(low), decays.from_start_JNL1.to(low)
         a_JNLM, v_JNLE = chunks.split(write_BTHM.to(low)), chunks.split(value_BTHE)
         into_JNML = (a_JNLM * decays.to_end_JNL1.to(low)).mT

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gam_lm.ops.chunks import LEAST_LOG_DECAY
 from gam_lm.ops.delta_rule import unit_triangular_inverse
 
 
@@ -79,7 +80,7 @@ def mean_sources(inputs: MemoryInputs, bank_HME: Tensor, prior_HM: Tensor, state
 def _by_head(inputs: MemoryInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """r, a (B, H, T, M), b (B, H, T, 1) and the running sum of log λ (B, H, T)."""
     r_BHTM, a_BHTM = inputs.read_BTHM.transpose(1, 2), inputs.write_BTHM.transpose(1, 2)
-    return r_BHTM, a_BHTM, inputs.gate_BTH.mT[..., None], inputs.log_decay_BTH.mT.cumsum(-1)
+    return r_BHTM, a_BHTM, inputs.gate_BTH.mT[..., None], inputs.log_decay_BTH.mT.clamp(min=LEAST_LOG_DECAY).cumsum(-1)
 
 
 def _mask(sum_BHT: Tensor) -> Tensor:

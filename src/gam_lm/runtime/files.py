@@ -26,6 +26,7 @@ REASONS = {
     errno.EISDIR: "it is a folder",
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "its symbolic links lead in a circle",
+    errno.ENOENT: "it, or a folder above it, is not there",
     errno.ENXIO: "the device is not there",
     errno.ENODEV: "the device is not there",
     errno.ESTALE: "the network file system has lost it",

@@ -81,6 +81,18 @@ def _differences(found: dict[str, Any], config: ModelConfig, recipe: TrainConfig
     return says
 
 
+def trained_with(directory: Path) -> TrainConfig | None:
+    """The recipe that a run directory's model was trained with, None where recipe.json is not there. Raises InputError where it is broken."""
+    path = directory / "recipe.json"
+    if not path.is_file():
+        return None
+    found = read_json(path).get("train_config")
+    try:
+        return TrainConfig.from_dict(found)  # type: ignore[arg-type]
+    except InputError as error:
+        raise InputError(f"{path} is broken ({error}): copy it again, or remove it") from error
+
+
 def corpus_figures(corpus: TokenCorpus) -> dict[str, Any]:
     """What identifies a corpus in recipe.json and results.json."""
     train = corpus.splits["train"]

@@ -25,6 +25,7 @@ import numpy as np
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.mixers.registry import options_class
+from gam_lm.results.schema import checked_content
 from gam_lm.runtime.files import explained, replacing, write_text
 from gam_lm.training.recipe import TrainConfig
 
@@ -195,11 +196,11 @@ def read_results(path: Path | str) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"results {str(path)!r}: there is no such file") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"results {str(path)!r} cannot be read ({error}): restore the file, or move it away to start anew") from error
     if not isinstance(content, dict) or not {"command", "environment", "corpus", "rows"} <= content.keys():
         raise InputError(f"results {str(path)!r} is no results.json of this library: it needs command, environment, corpus and rows")
-    return content
+    return checked_content(content, path)
 
 
 def write_blocks(
@@ -238,9 +239,18 @@ def read_documents(directory: Path, row: Row, split: str = "val") -> np.ndarray[
 
 def _blocks(directory: Path, row: Row, split: str) -> np.ndarray[Any, Any]:
     path = directory / str(row.get(f"{split}_blocks"))
-    if not path.is_file():
-        raise InputError(f"{path}: the losses by block of {row.get('model')} are not there, copy the folder blocks/ with its results.json")
-    lines: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+    missing = f"{path}: the losses by block of {row.get('model')} are not there, copy the folder blocks/ with its results.json"
+    try:
+        with path.open("rb") as file:  # the path alone could name an archive
+            lines: np.ndarray[Any, Any] = np.lib.format.read_array(file, allow_pickle=False)
+            whole = not file.read(1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise InputError(missing) from error
+    except (ValueError, OSError, EOFError, MemoryError, TypeError, SyntaxError) as error:  # numpy reads a header as a literal
+        raise InputError(f"{path} is broken ({str(error).splitlines()[0][:100] if str(error) else type(error).__name__}): copy it again") from error
+    fits = lines.dtype == np.float32 and lines.ndim == 2 and lines.shape[0] in (2, 3) and lines.shape[1] > 0
+    if not (whole and fits and np.isfinite(lines[:2]).all() and (lines[1:] >= 0).all() and lines[1].sum() > 0 and (lines[2:] < 2**24).all()):
+        raise InputError(f"{path} is broken (it holds no losses and tokens by block): copy it again")
     return lines
 
 

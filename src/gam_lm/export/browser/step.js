@@ -1,0 +1,331 @@
+"use strict";
+// GAM, one token at a time: examples/gam_numpy.py in JavaScript, with its names. See gam_lm.mixers.gam for the equations.
+//
+//     D hidden size   V vocabulary   K taps   H heads   S slots of all heads   M = S / H   E = D / H
+//     r where to read (S)   a where to write (S)   v what to write (D)   b how strongly (H)   decay what the memory keeps (H)
+//     V0 the learned bank (H·M·E)   state: the last K − 1 h and scores, and the memory D (H·M·E; mean rule: S and Z)
+//
+// A layer's `silent` (S) takes slots out of every read and write, as Mixer.silence does; a head whose slots are all silent reads nothing.
+// What a step did at each layer, for people to look at, is in `layer.seen`; Sources below tells which tokens a read came from.
+
+const GAM = (() => {
+  const { room } = typeof require === "undefined" ? Product : require("./product.js");
+  const sigmoid = (x) => 1 / (1 + Math.exp(-x));
+  const silu = (x) => x / (1 + Math.exp(-x));
+  const softplus = (x) => Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x)));
+  const filled = (n, f) => Float64Array.from({ length: n }, (_, i) => f(i));
+
+  // erf by Numerical Recipes' Chebyshev fit of erfc; relative error below 1.2e-7.
+  const FIT = [-1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277];
+  function gelu(x) {
+    const z = Math.abs(x) / Math.SQRT2, t = 1 / (1 + z / 2);
+    const erfc = t * Math.exp(-z * z + FIT.reduceRight((sum, c) => sum * t + c, 0));
+    return x * (x >= 0 ? 1 - erfc / 2 : erfc / 2);
+  }
+
+  function normalized(x, weight, bias, eps) {  // LayerNorm; without a bias RMSNorm
+    let mean = 0, square = 0;
+    if (bias) for (const each of x) mean += each / x.length;
+    for (const each of x) square += (each - mean) ** 2 / x.length;
+    const scale = 1 / Math.sqrt(square + eps);
+    return filled(x.length, (i) => (x[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0));
+  }
+
+  function softmax(x) {
+    const top = x.reduce((most, each) => Math.max(most, each), -Infinity);
+    const e = x.map((each) => Math.exp(each - top));
+    const sum = e.reduce((total, each) => total + each, 0);
+    return e.map((each) => each / sum);
+  }
+
+  // f of each head's part of x.
+  function byHead(x, H, f) {
+    const n = x.length / H, y = new Float64Array(x.length);
+    for (let h = 0; h < H; h++) y.set(f(x.subarray(h * n, (h + 1) * n), h), h * n);
+    return y;
+  }
+
+  function unit(x) {
+    let square = 0;
+    for (const each of x) square += each * each;
+    const scale = 1 / Math.max(Math.sqrt(square), 1e-12);
+    return x.map((each) => each * scale);
+  }
+
+  // Without what is silent, scaled back to a sum of 1 where the weights are shares.
+  function audible(x, silent, shares) {
+    if (!silent) return x;
+    const y = x.map((each, i) => (silent[i] ? 0 : each));
+    const sum = shares ? Math.max(y.reduce((total, each) => total + each, 0), 1e-30) : 1;
+    return y.map((each) => each / sum);
+  }
+
+  // Σ_k w_k ∘ window_k + bias; the window is what came before and x itself, `weight` (C, K).
+  function taps(past, x, weight, bias) {
+    const K = past.length + 1, y = Float64Array.from(bias);
+    [...past, x].forEach((each, k) => { for (let c = 0; c < y.length; c++) y[c] += weight[c * K + k] * each[c]; });
+    return y;
+  }
+
+  // g_h = Σ_m r_m (bank_m + memory_m) of every head; `scale` counts the bank's rows, `memory` may be null.
+  function read(r, bank, memory, H, M, E, scale) {
+    const g = new Float64Array(H * E);
+    for (let h = 0, i = 0; h < H; h++) {
+      for (let m = h * M; m < (h + 1) * M; m++) {
+        const weight = r[m], prior = scale ? weight * scale[m] : weight;
+        for (let e = h * E; e < (h + 1) * E; e++, i++) g[e] += prior * bank[i] + (memory ? weight * memory[i] : 0);
+      }
+    }
+    return g;
+  }
+
+  // memory ← λ memory + b a (v − held)ᵀ of every head.
+  function write(memory, decay, b, a, v, held, H, M, E) {
+    for (let h = 0, i = 0; h < H; h++) {
+      const keep = decay[h], error = v.slice(h * E, (h + 1) * E);
+      if (held) for (let e = 0; e < E; e++) error[e] -= held[h * E + e];
+      for (let m = h * M; m < (h + 1) * M; m++) {
+        const weight = b[h] * a[m];
+        for (let e = 0; e < E; e++, i++) memory[i] = keep * memory[i] + weight * error[e];
+      }
+    }
+  }
+
+  class Model {
+    // config: of config.json. weights: Float32Arrays by name. product: y = W x of such.
+    constructor(config, { weights, product }) {
+      this.product = product;
+      this.config = config;
+      this.options = config.options.gam;
+      this.weights = weights;
+      this.silent = Array.from({ length: config.num_hidden_layers }, () => null);
+      this.reset();
+    }
+
+    reset() {
+      const { hidden_size: D } = this.config, { conv_kernel_size: K, num_memory_slots: S, num_heads: H } = this.options;
+      const past = (n) => Array.from({ length: K - 1 }, () => new Float64Array(n));
+      this.position = 0;
+      this.layers = this.silent.map(() => ({
+        h: past(D), scores: past(S), memory: new Float64Array(S * D / H), Z: new Float64Array(S), seen: {},
+      }));
+    }
+
+    linear(name, x) {
+      const W = this.weights[`${name}.weight`], bias = this.weights[`${name}.bias`];
+      const y = this.product(W, x, W.length / x.length);
+      if (bias) for (let o = 0; o < y.length; o++) y[o] += bias[o];
+      return y;
+    }
+
+    norm(name, x) {
+      return normalized(x, this.weights[`${name}.weight`], this.weights[`${name}.bias`], this.config.layer_norm_eps);
+    }
+
+    // Read one token; the logits of the next one (V).
+    step(token) {
+      const { config, weights } = this, D = config.hidden_size, E = weights["embed_tokens.weight"], P = weights["embed_positions.weight"];
+      let x = filled(D, (i) => E[token * D + i] + (P ? P[this.position * D + i] : 0));
+      this.position++;
+      this.layers.forEach((state, i) => {
+        const name = `layers.${i}`;
+        if (config.stack === "bare") {
+          x = this.mixer(`${name}.mixer`, x, state, this.silent[i]);
+          return;
+        }
+        const y = this.mixer(`${name}.mixer`, this.norm(`${name}.mixer_norm`, x), state, this.silent[i]);
+        x = x.map((each, j) => each + y[j]);
+        if (weights[`${name}.mlp.up_proj.weight`]) {
+          const z = this.feedForward(`${name}.mlp`, this.norm(`${name}.mlp_norm`, x));
+          x = x.map((each, j) => each + z[j]);
+        }
+      });
+      return this.product(weights["lm_head.weight"] ?? E, this.norm("norm", x), config.vocab_size);
+    }
+
+    feedForward(name, h) {
+      const up = this.linear(`${name}.up_proj`, h);
+      if (this.config.mlp !== "swiglu") return this.linear(`${name}.down_proj`, up.map(gelu));
+      const gate = this.linear(`${name}.gate_proj`, h);
+      return this.linear(`${name}.down_proj`, up.map((each, i) => silu(gate[i]) * each));
+    }
+
+    // y_t = φ(W_l h_t) ∘ local_t + φ(W_g h_t) ∘ static_t + W_o (φ(W_g h_t) ∘ RMSNorm(g_t)), as far as there are such paths.
+    mixer(name, h, state, silent) {
+      const { weights: w, options, config } = this, D = h.length;
+      const [localGate, globalGate] = this.gates(name, h);
+      const y = new Float64Array(D);
+      const add = (path, gate) => path.forEach((each, i) => { y[i] += gate ? gate[i] * each : each; });
+      const mean = (x) => (x ? x.reduce((sum, each) => sum + each, 0) / D : null);
+      state.seen = { gates: { local: mean(localGate), memory: mean(globalGate) } };
+      if (w[`${name}.conv.weight`]) add(taps(state.h, h, w[`${name}.conv.weight`], w[`${name}.conv.bias`]), localGate);
+      const bank = w[`${name}.memory.bank`];
+      if (bank) {  // static_t = softmax(h_t Bᵀ) B, the paper's memory
+        const written = options.write !== "none";
+        const share = audible(softmax(this.product(bank, h, bank.length / D)), written ? null : silent, true), path = new Float64Array(D);
+        share.forEach((each, s) => { for (let i = 0; i < D; i++) path[i] += each * bank[s * D + i]; });
+        if (!written) state.seen.shares = share;
+        add(path, globalGate);
+      }
+      if (options.write !== "none") {
+        const g = byHead(this.written(`${name}.written`, h, state, silent), options.num_heads, (each) => normalized(each, each.map(() => 1), null, config.layer_norm_eps));
+        add(this.linear(`${name}.written.out_proj`, g.map((each, i) => each * w[`${name}.written.norm`][i] * (globalGate ? globalGate[i] : 1))));
+      }
+      state.h = [...state.h, h].slice(1);
+      return y;
+    }
+
+    // φ(W_l h_t) and φ(W_g h_t); null without gates, the same one twice where a single path kept its gate.
+    gates(name, h) {
+      if (!this.weights[`${name}.gate.weight`]) return [null, null];
+      const gate = this.linear(`${name}.gate`, h).map(this.options.gate_activation === "silu" ? silu : sigmoid);
+      return this.options.fusion === "gate" ? [gate.subarray(0, h.length), gate.subarray(h.length)] : [gate, gate];
+    }
+
+    // What token t reads from the memory that the sequence writes, g_t (D).
+    written(name, h, state, silent) {
+      const { weights: w, options } = this, { num_heads: H, num_memory_slots: S } = options;
+      const M = S / H, D = h.length, E = D / H, mean = options.write === "mean", V0 = w[`${name}.bank`], memory = state.memory;
+      // s_t = τ K h_t, and for writing Σ_k u_k ∘ s_{t−K+1+k} + bias, at first "the token before"
+      const sharpness = w[`${name}.sharpness`];
+      const scores = this.product(w[`${name}.address`], h, S).map((each, s) => (sharpness ? sharpness[Math.floor(s / M)] * each : each));
+      const before = taps(state.scores, scores, w[`${name}.before.weight`], w[`${name}.before.bias`]);
+      state.scores = [...state.scores, scores].slice(1);
+      const quiet = (head) => silent && silent.subarray(head * M, (head + 1) * M);
+      const key = (x, head) => unit(audible(x.map(silu), quiet(head), false));  // SiLU(s_t) / ‖·‖
+      const slots = (x, head) => audible(softmax(x), quiet(head), true);  // shares of learned slots
+      const plain = options.write_address === "keys";
+      const r = byHead(scores, H, plain ? key : slots);
+      const a = byHead(before, H, plain ? key : mean ? slots : (x, head) => unit(slots(x, head)));
+      const v = this.linear(`${name}.value_proj`, h), gates = this.linear(`${name}.write_proj`, h), rate = w[`${name}.log_rate`];
+      const b = filled(H, (i) => (options.write_gate === "learned" ? sigmoid(gates[i]) * options.max_write : 0));
+      const decay = filled(H, (i) => Math.exp(-Math.exp(rate[i]) * softplus(gates[H + i])));  // λ = exp(−exp(A) softplus(·))
+      Object.assign(state.seen, { r, a, v, b, decay });
+      if (mean) {  // S_t = λ S_{t−1} + b a vᵀ,  Z_t = λ Z_{t−1} + b a,  g_t = Σ_m r_m (c_m V0_m + S_m) / (c_m + Z_m)
+        const prior = filled(S, (s) => softplus(w[`${name}.prior`][s]));
+        write(memory, decay, b, a, v, null, H, M, E);
+        for (let s = 0; s < S; s++) state.Z[s] = decay[Math.floor(s / M)] * state.Z[s] + b[Math.floor(s / M)] * a[s];
+        const share = r.map((each, s) => each / (prior[s] + state.Z[s]));
+        Object.assign(state.seen, { r: share, prior });
+        return (state.seen.g = read(share, V0, memory, H, M, E, prior));
+      }
+      // D_t = λ D_{t−1} + b a (v − (V0 + λ D_{t−1})ᵀ a)ᵀ,  g_t = (V0 + D_t)ᵀ r
+      const held = read(a, V0, null, H, M, E), kept = read(a, memory, null, H, M, E);
+      write(memory, decay, b, a, v, held.map((each, i) => each + decay[Math.floor(i / E)] * kept[i]), H, M, E);
+      return (state.seen.g = read(r, V0, memory, H, M, E));
+    }
+  }
+
+  // Which tokens a layer's reads come from: the memory is Σ_i u_i v_iᵀ + X V0, and u_i and X go through the rule as the memory does.
+  // See gam_lm.ops.read_sources, whose shares these are. The last `most` tokens are kept, in turns.
+  class Sources {
+    constructor(model, layer, most = 128) {
+      const { num_heads: H, num_memory_slots: S, write } = model.options, D = model.config.hidden_size;
+      Object.assign(this, { H, M: S / H, E: D / H, most, mean: write === "mean", count: 0 });
+      this.V0 = model.weights[`layers.${layer}.mixer.written.bank`];
+      this.X = this.mean ? null : new Float64Array(S * S / H);
+      this.U = new Float64Array(most * S);
+      this.V = new Float64Array(most * D);
+      this.lengths = new Float64Array(most * H);  // ‖v_i‖ of every head
+      this.alive = new Uint8Array(most * H);  // whether a head still holds any of a token: numbers that fade for ever are slow
+    }
+
+    // After a step, with its `seen`: shares of the tokens {index, share}, of the learned bank, and of what is older than the tokens that are kept.
+    update(seen) {
+      const { H, M, E, U, V, most, alive, lengths } = this, { r, a, v, b, decay } = seen, S = H * M, D = H * E;
+      const place = this.count % most, index = this.count++, kept = Math.min(this.count, most);
+      alive.fill(0, place * H, (place + 1) * H);
+      const bank = this.ofBank(seen), rest = this.count > most ? seen.g.map((each, i) => each - bank[i]) : null;
+      const weights = new Float64Array(kept * H);
+      for (let k = 0; k < kept; k++) for (let h = 0; h < H; h++) if (alive[k * H + h]) weights[k * H + h] = this.through(k, h, r, a, b[h], decay[h]);
+      V.set(v, place * D);
+      for (let h = 0; h < H; h++) {
+        lengths[place * H + h] = Math.hypot(...v.subarray(h * E, (h + 1) * E));
+        for (let m = h * M; m < (h + 1) * M; m++) {
+          U[place * S + m] = b[h] * a[m];
+          weights[place * H + h] += r[m] * U[place * S + m];
+        }
+      }
+      alive.fill(1, place * H, (place + 1) * H);
+      const tokens = Array.from({ length: kept }, (_, k) => {
+        let length = 0;
+        for (let h = 0; h < H; h++) {
+          const weight = weights[k * H + h];
+          if (rest && weight) for (let e = h * E; e < (h + 1) * E; e++) rest[e] -= weight * V[k * D + e];
+          length += Math.abs(weight) * lengths[k * H + h];
+        }
+        return { index: index - (place - k + most) % most, share: length };
+      });
+      const length = (x) => byHead(x, H, (each) => [Math.hypot(...each)]).reduce((sum, each) => sum + each, 0);
+      const learned = length(bank), older = rest ? length(rest) : 0;
+      const all = Math.max(tokens.reduce((sum, each) => sum + each.share, learned + older), 1e-30);
+      for (const each of tokens) each.share /= all;
+      return { tokens: tokens.sort((x, y) => x.index - y.index), bank: learned / all, older: older / all };
+    }
+
+    // u ← (I − b a aᵀ) λ u of the delta rule, λ u of the mean rule, for token k and head h; returns rᵀ u.
+    through(k, h, r, a, b, keep) {
+      const { U, H, M } = this, first = k * H * M + h * M, of = h * M;
+      let met = 0, weight = 0, most = 0;
+      if (!this.mean) for (let m = 0; m < M; m++) met += a[of + m] * U[first + m];
+      for (let m = 0; m < M; m++) {
+        const u = keep * (U[first + m] - b * met * a[of + m]);
+        U[first + m] = u;
+        weight += r[of + m] * u;
+        most = Math.max(most, Math.abs(u));
+      }
+      this.alive[k * H + h] = Number(most > 1e-20);
+      return weight;
+    }
+
+    // What the read takes from V0: (I + X)ᵀ r, or r c, of its rows. X ← (I − b a aᵀ) λ X − b a aᵀ.
+    ofBank({ r, a, b, decay, prior }) {
+      const { H, M, E, X, V0 } = this;
+      if (this.mean) return read(r, V0, null, H, M, E, prior);
+      const met = new Float64Array(H * M), weight = Float64Array.from(r);
+      for (let h = 0, i = 0; h < H; h++) {
+        const of = h * M;
+        for (let m = 0; m < M; m++) for (let n = 0; n < M; n++, i++) met[of + n] += a[of + m] * X[i];
+        i -= M * M;
+        for (let m = 0; m < M; m++) {
+          const written = b[h] * a[of + m], reading = r[of + m];
+          for (let n = 0; n < M; n++, i++) {
+            X[i] = decay[h] * X[i] - written * (decay[h] * met[of + n] + a[of + n]);
+            weight[of + n] += reading * X[i];
+          }
+        }
+      }
+      return read(weight, V0, null, H, M, E);
+    }
+  }
+
+  // Weights from the page's bytes, and the product over them: fp16, and int8 with a scale for each row, become numbers of fp32.
+  function unpack(bytes, tensors) {
+    const weights = {}, half = halves(), wide = (size) => 4 * Math.ceil(size / 4), entries = Object.entries(tensors);
+    const { numbers, product } = room(entries.reduce((sum, [, { size }]) => sum + wide(size), 0), Math.max(...entries.map(([, { longest }]) => longest)));
+    let next = 0;
+    for (const [name, { dtype, size, offset, scale }] of entries) {
+      const made = weights[name] = numbers.subarray(next, next + size);
+      next += wide(size);
+      if (dtype === "fp32") made.set(new Float32Array(bytes, offset, size));
+      else if (dtype === "fp16") new Uint16Array(bytes, offset, size).forEach((each, i) => { made[i] = half[each]; });
+      else {
+        const rows = weights[scale], levels = new Int8Array(bytes, offset, size), n = size / rows.length;
+        for (let o = 0, i = 0; o < rows.length; o++) for (let j = 0; j < n; j++, i++) made[i] = levels[i] * rows[o];
+      }
+    }
+    return { weights, product };
+  }
+
+  // All 65,536 numbers of fp16.
+  function halves() {
+    return Float32Array.from({ length: 65536 }, (_, bits) => {
+      const sign = bits >> 15 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+      return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction);
+    });
+  }
+
+  return { Model, Sources, unpack, softmax };
+})();
+
+if (typeof module !== "undefined") module.exports = GAM;

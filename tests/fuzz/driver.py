@@ -1,0 +1,64 @@
+"""Fuzz every kind of input for as long as one likes, and count what is lost.
+
+    python tests/fuzz/driver.py --inputs 100000 --seed 1        so many in all, shared out by kind
+    python tests/fuzz/driver.py --inputs 500 --kind flags       of one kind
+
+The answer is one JSON object; the exit code is 1 where an input was lost: a traceback, an answer that is wrong, or more than one line.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+import traceback
+import warnings
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+from inputs import KINDS
+
+SHARES = {"configurations": 30, "recipes": 20, "safetensors files": 25, "HTTP bodies": 10, "results and block files": 8, "flags": 3, "run directories": 3, "resumed runs": 1}
+SHOWN = 20
+
+
+def fuzz(kind, count, seed):
+    """Try ``count`` inputs of a kind."""
+    tally = {"tried": 0, "used": 0, "refused": 0, "lost": 0, "examples": []}
+
+    @hypothesis.seed(seed)
+    @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(made=kind.inputs)
+    def attack(made):
+        tally["tried"] += 1
+        try:
+            tally["used" if kind.check(made) else "refused"] += 1
+        except Exception:
+            tally["lost"] += 1
+            if len(tally["examples"]) < SHOWN:
+                tally["examples"].append({"input": repr(made)[:600], "error": traceback.format_exc().splitlines()[-1][:300], "where": traceback.format_exc().splitlines()[-4:-1]})
+
+    begun = time.monotonic()
+    attack()
+    return {**tally, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=2000, help="in all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=sorted(KINDS), help="one kind alone")
+    chosen = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    shares = {chosen.kind: 1} if chosen.kind else SHARES
+    report = {}
+    for name, share in shares.items():
+        report[name] = fuzz(KINDS[name], max(1, round(chosen.inputs * share / sum(shares.values()))), chosen.seed)
+        print(f"{name}: {report[name]['tried']} tried, {report[name]['lost']} lost", file=sys.stderr, flush=True)
+    print(json.dumps(report, indent=1))
+    return 1 if any(each["lost"] for each in report.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

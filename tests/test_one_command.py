@@ -1,35 +1,25 @@
 """`gam train my_text.txt` and what follows it, from an empty folder."""
 
-import io
 import json
 import math
-import random
 import signal
 import tomllib
 
 import pytest
 import torch
+from one_command import SMALL, WORDS, make_folder, refused
 
 import gam_lm.training.loop as loop
-import gam_lm.training.planning as planning
 from gam_lm.checkpoint import load_model, read_json
 from gam_lm.cli.main import parse, run, verb_class
 from gam_lm.cli.outcome import meaning
+from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
-
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "small", "birds", "sing", "in", "old", "trees", "and", "nobody", "listens"]
-SMALL = ["--hidden-size", "16", "--num-hidden-layers", "1", "--gam.num-heads", "2", "--context", "16", "--batch-size", "4", "--vocab-size", "280",
-         "--precision", "fp32", "--device", "cpu"]  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder with a text in it, and a machine whose steps take a tenth of a second, whatever else runs on it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(planning, "step_times", lambda step, device, **options: [100.0] if step() else [])
-    draw = random.Random(0)
-    (tmp_path / "my_text.txt").write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) + "." for _ in range(400)), encoding="utf-8")
-    return tmp_path
+    return make_folder(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -50,13 +40,6 @@ def interrupted(monkeypatch):
         return lambda: monkeypatch.setattr(loop, "train_step", original)
 
     return press
-
-
-def refused(capsys, arguments):
-    assert run(arguments) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gam: ") and "nats/token" not in line]
-    assert len(errors) == 1
-    return errors[0]
 
 
 def weights(directory):
@@ -92,6 +75,17 @@ def test_flags_go_before_the_plan(folder, capsys):
     model = saved["model_config"]
     assert (model["hidden_size"], model["dropout"], model["options"]["gam"]["num_heads"]) == (16, 0.25, 2)
     assert saved["plan"]["vocab_size"] == 280
+
+
+def test_a_preset_or_a_number_of_epochs_is_taken_as_it_is(folder):
+    assert run(["train", "my_text.txt", "--preset", "small-cpu", "--steps", "2", "--out", "set", *SMALL]) == 0
+    saved = read_json(folder / "set/recipe.json")
+    assert TrainConfig.from_dict(saved["train_config"]) == preset("small-cpu").train.replace(steps=2, context=16, batch_size=4, precision="fp32")
+    assert saved["model_config"]["dropout"] == 0.0 and saved["plan"]["minutes"] == 0
+    assert run(["train", "my_text.txt", "--preset", "small-cpu", "--steps", "2", "--out", "set", *SMALL]) == 0  # goes on, here: is finished
+    assert run(["train", "my_text.txt", "--epochs", "0.05", "--out", "part", *SMALL]) == 0
+    steps = read_json(folder / "part/recipe.json")["train_config"]["steps"]
+    assert steps == round(0.05 * (read_json(folder / "part/recipe.json")["corpus"]["tokens"] - 1) // 16 // 4)
 
 
 def test_several_paths_are_one_text(folder, capsys):
@@ -239,62 +233,3 @@ def test_what_a_figure_means():
     floors = {"unigram": 3.0, "bigram": 2.5, "xz": 2.2}
     assert "below bigram" in meaning(2.0, floors) and "xz" not in meaning(2.0, floors) and "xz" in meaning(2.4, floors)
     assert "between unigram and bigram" in meaning(2.7, floors) and "not below unigram" in meaning(3.1, floors)
-
-
-def conversations(path, number=24, words=("red", "green")):
-    draw = random.Random(1)
-    rows = []
-    for _ in range(number):
-        word = draw.choice(words)
-        said = [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]
-        rows.append(json.dumps({"messages": [*said, {"role": "user", "content": "<|endoftext|> again"}, {"role": "assistant", "content": "again"}]}))
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-
-
-def test_a_model_learns_to_answer_and_is_talked_to(folder, capsys, monkeypatch):
-    words = ("quick", "lazy")
-    conversations(folder / "talk.jsonl", words=words)
-    sizes = ["--hidden-size", "32", "--num-hidden-layers", "2", "--vocab-size", "280", "--precision", "fp32", "--device", "cpu"]
-    assert run(["train", "my_text.txt", "--steps", "2", *sizes]) == 0
-    teach = ["train", "--chat", "talk.jsonl", "--from", "runs/my_text", "--device", "cpu"]
-    assert run([*teach, "--steps", "60", "--context", "64", "--batch-size", "4", "--learning-rate", "0.01", "--muon-learning-rate", "0.02"]) == 0
-    said, out = capsys.readouterr().out, folder / "runs/my_text-talk"
-    assert "24 conversations" in said and "tokens of answers" in said and "gam chat runs/my_text-talk" in said
-    assert (out / "chat_template.jinja").is_file()
-    monkeypatch.setattr("sys.stdin", io.StringIO("say quick\n<|endoftext|> again\n/new\nsay lazy\n"))
-    assert run(["chat", str(out), "--temperature", "0", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["quick", "again", "lazy"]
-    assert run(teach) == 0  # finished already
-
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    message = [{"role": "user", "content": "say quick"}]
-    assert tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True) == "User: say quick\nAssistant:"
-
-
-def test_a_model_without_conversations_is_talked_to_in_plain_lines(folder, capsys, monkeypatch):
-    assert run(["train", "my_text.txt", "--steps", "2", *SMALL]) == 0
-    capsys.readouterr()
-    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nagain\n"))
-    assert run(["chat", "runs/my_text", "--system", "Be brief.", "--max-new-tokens", "5", "--seed", "0", "--device", "cpu"]) == 0
-    captured = capsys.readouterr()
-    assert "has learned no conversations" in captured.err and captured.out.count("\n") >= 2
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ("{", "line 2: no JSON"), ('{"text": "x"}', "no list of messages"), ('{"messages": [{"role": "robot", "content": "x"}]}', "messages[0] is no message"),
-        ('{"messages": [{"role": "user", "content": "x"}]}', "nothing to learn"), ('{"messages": [{"role": "user"}]}', "messages[0] is no message"),
-    ],
-)  # fmt: skip
-def test_a_broken_conversation_is_named(folder, capsys, row, said):
-    assert run(["train", "my_text.txt", "--steps", "1", *SMALL]) == 0
-    conversations(folder / "talk.jsonl", 1)
-    with (folder / "talk.jsonl").open("a", encoding="utf-8") as file:
-        file.write(row + "\n")
-    message = refused(capsys, ["train", "--chat", "talk.jsonl", "--from", "runs/my_text", "--device", "cpu"])
-    assert said in message and "talk.jsonl" in message
-    conversations(folder / "talk.jsonl", 1)
-    assert "has 1 conversations" in refused(capsys, ["train", "--chat", "talk.jsonl", "--from", "runs/my_text", "--device", "cpu"])

@@ -231,11 +231,12 @@ def test_a_run_with_a_missing_or_truncated_file_is_named(corpus, tmp_path, name)
 def test_a_config_that_does_not_fit_the_weights_is_named(corpus, tmp_path):
     save_model(tmp_path, new_model(config(), 0))
     stored = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(stored | {"num_memory_slots": 9}))
+    options = {"gam": stored["options"]["gam"] | {"num_memory_slots": 9}}
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"options": options}))
     with pytest.raises(InputError, match="does not fit config.json"):
         load_model(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(stored | {"num_memory_slot": 9}))
-    with pytest.raises(InputError, match="did you mean 'num_memory_slots'"):
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"hiden_size": 9}))
+    with pytest.raises(InputError, match="did you mean 'hidden_size'"):
         load_model(tmp_path)
 
 

@@ -187,7 +187,7 @@ def _help() -> str:
     summaries = {name: each.summary for setups in (PRESETS, RECALL, SCALING) for name, each in setups.items()}
     presets = "\n".join(f"  {name}: {summary}" for name, summary in summaries.items())
     return (
-        "gam: Gated Associative Memory language models\n\nusage: gam VERB [flags]; gam VERB --help lists the flags\n\n"
+        "gam: Gated Associative Memory language models\n\nusage: gam VERB [flags]; gam VERB --help lists the flags (--help-all where those are only the first)\n\n"
         f"verbs:\n{verbs}\n\nwith any of them: --config FILE.toml gives its flags; --import PATH_OR_MODULE loads a mixer of your own "
         "(examples/my_mixer.py)\n\n"
         f"presets (`gam bench --preset paper` is Table 1 whole):\n{presets}"

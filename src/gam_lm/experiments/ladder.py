@@ -88,7 +88,7 @@ def _row(rung: Rung, source: Corpus, out: Path, device: torch.device) -> dict[st
     own = {
         "model": rung.model, "seed": rung.seed, "model_config": config.to_dict(), "train_config": recipe.to_dict(), "text_bytes": rung.text_bytes,
         "minutes": rung.minutes, "vocab_size": rung.vocab_size, "rate": rung.rate, "parameters": count_parameters(config), "corpus": corpus_figures(corpus),
-        "passes": (recipe.steps or 0) * recipe.batch_size * recipe.context / train.tokens, "expected_seconds": expected,
+        "text_passes": (recipe.steps or 0) * recipe.batch_size * recipe.context / train.tokens, "expected_seconds": expected,
         **_floors(whole),
     }  # fmt: skip
     plan = Plan(

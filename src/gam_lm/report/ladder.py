@@ -28,7 +28,7 @@ def ladder_table(results: Mapping[str, Any]) -> Table:
             config = row["model_config"]
             lines.append([
                 f"{text_bytes / 1e6:g} MB, {minutes:g} min", f"{row['model']} {config['hidden_size']} × {config['num_hidden_layers']}",
-                f"{row['vocab_size']:,}" + ("*" if row["vocab_size"] == vocabulary_for(text_bytes) else ""), f"{row['rate']:g}", f"{row['passes']:.2g}",
+                f"{row['vocab_size']:,}" + ("*" if row["vocab_size"] == vocabulary_for(text_bytes) else ""), f"{row['rate']:g}", f"{row['text_passes']:.2g}",
                 f"**{said}**" if bits is not None and bits == min(figures) else said, f"{floor:.3f}",
             ])  # fmt: skip
     columns = ["Text and time", "Model", "Vocabulary", "Times the learning rate", "Passes", "Bits a byte", "Bigram counts"]

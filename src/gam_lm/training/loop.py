@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -39,9 +40,6 @@ from gam_lm.training.trained import Trained as Trained
 logger = logging.getLogger("gam_lm")
 
 LOG_EVERY = 10
-
-BEST = Path("state") / "best"
-"""Folder of a run directory for the weights of the best validation so far."""
 SECONDS_BETWEEN_STATES = 60.0
 SHARE_OF_SAVING = 0.05
 """Largest share of the time that the saving by the clock may take: where writing a state takes more than three seconds, it is done less often."""
@@ -195,7 +193,7 @@ class _Run:
                 self.curve.append(self._place() | {"train_nats": figures["train_nats"], "val_nats": figures["val_nats"]})
                 if self.recipe.keep == "best" and step < self.total and self._best_step == step:
                     with self._averaged():
-                        self.world.first(lambda: save_model(self.directory / BEST, self.model))
+                        self.world.first(lambda: save_model(self._best_folder, self.model))
                 logger.info(
                     "%s: step %d/%d, train %.4f, validation %.4f nats/token", self.label, step, self.total, figures["train_nats"], figures["val_nats"]
                 )
@@ -213,6 +211,11 @@ class _Run:
         """Of the best validation so far; of equal ones the first."""
         return int(min(self.curve, key=lambda point: point["val_nats"])["step"])
 
+    @property
+    def _best_folder(self) -> Path:
+        """The weights of the best validation so far; it is of one step, and stays until a state is written that knows of a better one."""
+        return self.directory / "state" / f"best-{self._best_step:08d}"
+
     def _keep(self) -> int:
         """Give the model the weights that the run ends with, write them where they are not the last ones, and return their step."""
         if self.average is not None:
@@ -220,7 +223,7 @@ class _Run:
         if self.recipe.keep == "last" or self._best_step == self.step:
             return self.step
         self.last = self.validation
-        self.model.load_state_dict(load_model(self.directory / BEST, device=self.device).state_dict())
+        self.model.load_state_dict(load_model(self._best_folder, device=self.device).state_dict())
         self.average = None  # it was handed over, and what is kept now is another
         self.validation = self._validate()
         self.world.first(lambda: save_model(self.directory, self.model, self.corpus.tokenizer))
@@ -281,6 +284,9 @@ class _Run:
             gradient_norm=self.norm,
         )  # fmt: skip
         save_state(self.directory, reached, self.model, self.optimizer, self._averaged_weights)
+        for other in (self.directory / "state").glob("best-*"):
+            if other != self._best_folder:
+                shutil.rmtree(other)
         self.saved = time.monotonic()
         self.saving = self.saved - started
 

@@ -113,7 +113,7 @@ class Planner:
         return recipe.replace(**{"batch_size": batch_size, "context": context, **self.fixed, "steps": None})
 
     def _steps(self, recipe: TrainConfig) -> int | None:
-        if "steps" in self.fixed:
+        if self.fixed.get("steps") is not None:
             return int(self.fixed["steps"])
         return recipe.total_steps(Batches(self.corpus, recipe).steps_per_epoch) if "epochs" in self.fixed else None
 

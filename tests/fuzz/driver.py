@@ -2,6 +2,7 @@
 
     python tests/fuzz/driver.py --inputs 100000 --seed 1        so many in all, shared out by kind
     python tests/fuzz/driver.py --inputs 500 --kind flags       of one kind
+    python tests/fuzz/driver.py --out results/reliability       and add the counts to those that are there
 
 The answer is one JSON object; the exit code is 1 where an input was lost: a traceback, an answer that is wrong, or more than one line.
 """
@@ -9,10 +10,12 @@ The answer is one JSON object; the exit code is 1 where an input was lost: a tra
 import argparse
 import json
 import logging
+import shlex
 import sys
 import time
 import traceback
 import warnings
+from pathlib import Path
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -43,11 +46,23 @@ def fuzz(kind, count, seed):
     return {**tally, "seconds": round(time.monotonic() - begun, 1)}
 
 
+def keep(out, name, tally):
+    """Add what was found to the row of the kind."""
+    from gam_lm.results import Results
+    from gam_lm.runtime.measure import environment
+
+    results = Results.open(out / "results.json", command=shlex.join(["python", *sys.argv]), environment=environment(), corpus=None)
+    row = {"model": "gam", "task": "fuzz", "variant": name}
+    before = results.find(row) or {}
+    results.add(row | {key: round(before.get(key, 0) + tally[key], 1) for key in ("tried", "used", "refused", "lost", "seconds")})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=2000, help="in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=sorted(KINDS), help="one kind alone")
+    parser.add_argument("--out", type=Path, help="folder of the results.json to add a row for each kind to")
     chosen = parser.parse_args()
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -56,6 +71,8 @@ def main():
     for name, share in shares.items():
         report[name] = fuzz(KINDS[name], max(1, round(chosen.inputs * share / sum(shares.values()))), chosen.seed)
         print(f"{name}: {report[name]['tried']} tried, {report[name]['lost']} lost", file=sys.stderr, flush=True)
+        if chosen.out is not None:
+            keep(chosen.out, name, report[name])
     print(json.dumps(report, indent=1))
     return 1 if any(each["lost"] for each in report.values()) else 0
 

@@ -131,7 +131,7 @@ def _read_progress(path: Path) -> Progress:
     except (InputError, TypeError) as error:
         raise InputError(f"{path} is broken ({error}): {RESTART}") from error
     if progress.recorded > progress.step or (progress.recorded < progress.step and not progress.pending):
-        raise InputError(f"{path} is broken (step {progress.step} was recorded as {progress.recorded}, and the losses between are not there): {RESTART}")
+        raise InputError(f"{path} is broken (recorded is {progress.recorded} at step {progress.step}, pending is {list(progress.pending)[:3]}): {RESTART}")
     return progress
 
 

@@ -23,6 +23,7 @@ from inputs import KINDS
 
 SHARES = {"configurations": 30, "recipes": 20, "safetensors files": 25, "HTTP bodies": 10, "results and block files": 8, "flags": 3, "run directories": 3, "resumed runs": 1}
 SHOWN = 20
+PART = 500
 
 
 def fuzz(kind, count, seed):
@@ -69,10 +70,15 @@ def main():
     shares = {chosen.kind: 1} if chosen.kind else SHARES
     report = {}
     for name, share in shares.items():
-        report[name] = fuzz(KINDS[name], max(1, round(chosen.inputs * share / sum(shares.values()))), chosen.seed)
+        left, batch = max(1, round(chosen.inputs * share / sum(shares.values()))), 0
+        while left > 0:  # in parts, each of which is kept when it is done
+            found = fuzz(KINDS[name], min(left, PART), chosen.seed * 100_003 + batch)
+            left, batch = left - PART, batch + 1
+            before = report.get(name, {key: [] if key == "examples" else 0 for key in found})
+            report[name] = {key: before[key] + found[key] for key in found}
+            if chosen.out is not None:
+                keep(chosen.out, name, found)
         print(f"{name}: {report[name]['tried']} tried, {report[name]['lost']} lost", file=sys.stderr, flush=True)
-        if chosen.out is not None:
-            keep(chosen.out, name, report[name])
     print(json.dumps(report, indent=1))
     return 1 if any(each["lost"] for each in report.values()) else 0
 

@@ -6,7 +6,7 @@ OUT ?= runs/laptop
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-fast test-browser soak lint docs wheel-test bench-gpu clean
+.PHONY: run test test-fast test-browser soak fuzz lint docs wheel-test bench-gpu clean
 
 run: .venv/installed-plot
 	$(BIN)/gam bench --preset laptop --out $(OUT)
@@ -30,7 +30,12 @@ test-browser: .venv/installed-dev
 
 # Hundreds of kills, for an evening: every file operation, and random moments.
 soak: .venv/installed-dev
-	$(BIN)/python tests/soak/kills.py --operations --random 500
+	$(BIN)/python tests/soak/kills.py --operations --random 500 --out results/reliability
+
+# As many damaged inputs as one likes, of every kind; the counts go to results/reliability.
+N ?= 2000
+fuzz: .venv/installed-dev
+	$(BIN)/python tests/fuzz/driver.py --inputs $(N) --out results/reliability
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

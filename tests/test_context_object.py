@@ -313,7 +313,7 @@ def test_a_book_is_read_once_and_gone_on_from(run_directory, tmp_path, capsys):
     from gam_lm.checkpoint import load_tokenizer_of
     from gam_lm.cli.main import run
 
-    text = "the cat sat on the mat\nand the rat, é " * 60
+    text = "the cat sat on the mat and the rat, é\n" * 60  # a line break belongs to no word: the parts have the tokens of the whole
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")
     first, second = tmp_path / "a.state", tmp_path / "b.state"
     assert run(["read", str(run_directory), str(tmp_path / "book.txt"), "--out", str(first), "--device", "cpu"]) == 0

@@ -296,3 +296,73 @@ def test_a_model_has_one_colour_whatever_follows_its_name():
 def test_tables_and_pictures_need_no_torch():
     code = "import sys, gam_lm.report.page, gam_lm.report.plots, gam_lm.report.gpu, gam_lm.report.trace_page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_markdown_reads_nothing_of_a_file_as_markup(tmp_path):
+    from gam_lm.report.page import report_markdown
+
+    evil = "gam\n\n# Heading\n<script>alert(1)</script> | x"
+    rows = [row(evil, note="a\n\n<img src=x>"), row("llama")]
+    content = {"command": "gam bench\n```\n# Heading\n", "environment": MACHINE | {"processor": "x\n# Heading"}, "corpus": CORPUS | {"name": "n\n# Heading <b>"}, "rows": rows}
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(content))
+    page = report_markdown([folder / "results.json"])
+    outside = re.sub(r"(`{3,})sh\n.*?\n\1\n", "", page, flags=re.S)  # the command stands in a fence that is longer than its own
+    assert not re.search("^# Heading", outside, flags=re.M) and "<script" not in page and "<img" not in page and "<b>" not in page
+    assert r"gam # Heading &lt;script>alert(1)&lt;/script> \| x" in page
+
+
+def damaged_copies(content):
+    """The content with one value after the other missing or of another type."""
+    def walk(value, way=()):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+            yield (*way, key)
+            yield from walk(inner, (*way, key))
+
+    for way in walk(content):
+        for new in (None, "x", [], {}, -1, "missing"):
+            copy = json.loads(json.dumps(content))
+            *before, last = way
+            holder = copy
+            for key in before:
+                holder = holder[key]
+            if new == "missing":
+                del holder[last]
+            else:
+                holder[last] = new
+            yield copy
+
+
+def test_report_and_compare_say_in_one_line_what_is_wrong_with_a_damaged_file(tmp_path):
+    from gam_lm.report.page import report_markdown
+    from gam_lm.report.verdict import compare
+
+    path, tried, refused = tmp_path / "results.json", 0, 0
+    rows = [FLOOR, row("gam", 0, context_use={"context": 8, "targets": 4, "by_distance": {"4": None}}), row("llama", 0, val_blocks="blocks/a.npy")]
+    for copy in damaged_copies({"command": "gam bench", "environment": MACHINE, "corpus": CORPUS, "rows": rows, "primary": [["gam", "llama"]], "margin": 0.02}):
+        path.write_text(json.dumps(copy))
+        for work in (lambda: report_markdown([path]), lambda: compare([str(path)]).paragraph()):
+            tried += 1
+            try:
+                assert work()
+            except InputError as error:
+                refused += 1
+                assert "\n" not in str(error)
+    assert tried > 1000 and 0.3 * tried < refused < tried
+
+
+@pytest.mark.parametrize("damage", ["cut", "shape", "type", "nan", "text", "pickle", "folder", "longer"])
+def test_a_damaged_file_of_blocks_is_named_in_one_line(damage, tmp_path):
+    name = write_blocks(tmp_path, "gam", np.array([5.0, 6.0]), np.array([2.0, 2.0]), np.array([0, 1]))
+    path, wrong = tmp_path / name, {"shape": np.ones((5, 2), np.float32), "type": np.ones((2, 2)), "nan": np.full((2, 2), np.nan, np.float32), "pickle": np.array([{}])}
+    if damage in wrong:
+        np.save(path, wrong[damage], allow_pickle=True)
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes({"cut": path.read_bytes()[:-3], "text": b"hello", "longer": path.read_bytes() + b"x"}[damage])
+    with pytest.raises(InputError, match=re.escape(path.name)) as raised:
+        read_blocks(tmp_path, {"model": "gam", "val_blocks": name})
+    assert "\n" not in str(raised.value)

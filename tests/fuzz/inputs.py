@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import tempfile
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -82,7 +83,7 @@ def damaged(draw, whole):
             holder = holder[key]
         how = draw(st.sampled_from(["other", "other", "missing", "named"]))
         if how == "other":
-            holder[last] = draw(VALUES)
+            holder[last] = deepcopy(draw(VALUES))  # a later round may change it
         else:
             old = holder.pop(last)
             if how == "named" and isinstance(holder, dict):

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import sys
@@ -177,11 +178,25 @@ def at_random(corpus, folder, expected, runs, seed, seconds):
     return {"kills": kills, "failures": failures}
 
 
+def keep(out, report):
+    """Add the kills and the runs that differ to the rows that are there."""
+    from gam_lm.results import Results
+    from gam_lm.runtime.measure import environment
+
+    results = Results.open(out / "results.json", command=shlex.join(["python", *sys.argv]), environment=environment(), corpus=None)
+    for name in report.keys() & {"operations", "random"}:
+        row = {"model": "gam", "task": "kills", "variant": {"operations": "before every file operation", "random": "at random moments"}[name]}
+        before = results.find(row) or {}
+        counts = {"kills": report[name]["kills"], "differing": len(report[name]["failures"])}
+        results.add(row | {key: before.get(key, 0) + value for key, value in counts.items()})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--operations", action="store_true", help="kill before every file operation")
     parser.add_argument("--random", type=int, default=0, metavar="RUNS", help="runs that are stopped at random moments")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--out", type=Path, help="folder of the results.json to add the counts to")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
         folder = Path(name)
@@ -201,6 +216,8 @@ def main():
         if chosen.random:
             report["random"] = at_random(corpus, folder, expected, chosen.random, chosen.seed, seconds)
     print(json.dumps(report, indent=1))
+    if chosen.out is not None:
+        keep(chosen.out, report)
     parts = [part for part in report.values() if isinstance(part, dict)]
     return 1 if report["differences_without_kills"] or any(part["failures"] for part in parts) else 0
 

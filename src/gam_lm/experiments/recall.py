@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from gam_lm.config import ModelConfig
-from gam_lm.errors import InputError, unknown_name
+from gam_lm.errors import DivergedError, InputError, unknown_name
 from gam_lm.experiments.models import activations_per_token, build, described, state_bytes
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE
@@ -209,7 +209,15 @@ def recall(
                 if there is not None and parts.keys() == wanted:
                     logger.info("%s: already in %s", label, results.path)
                     continue
-                model, curve = _train(sized, task, own, device, label)
+                if there is not None and there.get("diverged"):
+                    logger.info("%s: diverged, already in %s", label, results.path)
+                    continue
+                try:
+                    model, curve = _train(sized, task, own, device, label)
+                except DivergedError as error:
+                    logger.warning("%s: %s", label, error)
+                    results.add(row | {"diverged": True, "divergence": error.figures()})
+                    continue
                 measured = accuracy(model, task, sequences=test_sequences)
                 state = state_bytes(sized, task.length)
                 logger.info("%s: accuracy %.4f, state %d bytes", label, measured["accuracy"], state)
@@ -234,7 +242,10 @@ def _train(
     with progress(label, recipe.steps, "steps") as bar:
         for step in range(recipe.steps):
             tokens, targets, _ = task.sample(recipe.batch_size, generator)
-            loss, _, _ = train_step(model, optimizer, (tokens, targets), recipe, recipe.rate(step, recipe.steps), dtype)
+            try:
+                loss, _, _ = train_step(model, optimizer, (tokens, targets), recipe, recipe.rate(step, recipe.steps), dtype)
+            except DivergedError as error:
+                raise error.at(step) from None
             if (step + 1) % 50 == 0 or step + 1 == recipe.steps:
                 curve.append({"step": step + 1, "train_nats": float(loss)})
             bar.advance(1, f"loss {curve[-1]['train_nats']:.3f}" if curve else "")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gam_lm.errors import InputError, MissingExtraError
 from gam_lm.report.sections import CAPTIONS, KINDS, kind_of
 from gam_lm.report.svg import inline
-from gam_lm.report.tables import Table
+from gam_lm.report.tables import Table, one_line
 from gam_lm.results import read_results
 
 if TYPE_CHECKING:
@@ -148,13 +148,20 @@ def templates() -> Environment:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    made.filters |= {"table_csv": table_csv, "data_link": data_link, "file_name": file_name}
+    made.filters |= {"one_line": one_line, "fence": fence, "table_csv": table_csv, "data_link": data_link, "file_name": file_name}
     return made
 
 
 def table_csv(table: Table) -> str:
     """A table's cells as CSV."""
     return _csv([table.columns, *table.rows, *table.floors])
+
+
+def fence(text: str) -> str:
+    """``text`` in a block of shell code that nothing in it can end."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    ticks = "`" * max(3, longest + 1)
+    return f"{ticks}sh\n{text}\n{ticks}"
 
 
 def data_link(text: str, kind: str = "text/csv") -> str:

@@ -76,7 +76,7 @@ def recall(results: Mapping[str, Any]) -> Table:
     models, sizes = _models(results), _by_size(results)
     lines = [size.cells() + [cell(groups[model]) if model in groups else "" for model in models] for size, groups in sizes.items()]
     title = "Recall: right answers (state carried from token to token)"
-    return Table(columns=[*SIZE_COLUMNS, *models], rows=lines, title=title, note=machine_line(results))
+    return Table(columns=[*SIZE_COLUMNS, *models], rows=lines, title=title, note=machine_line(results) + _diverged(results))
 
 
 def recall_differences(results: Mapping[str, Any]) -> Table:
@@ -235,7 +235,7 @@ def _by_gap(rows: list[Row]) -> dict[float, float]:
         for part in row.get("by_gap", ()):
             right[part["gap_from"]] = right.get(part["gap_from"], 0.0) + part["accuracy"] * part["answers"]
             asked[part["gap_from"]] = asked.get(part["gap_from"], 0) + part["answers"]
-    return {gap: right[gap] / asked[gap] for gap in sorted(asked)}
+    return {gap: right[gap] / asked[gap] for gap in sorted(asked) if asked[gap]}
 
 
 def _by_length(rows: list[Row]) -> dict[float, float]:
@@ -255,7 +255,7 @@ def _models(results: Mapping[str, Any]) -> list[str]:
 
 def _by_size(results: Mapping[str, Any]) -> dict[Size, dict[str, list[Row]]]:
     """The rows by size, then by model; sizes in the order in which they first appear."""
-    order: dict[Size, dict[str, list[Row]]] = {_size(row): {} for row in results["rows"] if "pairs" in row}
+    order: dict[Size, dict[str, list[Row]]] = {_size(row): {} for row in _finished(results)}
     for model, rows in _named(results).items():
         for row in rows:
             order[_size(row)].setdefault(model, []).append(row)
@@ -263,7 +263,18 @@ def _by_size(results: Mapping[str, Any]) -> dict[Size, dict[str, list[Row]]]:
 
 
 def _named(results: Mapping[str, Any]) -> dict[str, list[Row]]:
-    return by_variant((row for row in results["rows"] if "pairs" in row), aside=OF_A_TASK)
+    return by_variant(_finished(results), aside=OF_A_TASK)
+
+
+def _finished(results: Mapping[str, Any]) -> list[Row]:
+    """The rows of trainings that did not diverge."""
+    return [row for row in results["rows"] if "pairs" in row and not row.get("diverged")]
+
+
+def _diverged(results: Mapping[str, Any]) -> str:
+    """What a table says of the others."""
+    lost = [f"{row['model']} (seed {row['seed']}, {row['pairs']} pairs, {row['sequence_length']:,} tokens)" for row in results["rows"] if row.get("diverged")]
+    return f" Diverged: {', '.join(lost)}." if lost else ""
 
 
 def _size(row: Row) -> Size:

@@ -35,12 +35,17 @@ class Table:
         """As Markdown, ending in a line break."""
         lines = [cells_line(self.columns), "|---" + "|--:" * (len(self.columns) - 1) + "|", *(cells_line(row) for row in self.rows)]
         lines += [cells_line([f"*{row[0]}*", *row[1:]]) for row in self.floors]
-        return "\n".join([*lines, *(["", self.note] if self.note else []), ""])
+        return "\n".join([*lines, *(["", one_line(self.note)] if self.note else []), ""])
 
 
 def cells_line(cells: Sequence[str]) -> str:
     """A line of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def one_line(text: object) -> str:
+    """Text from a results.json as Markdown shows it: on one line, and never read as HTML."""
+    return " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def quality(results: Mapping[str, Any], directory: Path | None = None) -> Table:

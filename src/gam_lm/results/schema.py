@@ -21,6 +21,9 @@ Digits = Annotated[str, Field(pattern=r"^[0-9]{1,15}$")]
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 Fields = dict[str, Any]
 
+OF_A_TEXT = ("val_nats_per_token", "split")
+"""Keys of rows that were measured on a corpus."""
+
 OPEN = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 """Of what the library wrote nothing is converted; keys that it does not know are left alone."""
 
@@ -217,6 +220,8 @@ def checked_content(content: Any, path: Path | str) -> dict[str, Any]:
         _adapter().validate_python(content)
     except ValidationError as error:
         raise damaged(path, place_and_fix(error.errors()[0])) from None
+    if content["corpus"] is None and any(key in row for row in content["rows"] for key in OF_A_TEXT):
+        raise damaged(path, "corpus is None, and rows have losses on a text")
     known: dict[str, Any] = _known(content, path, "the file")
     return known
 

@@ -127,9 +127,12 @@ def set_generators(states: Mapping[str, Tensor]) -> None:
 def _read_progress(path: Path) -> Progress:
     values = read_json(path)
     try:
-        return Progress(**values)
+        progress = Progress(**values)
     except (InputError, TypeError) as error:
         raise InputError(f"{path} is broken ({error}): {RESTART}") from error
+    if progress.recorded > progress.step or (progress.recorded < progress.step and not progress.pending):
+        raise InputError(f"{path} is broken (recorded is {progress.recorded} at step {progress.step}, pending is {list(progress.pending)[:3]}): {RESTART}")
+    return progress
 
 
 def _shared(model: nn.Module) -> dict[str, str]:

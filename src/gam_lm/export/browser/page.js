@@ -34,7 +34,7 @@ function anew() {
 
 // Read one token and keep what happened.
 function read(id, given) {
-  const surprise = logits && -Math.log(Math.max(GAM.softmax(logits)[id], 1e-300));
+  const surprise = logits && GAM.surprise(logits, id);
   logits = model.step(id);
   const layers = model.layers.map(({ seen }, i) => {
     const found = { gates: { ...seen.gates } };

@@ -19,23 +19,37 @@ const GAM = (() => {
   const FIT = [-1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277];
   function gelu(x) {
     const z = Math.abs(x) / Math.SQRT2, t = 1 / (1 + z / 2);
-    const erfc = t * Math.exp(-z * z + FIT.reduceRight((sum, c) => sum * t + c, 0));
+    let fit = 0;
+    for (let i = FIT.length - 1; i >= 0; i--) fit = fit * t + FIT[i];
+    const erfc = t * Math.exp(fit - z * z);
     return x * (x >= 0 ? 1 - erfc / 2 : erfc / 2);
   }
 
-  function normalized(x, weight, bias, eps) {  // LayerNorm; without a bias RMSNorm
+  function normalized(x, weight, bias, eps) {  // LayerNorm; without a bias RMSNorm; without a weight that of 1
+    const n = x.length, y = new Float64Array(n);
     let mean = 0, square = 0;
-    if (bias) for (const each of x) mean += each / x.length;
-    for (const each of x) square += (each - mean) ** 2 / x.length;
+    if (bias) for (let i = 0; i < n; i++) mean += x[i] / n;
+    for (let i = 0; i < n; i++) square += (x[i] - mean) ** 2 / n;
     const scale = 1 / Math.sqrt(square + eps);
-    return filled(x.length, (i) => (x[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0));
+    for (let i = 0; i < n; i++) y[i] = (x[i] - mean) * scale * (weight ? weight[i] : 1) + (bias ? bias[i] : 0);
+    return y;
   }
 
   function softmax(x) {
-    const top = x.reduce((most, each) => Math.max(most, each), -Infinity);
-    const e = x.map((each) => Math.exp(each - top));
-    const sum = e.reduce((total, each) => total + each, 0);
-    return e.map((each) => each / sum);
+    const e = new Float64Array(x.length);
+    let top = -Infinity, sum = 0;
+    for (let i = 0; i < x.length; i++) top = Math.max(top, x[i]);
+    for (let i = 0; i < x.length; i++) sum += e[i] = Math.exp(x[i] - top);
+    for (let i = 0; i < x.length; i++) e[i] /= sum;
+    return e;
+  }
+
+  // −log softmax(x)_i.
+  function surprise(x, i) {
+    let top = -Infinity, sum = 0;
+    for (let j = 0; j < x.length; j++) top = Math.max(top, x[j]);
+    for (let j = 0; j < x.length; j++) sum += Math.exp(x[j] - top);
+    return Math.log(sum) + top - x[i];
   }
 
   // f of each head's part of x.
@@ -168,7 +182,7 @@ const GAM = (() => {
         add(path, globalGate);
       }
       if (options.write !== "none") {
-        const g = byHead(this.written(`${name}.written`, h, state, silent), options.num_heads, (each) => normalized(each, each.map(() => 1), null, config.layer_norm_eps));
+        const g = byHead(this.written(`${name}.written`, h, state, silent), options.num_heads, (each) => normalized(each, null, null, config.layer_norm_eps));
         add(this.linear(`${name}.written.out_proj`, g.map((each, i) => each * w[`${name}.written.norm`][i] * (globalGate ? globalGate[i] : 1))));
       }
       state.h = [...state.h, h].slice(1);
@@ -325,7 +339,7 @@ const GAM = (() => {
     });
   }
 
-  return { Model, Sources, unpack, softmax };
+  return { Model, Sources, unpack, softmax, surprise };
 })();
 
 if (typeof module !== "undefined") module.exports = GAM;

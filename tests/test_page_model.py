@@ -74,18 +74,23 @@ def given(folder, model, *, half=False):
 
 
 @node
-@pytest.mark.parametrize(("rows", "columns"), [(1, 4), (4, 4), (7, 12), (270, 64), (8, 5), (33, 128)])
-def test_the_product_in_webassembly_equals_the_plain_one(rows, columns, tmp_path):
+@pytest.mark.parametrize("narrow", [False, True], ids=["fp32", "int8"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 4), (4, 4), (7, 12), (272, 64), (8, 5), (36, 128)])
+def test_the_product_in_webassembly_equals_the_plain_one(rows, columns, narrow, tmp_path):
     script = (
-        f"const {{ plain, room }} = require({json.dumps(str(BROWSER / 'product.js'))}), {{ numbers, product }} = room(4 + given.W.length, given.W.length);"
-        "const W = numbers.subarray(4, 4 + given.W.length); W.set(given.W);"
-        "return [[...product(W, Float64Array.from(given.x), given.rows)], [...plain(W, Float64Array.from(given.x), given.rows)], product !== plain];"
+        f"const {{ plain, room }} = require({json.dumps(str(BROWSER / 'product.js'))}), {{ buffer, product }} = room(16 + 4 * given.W.length, given.W.length);"
+        "const W = new (given.scale ? Int8Array : Float32Array)(buffer, 16, given.W.length), x = Float64Array.from(given.x);"
+        "W.set(given.W); W.scale = given.scale;"
+        "return [[...product(W, x, given.rows)], [...plain(W, x, given.rows)], product !== plain];"
     )
-    W, x = torch.randn(rows, columns), torch.randn(columns)
-    ours, plain, another = in_node(tmp_path, script, {"W": W.flatten().tolist(), "x": x.tolist(), "rows": rows})
+    W, x, scale = torch.randn(rows, columns), torch.randn(columns), torch.rand(rows) if narrow else None
+    if narrow:
+        W = (50 * W).round().clamp(-127, 127)
+    values = {"W": W.flatten().tolist(), "x": x.tolist(), "rows": rows, "scale": None if scale is None else scale.tolist()}
+    ours, plain, another = in_node(tmp_path, script, values)
     assert another
     for each in (ours, plain):
-        torch.testing.assert_close(torch.tensor(each), W @ x, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(each), W @ x * (1 if scale is None else scale), rtol=1e-5, atol=1e-4)
 
 
 STEPS = "const made = model(); return given.ids.map((id) => [...made.step(id)]);"

@@ -106,7 +106,7 @@ const GAM = (() => {
   }
 
   class Model {
-    // config: of config.json. weights: Float32Arrays by name. product: y = W x of such.
+    // config: of config.json. weights: by name, as unpack gives them. product: y = W x of such.
     constructor(config, { weights, product }) {
       this.product = product;
       this.config = config;
@@ -139,7 +139,8 @@ const GAM = (() => {
     // Read one token; the logits of the next one (V).
     step(token) {
       const { config, weights } = this, D = config.hidden_size, E = weights["embed_tokens.weight"], P = weights["embed_positions.weight"];
-      let x = filled(D, (i) => E[token * D + i] + (P ? P[this.position * D + i] : 0));
+      const row = (W, o) => filled(D, (i) => W[o * D + i] * (W.scale ? W.scale[o] : 1)), position = P ? row(P, this.position) : null;
+      let x = row(E, token).map((each, i) => each + (position ? position[i] : 0));
       this.position++;
       this.layers.forEach((state, i) => {
         const name = `layers.${i}`;
@@ -313,19 +314,19 @@ const GAM = (() => {
     }
   }
 
-  // Weights from the page's bytes, and the product over them: fp16, and int8 with a scale for each row, become numbers of fp32.
+  // Weights from the page's bytes, and the product over them: fp16 becomes fp32, int8 gets the scales of its rows.
   function unpack(bytes, tensors) {
-    const weights = {}, half = halves(), wide = (size) => 4 * Math.ceil(size / 4), entries = Object.entries(tensors);
-    const { numbers, product } = room(entries.reduce((sum, [, { size }]) => sum + wide(size), 0), Math.max(...entries.map(([, { longest }]) => longest)));
+    const weights = {}, half = halves(), entries = Object.entries(tensors), wide = (dtype, size) => 16 * Math.ceil((dtype === "int8" ? size : 4 * size) / 16);
+    const { buffer, product } = room(entries.reduce((sum, [, { dtype, size }]) => sum + wide(dtype, size), 0), Math.max(...entries.map(([, { longest }]) => longest)));
     let next = 0;
     for (const [name, { dtype, size, offset, scale }] of entries) {
-      const made = weights[name] = numbers.subarray(next, next + size);
-      next += wide(size);
+      const made = weights[name] = new (dtype === "int8" ? Int8Array : Float32Array)(buffer, next, size);
+      next += wide(dtype, size);
       if (dtype === "fp32") made.set(new Float32Array(bytes, offset, size));
       else if (dtype === "fp16") new Uint16Array(bytes, offset, size).forEach((each, i) => { made[i] = half[each]; });
       else {
-        const rows = weights[scale], levels = new Int8Array(bytes, offset, size), n = size / rows.length;
-        for (let o = 0, i = 0; o < rows.length; o++) for (let j = 0; j < n; j++, i++) made[i] = levels[i] * rows[o];
+        made.set(new Int8Array(bytes, offset, size));
+        made.scale = weights[scale];
       }
     }
     return { weights, product };

@@ -56,7 +56,8 @@ node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not inst
 def in_node(folder, script, given):
     """What ``script`` makes of ``given``, with GAM and BPE at hand and files in ``folder``."""
     code = (
-        f"const fs = require('fs'), GAM = require({json.dumps(str(BROWSER / 'step.js'))}), BPE = require({json.dumps(str(BROWSER / 'tokenizer.js'))});"
+        f"const fs = require('fs'), GAM = require({json.dumps(str(BROWSER / 'step.js'))}), BPE = require({json.dumps(str(BROWSER / 'tokenizer.js'))}),"
+        f"Sources = require({json.dumps(str(BROWSER / 'sources.js'))});"
         "const given = JSON.parse(fs.readFileSync(0, 'utf8'));"
         "function model() { const blob = fs.readFileSync('blob'); const bytes = blob.buffer.slice(blob.byteOffset, blob.byteOffset + blob.length);"
         " return new GAM.Model(given.config, GAM.unpack(bytes, given.tensors)); }"
@@ -149,7 +150,7 @@ def test_sources_in_javascript_are_those_of_the_trace(name, most, tmp_path):
     torch.manual_seed(0)
     model = model_of(name)
     script = (
-        "const made = model(), sources = made.layers.map((_, i) => new GAM.Sources(made, i, given.most));"
+        "const made = model(), sources = made.layers.map((_, i) => new Sources(made, i, given.most));"
         "return given.ids.map((id) => { made.step(id); return sources.map((each, i) => each.update(made.layers[i].seen)); });"
     )
     found = in_node(tmp_path, script, given(tmp_path, model) | {"most": most})

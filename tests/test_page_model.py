@@ -56,7 +56,8 @@ node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not inst
 def in_node(folder, script, given):
     """What ``script`` makes of ``given``, with GAM and BPE at hand and files in ``folder``."""
     code = (
-        f"const fs = require('fs'), GAM = require({json.dumps(str(BROWSER / 'step.js'))}), BPE = require({json.dumps(str(BROWSER / 'tokenizer.js'))});"
+        f"const fs = require('fs'), GAM = require({json.dumps(str(BROWSER / 'step.js'))}), BPE = require({json.dumps(str(BROWSER / 'tokenizer.js'))}),"
+        f"Sources = require({json.dumps(str(BROWSER / 'sources.js'))});"
         "const given = JSON.parse(fs.readFileSync(0, 'utf8'));"
         "function model() { const blob = fs.readFileSync('blob'); const bytes = blob.buffer.slice(blob.byteOffset, blob.byteOffset + blob.length);"
         " return new GAM.Model(given.config, GAM.unpack(bytes, given.tensors)); }"
@@ -74,18 +75,23 @@ def given(folder, model, *, half=False):
 
 
 @node
-@pytest.mark.parametrize(("rows", "columns"), [(1, 4), (4, 4), (7, 12), (270, 64), (8, 5), (33, 128)])
-def test_the_product_in_webassembly_equals_the_plain_one(rows, columns, tmp_path):
+@pytest.mark.parametrize("narrow", [False, True], ids=["fp32", "int8"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 4), (4, 4), (7, 12), (272, 64), (8, 5), (36, 128)])
+def test_the_product_in_webassembly_equals_the_plain_one(rows, columns, narrow, tmp_path):
     script = (
-        f"const {{ plain, room }} = require({json.dumps(str(BROWSER / 'product.js'))}), {{ numbers, product }} = room(4 + given.W.length, given.W.length);"
-        "const W = numbers.subarray(4, 4 + given.W.length); W.set(given.W);"
-        "return [[...product(W, Float64Array.from(given.x), given.rows)], [...plain(W, Float64Array.from(given.x), given.rows)], product !== plain];"
+        f"const {{ plain, room }} = require({json.dumps(str(BROWSER / 'product.js'))}), {{ buffer, product }} = room(16 + 4 * given.W.length, given.W.length);"
+        "const W = new (given.scale ? Int8Array : Float32Array)(buffer, 16, given.W.length), x = Float64Array.from(given.x);"
+        "W.set(given.W); W.scale = given.scale;"
+        "return [[...product(W, x, given.rows)], [...plain(W, x, given.rows)], product !== plain];"
     )
-    W, x = torch.randn(rows, columns), torch.randn(columns)
-    ours, plain, another = in_node(tmp_path, script, {"W": W.flatten().tolist(), "x": x.tolist(), "rows": rows})
+    W, x, scale = torch.randn(rows, columns), torch.randn(columns), torch.rand(rows) if narrow else None
+    if narrow:
+        W = (50 * W).round().clamp(-127, 127)
+    values = {"W": W.flatten().tolist(), "x": x.tolist(), "rows": rows, "scale": None if scale is None else scale.tolist()}
+    ours, plain, another = in_node(tmp_path, script, values)
     assert another
     for each in (ours, plain):
-        torch.testing.assert_close(torch.tensor(each), W @ x, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(each), W @ x * (1 if scale is None else scale), rtol=1e-5, atol=1e-4)
 
 
 STEPS = "const made = model(); return given.ids.map((id) => [...made.step(id)]);"
@@ -144,7 +150,7 @@ def test_sources_in_javascript_are_those_of_the_trace(name, most, tmp_path):
     torch.manual_seed(0)
     model = model_of(name)
     script = (
-        "const made = model(), sources = made.layers.map((_, i) => new GAM.Sources(made, i, given.most));"
+        "const made = model(), sources = made.layers.map((_, i) => new Sources(made, i, given.most));"
         "return given.ids.map((id) => { made.step(id); return sources.map((each, i) => each.update(made.layers[i].seen)); });"
     )
     found = in_node(tmp_path, script, given(tmp_path, model) | {"most": most})

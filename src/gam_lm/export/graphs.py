@@ -46,7 +46,7 @@ class StreamCall(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Logits after the last token (B, V), and the state's tensors."""
+        """Logits (B, V) after the last token, and the new state."""
         h_BTD, new = self.model.hidden(tokens, unflatten_state(self.model, state))
         return self.model.lm_head(h_BTD[:, -1]), flatten_state(new)
 

@@ -1,6 +1,7 @@
 """A page that runs a trained GAM in a browser, offline: one HTML file with the weights, the tokenizer and the code inside.
 
-The code lies beside this file in browser/: step.js is the model, product.js its matrix product, tokenizer.js the tokenizer, page.js what is seen.
+The code lies beside this file in browser/: step.js is the model, product.js its matrix product, sources.js where its reads come from,
+tokenizer.js the tokenizer, page.js and memory.js what is seen.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gam_lm")
 
-SCRIPTS = ("product.js", "step.js", "tokenizer.js", "page.js")
+SCRIPTS = ("product.js", "step.js", "sources.js", "tokenizer.js", "memory.js", "page.js")
 LARGE = 32 << 20
 """Bytes from which on a page takes long to open."""
 

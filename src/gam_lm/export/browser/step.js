@@ -6,7 +6,7 @@
 //     V0 the learned bank (H·M·E)   state: the last K − 1 h and scores, and the memory D (H·M·E; mean rule: S and Z)
 //
 // A layer's `silent` (S) takes slots out of every read and write, as Mixer.silence does; a head whose slots are all silent reads nothing.
-// What a step did at each layer, for people to look at, is in `layer.seen`; Sources below tells which tokens a read came from.
+// What a step did at each layer, for people to look at, is in `layer.seen`; sources.js tells which tokens a read came from.
 
 const GAM = (() => {
   const { room } = typeof require === "undefined" ? Product : require("./product.js");
@@ -19,23 +19,37 @@ const GAM = (() => {
   const FIT = [-1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277];
   function gelu(x) {
     const z = Math.abs(x) / Math.SQRT2, t = 1 / (1 + z / 2);
-    const erfc = t * Math.exp(-z * z + FIT.reduceRight((sum, c) => sum * t + c, 0));
+    let fit = 0;
+    for (let i = FIT.length - 1; i >= 0; i--) fit = fit * t + FIT[i];
+    const erfc = t * Math.exp(fit - z * z);
     return x * (x >= 0 ? 1 - erfc / 2 : erfc / 2);
   }
 
-  function normalized(x, weight, bias, eps) {  // LayerNorm; without a bias RMSNorm
+  function normalized(x, weight, bias, eps) {  // LayerNorm; without a bias RMSNorm; without a weight that of 1
+    const n = x.length, y = new Float64Array(n);
     let mean = 0, square = 0;
-    if (bias) for (const each of x) mean += each / x.length;
-    for (const each of x) square += (each - mean) ** 2 / x.length;
+    if (bias) for (let i = 0; i < n; i++) mean += x[i] / n;
+    for (let i = 0; i < n; i++) square += (x[i] - mean) ** 2 / n;
     const scale = 1 / Math.sqrt(square + eps);
-    return filled(x.length, (i) => (x[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0));
+    for (let i = 0; i < n; i++) y[i] = (x[i] - mean) * scale * (weight ? weight[i] : 1) + (bias ? bias[i] : 0);
+    return y;
   }
 
   function softmax(x) {
-    const top = x.reduce((most, each) => Math.max(most, each), -Infinity);
-    const e = x.map((each) => Math.exp(each - top));
-    const sum = e.reduce((total, each) => total + each, 0);
-    return e.map((each) => each / sum);
+    const e = new Float64Array(x.length);
+    let top = -Infinity, sum = 0;
+    for (let i = 0; i < x.length; i++) top = Math.max(top, x[i]);
+    for (let i = 0; i < x.length; i++) sum += e[i] = Math.exp(x[i] - top);
+    for (let i = 0; i < x.length; i++) e[i] /= sum;
+    return e;
+  }
+
+  // −log softmax(x)_i.
+  function surprise(x, i) {
+    let top = -Infinity, sum = 0;
+    for (let j = 0; j < x.length; j++) top = Math.max(top, x[j]);
+    for (let j = 0; j < x.length; j++) sum += Math.exp(x[j] - top);
+    return Math.log(sum) + top - x[i];
   }
 
   // f of each head's part of x.
@@ -92,7 +106,7 @@ const GAM = (() => {
   }
 
   class Model {
-    // config: of config.json. weights: Float32Arrays by name. product: y = W x of such.
+    // config: of config.json. weights: by name, as unpack gives them. product: y = W x of such.
     constructor(config, { weights, product }) {
       this.product = product;
       this.config = config;
@@ -125,7 +139,8 @@ const GAM = (() => {
     // Read one token; the logits of the next one (V).
     step(token) {
       const { config, weights } = this, D = config.hidden_size, E = weights["embed_tokens.weight"], P = weights["embed_positions.weight"];
-      let x = filled(D, (i) => E[token * D + i] + (P ? P[this.position * D + i] : 0));
+      const row = (W, o) => filled(D, (i) => W[o * D + i] * (W.scale ? W.scale[o] : 1)), position = P ? row(P, this.position) : null;
+      let x = row(E, token).map((each, i) => each + (position ? position[i] : 0));
       this.position++;
       this.layers.forEach((state, i) => {
         const name = `layers.${i}`;
@@ -168,7 +183,7 @@ const GAM = (() => {
         add(path, globalGate);
       }
       if (options.write !== "none") {
-        const g = byHead(this.written(`${name}.written`, h, state, silent), options.num_heads, (each) => normalized(each, each.map(() => 1), null, config.layer_norm_eps));
+        const g = byHead(this.written(`${name}.written`, h, state, silent), options.num_heads, (each) => normalized(each, null, null, config.layer_norm_eps));
         add(this.linear(`${name}.written.out_proj`, g.map((each, i) => each * w[`${name}.written.norm`][i] * (globalGate ? globalGate[i] : 1))));
       }
       state.h = [...state.h, h].slice(1);
@@ -216,102 +231,19 @@ const GAM = (() => {
     }
   }
 
-  // Which tokens a layer's reads come from: the memory is Σ_i u_i v_iᵀ + X V0, and u_i and X go through the rule as the memory does.
-  // See gam_lm.ops.read_sources, whose shares these are. The last `most` tokens are kept, in turns.
-  class Sources {
-    constructor(model, layer, most = 128) {
-      const { num_heads: H, num_memory_slots: S, write } = model.options, D = model.config.hidden_size;
-      Object.assign(this, { H, M: S / H, E: D / H, most, mean: write === "mean", count: 0 });
-      this.V0 = model.weights[`layers.${layer}.mixer.written.bank`];
-      this.X = this.mean ? null : new Float64Array(S * S / H);
-      this.U = new Float64Array(most * S);
-      this.V = new Float64Array(most * D);
-      this.lengths = new Float64Array(most * H);  // ‖v_i‖ of every head
-      this.alive = new Uint8Array(most * H);  // whether a head still holds any of a token: numbers that fade for ever are slow
-    }
-
-    // After a step, with its `seen`: shares of the tokens {index, share}, of the learned bank, and of what is older than the tokens that are kept.
-    update(seen) {
-      const { H, M, E, U, V, most, alive, lengths } = this, { r, a, v, b, decay } = seen, S = H * M, D = H * E;
-      const place = this.count % most, index = this.count++, kept = Math.min(this.count, most);
-      alive.fill(0, place * H, (place + 1) * H);
-      const bank = this.ofBank(seen), rest = this.count > most ? seen.g.map((each, i) => each - bank[i]) : null;
-      const weights = new Float64Array(kept * H);
-      for (let k = 0; k < kept; k++) for (let h = 0; h < H; h++) if (alive[k * H + h]) weights[k * H + h] = this.through(k, h, r, a, b[h], decay[h]);
-      V.set(v, place * D);
-      for (let h = 0; h < H; h++) {
-        lengths[place * H + h] = Math.hypot(...v.subarray(h * E, (h + 1) * E));
-        for (let m = h * M; m < (h + 1) * M; m++) {
-          U[place * S + m] = b[h] * a[m];
-          weights[place * H + h] += r[m] * U[place * S + m];
-        }
-      }
-      alive.fill(1, place * H, (place + 1) * H);
-      const tokens = Array.from({ length: kept }, (_, k) => {
-        let length = 0;
-        for (let h = 0; h < H; h++) {
-          const weight = weights[k * H + h];
-          if (rest && weight) for (let e = h * E; e < (h + 1) * E; e++) rest[e] -= weight * V[k * D + e];
-          length += Math.abs(weight) * lengths[k * H + h];
-        }
-        return { index: index - (place - k + most) % most, share: length };
-      });
-      const length = (x) => byHead(x, H, (each) => [Math.hypot(...each)]).reduce((sum, each) => sum + each, 0);
-      const learned = length(bank), older = rest ? length(rest) : 0;
-      const all = Math.max(tokens.reduce((sum, each) => sum + each.share, learned + older), 1e-30);
-      for (const each of tokens) each.share /= all;
-      return { tokens: tokens.sort((x, y) => x.index - y.index), bank: learned / all, older: older / all };
-    }
-
-    // u ← (I − b a aᵀ) λ u of the delta rule, λ u of the mean rule, for token k and head h; returns rᵀ u.
-    through(k, h, r, a, b, keep) {
-      const { U, H, M } = this, first = k * H * M + h * M, of = h * M;
-      let met = 0, weight = 0, most = 0;
-      if (!this.mean) for (let m = 0; m < M; m++) met += a[of + m] * U[first + m];
-      for (let m = 0; m < M; m++) {
-        const u = keep * (U[first + m] - b * met * a[of + m]);
-        U[first + m] = u;
-        weight += r[of + m] * u;
-        most = Math.max(most, Math.abs(u));
-      }
-      this.alive[k * H + h] = Number(most > 1e-20);
-      return weight;
-    }
-
-    // What the read takes from V0: (I + X)ᵀ r, or r c, of its rows. X ← (I − b a aᵀ) λ X − b a aᵀ.
-    ofBank({ r, a, b, decay, prior }) {
-      const { H, M, E, X, V0 } = this;
-      if (this.mean) return read(r, V0, null, H, M, E, prior);
-      const met = new Float64Array(H * M), weight = Float64Array.from(r);
-      for (let h = 0, i = 0; h < H; h++) {
-        const of = h * M;
-        for (let m = 0; m < M; m++) for (let n = 0; n < M; n++, i++) met[of + n] += a[of + m] * X[i];
-        i -= M * M;
-        for (let m = 0; m < M; m++) {
-          const written = b[h] * a[of + m], reading = r[of + m];
-          for (let n = 0; n < M; n++, i++) {
-            X[i] = decay[h] * X[i] - written * (decay[h] * met[of + n] + a[of + n]);
-            weight[of + n] += reading * X[i];
-          }
-        }
-      }
-      return read(weight, V0, null, H, M, E);
-    }
-  }
-
-  // Weights from the page's bytes, and the product over them: fp16, and int8 with a scale for each row, become numbers of fp32.
+  // Weights from the page's bytes, and the product over them: fp16 becomes fp32, int8 gets the scales of its rows.
   function unpack(bytes, tensors) {
-    const weights = {}, half = halves(), wide = (size) => 4 * Math.ceil(size / 4), entries = Object.entries(tensors);
-    const { numbers, product } = room(entries.reduce((sum, [, { size }]) => sum + wide(size), 0), Math.max(...entries.map(([, { longest }]) => longest)));
+    const weights = {}, half = halves(), entries = Object.entries(tensors), wide = (dtype, size) => 16 * Math.ceil((dtype === "int8" ? size : 4 * size) / 16);
+    const { buffer, product } = room(entries.reduce((sum, [, { dtype, size }]) => sum + wide(dtype, size), 0), Math.max(...entries.map(([, { longest }]) => longest)));
     let next = 0;
     for (const [name, { dtype, size, offset, scale }] of entries) {
-      const made = weights[name] = numbers.subarray(next, next + size);
-      next += wide(size);
+      const made = weights[name] = new (dtype === "int8" ? Int8Array : Float32Array)(buffer, next, size);
+      next += wide(dtype, size);
       if (dtype === "fp32") made.set(new Float32Array(bytes, offset, size));
       else if (dtype === "fp16") new Uint16Array(bytes, offset, size).forEach((each, i) => { made[i] = half[each]; });
       else {
-        const rows = weights[scale], levels = new Int8Array(bytes, offset, size), n = size / rows.length;
-        for (let o = 0, i = 0; o < rows.length; o++) for (let j = 0; j < n; j++, i++) made[i] = levels[i] * rows[o];
+        made.set(new Int8Array(bytes, offset, size));
+        made.scale = weights[scale];
       }
     }
     return { weights, product };
@@ -325,7 +257,7 @@ const GAM = (() => {
     });
   }
 
-  return { Model, Sources, unpack, softmax };
+  return { Model, unpack, softmax, surprise, byHead, read };
 })();
 
 if (typeof module !== "undefined") module.exports = GAM;

@@ -9,8 +9,6 @@ It reads a run directory of fp32 or fp16 weights whose mixers are all ``gam`` wi
     V0_HME the learned bank   state: the last K − 1 h and scores, and the memory D_HME (mean rule: S_HME and Z_HM)
 """
 
-
-
 import json
 import math
 import sys

@@ -94,7 +94,10 @@ def test_a_missing_file_of_a_state_is_named(run, corpus, name):
 
 @pytest.mark.parametrize(
     "change",
-    [{"step": "four"}, {"step": -1}, {"step": None}, {"recorded": 0, "pending": []}, {"recorded": 10**6}, {"tokens": 1.5}, {"curve": [3]}, {"curve": "x"}, {"pending": [None]}, {"seconds": []}, {"more": 1}],
+    [
+        {"step": "four"}, {"step": -1}, {"step": None}, {"recorded": 0, "pending": []}, {"recorded": 10**6}, {"tokens": 1.5}, {"curve": [3]}, {"curve": "x"},
+        {"pending": [None]}, {"seconds": []}, {"more": 1},
+    ],
 )
 def test_a_wrong_value_in_the_progress_is_named(run, corpus, change):
     path = run / STATE / "progress.json"

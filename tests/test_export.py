@@ -185,9 +185,9 @@ def test_modules_have_their_own_functions_back_after_a_trace():
 @pytest.mark.parametrize("tied", [True, False])
 @every_rule
 def test_an_int8_run_loads_and_computes_what_its_integers_say(rule, tied, tmp_path):
-    folder, out = run_directory(tmp_path / "run", rule, tie_word_embeddings=tied), tmp_path / "int8"
+    folder, out = run_directory(tmp_path / "run", rule, tie_word_embeddings=tied, initialization="scaled"), tmp_path / "int8"
     done = export(folder, "int8", out)
-    assert 0 < done.largest_difference < 1  # of logits around 3: 16 channels of rough weights; what counts is that the integers alone cost it, below
+    assert 0 < done.largest_difference < 0.2
     small, plain = load_model(out), load_model(folder)
     assert (small.lm_head.weight_int8 is small.embed_tokens.weight_int8) == tied
     with torch.no_grad():

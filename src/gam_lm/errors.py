@@ -18,6 +18,9 @@ class InputError(Exception):
     shows a traceback. (No ValueError: the parser of flags would take that for its own and print a box around it.)
     """
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(message.splitlines()))  # a name that it quotes may hold line breaks
+
 
 class MissingExtraError(InputError):
     """An optional package is not installed; the message carries the pip command."""

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -251,7 +252,7 @@ def _blocks(directory: Path, row: Row, split: str) -> np.ndarray[Any, Any]:
             whole = not file.read(1)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise InputError(missing) from error
-    except (ValueError, OSError, EOFError, MemoryError, TypeError, SyntaxError) as error:  # numpy reads a header as a literal
+    except (ValueError, OSError, EOFError, MemoryError, TypeError, SyntaxError, TokenError) as error:  # numpy reads a header as a literal
         raise InputError(f"{path} is broken ({str(error).splitlines()[0][:100] if str(error) else type(error).__name__}): copy it again") from error
     fits = lines.dtype == np.float32 and lines.ndim == 2 and lines.shape[0] in (2, 3) and lines.shape[1] > 0
     if not (whole and fits and np.isfinite(lines[:2]).all() and (lines[1:] >= 0).all() and lines[1].sum() > 0 and (lines[2:] < 2**24).all()):

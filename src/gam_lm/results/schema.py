@@ -110,6 +110,8 @@ class Configuration(TypedDict, total=False):
     options: dict[str, Fields]
     hidden_size: Whole
     vocab_size: Whole
+    steps: Whole | None
+    batch_size: Whole
 
 
 @with_config(OPEN)
@@ -163,6 +165,14 @@ class Row(TypedDict, total=False):
     val_nats_per_token: Nats
     test_nats_per_token: Nats
     stream_nats_per_token: float | None
+    train_nats_per_token: Nats
+    train_ppl: Nats
+    train_bits_per_byte: Nats
+    train_word_ppl: Nats
+    valid_nats_per_token: Nats
+    valid_ppl: Nats
+    valid_bits_per_byte: Nats
+    valid_word_ppl: Nats
     val_ppl: Nats
     test_ppl: Nats
     val_bits_per_byte: Nats

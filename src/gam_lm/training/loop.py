@@ -284,7 +284,7 @@ class _Run:
             gradient_norm=self.norm,
         )  # fmt: skip
         save_state(self.directory, reached, self.model, self.optimizer, self._averaged_weights)
-        for other in {*(self.directory / "state").glob("best-*")} - {self._best_folder}:
+        for other in (each for each in (self.directory / "state").glob("best-*") if each != self._best_folder):
             shutil.rmtree(other)
         self.saved = time.monotonic()
         self.saving = self.saved - started

@@ -19,7 +19,7 @@ def test_the_table_shows_every_row():
 
 def test_numbers_that_make_no_measurement_are_refused_in_one_line(tmp_path, capsys):
     assert run(["bench-distributed", "--processes", "0", "--out", str(tmp_path / "out")]) == 2
-    assert "processes is (0,)" in capsys.readouterr().err.splitlines()[-1]
+    assert "processes is 0" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -326,8 +326,17 @@ FLAGS = ("--out", "--steps", "--seeds", "--models", "--context", "--batch-size",
 WORDS = st.sampled_from(["0", "1", "-1", "64", "nan", "inf", "-inf", "1e400", "2" * 30, "gam", "mamba", "laptop", "", " ", "x", "None", "True", "a:b", "--", "é", "\udc80", "\0"])
 
 
+WHOLE = [
+    ["env"], ["models"], ["train", "book.txt"], ["train", "book.txt", "--minutes", "2"], ["generate", "run"], ["eval", "run", "--data", "book.txt"],
+    ["bench", "--out", "out", "--data", "book.txt"], ["tune", "--out", "out"], ["scale", "--out", "out"], ["recall", "--out", "out"],
+]  # fmt: skip
+"""Commands that are parsed as they are."""
+
+
 @st.composite
 def commands(draw):
+    if draw(st.booleans()):
+        return [*draw(st.sampled_from(WHOLE)), *draw(st.lists(st.sampled_from(FLAGS) | WORDS, max_size=2))]
     verb = draw(st.sampled_from(sorted(VERBS)) | st.text(max_size=6))
     return [*verb.split(" "), *draw(st.lists(st.sampled_from(FLAGS) | WORDS | st.text(max_size=6), max_size=7))]
 

@@ -230,7 +230,7 @@ def checked_content(content: Any, path: Path | str) -> dict[str, Any]:
         _adapter().validate_python(content)
     except ValidationError as error:
         raise damaged(path, place_and_fix(error.errors()[0])) from None
-    if content["corpus"] is None and any(key in row for row in content["rows"] for key in OF_A_TEXT):
+    if content["corpus"] is None and any(key in row for row in content["rows"] if "corpus" not in row for key in OF_A_TEXT):
         raise damaged(path, "corpus is None, and rows have losses on a text")
     known: dict[str, Any] = _known(content, path, "the file")
     return known

@@ -58,7 +58,7 @@ class DivergedError(Exception):
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An error for a name that is not in ``known``, with the nearest one that is."""
-    known = sorted(known)
+    known = sorted({*known})
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
     return InputError(f"unknown {kind} {_short(name)}: {hint}")

@@ -1,10 +1,12 @@
 """The pages in a real browser: nothing on the console, what moves shows something else, and the numbers are those of the results."""
 
+# ruff: noqa: F811 (fixtures are imported by name)
+
 import json
 import re
-import shutil
 
 import pytest
+from browsing import chromium, show, texts  # noqa: F401
 from test_inspect import HOSTILE, TEXT, runs, save_run, traced  # noqa: F401
 from test_page import Page, everything, html  # noqa: F401
 
@@ -18,43 +20,6 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Headless Chromium, Debian's packages chromium and chromium-driver."""
-    from selenium.webdriver.chrome.service import Service
-
-    binary, driver = (next(filter(None, map(shutil.which, names)), None) for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",)))
-    if binary is None or driver is None:
-        pytest.skip("no browser: install chromium and chromium-driver (apt-get install chromium chromium-driver)")
-    options = selenium.ChromeOptions()
-    options.binary_location = binary
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = selenium.Chrome(options=options, service=Service(driver))
-    yield browser
-    browser.quit()
-
-
-@pytest.fixture
-def show(chromium):
-    """Open a file; at the end nothing may have been said on the console."""
-
-    def opened(path, *, scheme="light", width=1200):
-        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600})
-        chromium.get(path.as_uri())
-        return chromium
-
-    yield opened
-    assert chromium.get_log("browser") == []
-
-
-def texts(browser, selector):
-    """The text of all elements, also of those that are hidden."""
-    return browser.execute_script("return [...document.querySelectorAll(arguments[0])].map((each) => each.textContent.trim())", selector)
 
 
 def tables(browser, selector="table"):
@@ -76,13 +41,13 @@ def brightness(browser):
 
 
 @pytest.fixture(scope="module")
-def report(html, tmp_path_factory):  # noqa: F811
+def report(html, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "index.html"
     path.write_text(html, encoding="utf-8")
     return path
 
 
-def test_the_report_shows_the_tables_and_pictures_it_is_made_of(show, report, html, everything):  # noqa: F811
+def test_the_report_shows_the_tables_and_pictures_it_is_made_of(show, report, html, everything):
     browser = show(report)
     shown = tables(browser)
     assert [shown[each["caption"]] for each in Page(html).tables] == [each["rows"] for each in Page(html).tables]
@@ -105,7 +70,7 @@ def test_the_report_is_light_dark_and_fits_a_phone(show, report):
 
 
 @pytest.fixture(scope="module")
-def trace_page(runs, tmp_path_factory):  # noqa: F811
+def trace_page(runs, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "trace.html"
     assert run(["inspect", "trace", str(runs["delta"]), "--text", TEXT, "--out", str(path), "--device", "cpu"]) == 0
     return path, traced(runs["delta"])
@@ -159,7 +124,7 @@ def test_a_colour_follows_the_figure_that_was_chosen(show, trace_page):
     assert strength.index(max(strength)) == gates.index(max(gates)) and strength.index(min(strength)) == gates.index(min(gates))
 
 
-def test_a_long_text_is_turned_sheet_by_sheet(show, runs, tmp_path):  # noqa: F811
+def test_a_long_text_is_turned_sheet_by_sheet(show, runs, tmp_path):
     path = tmp_path / "long.html"
     assert run(["inspect", "trace", str(runs["static"]), "--text", TEXT * 12, "--out", str(path), "--device", "cpu"]) == 0
     browser = show(path, width=390)
@@ -175,7 +140,7 @@ def test_a_long_text_is_turned_sheet_by_sheet(show, runs, tmp_path):  # noqa: F8
 
 
 @pytest.fixture(scope="module")
-def slots_page(runs, tmp_path_factory):  # noqa: F811
+def slots_page(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     for name in ("slots.html", "slots.json"):
         command = ["inspect", "slots", str(runs["delta"]), "--text", TEXT, "--remove", "2", "--device", "cpu", "--out", str(folder / name)]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from gam_lm.errors import unknown_name
 from gam_lm.presets.models import DEFAULT_MODEL
 from gam_lm.training.recipe import TrainConfig
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,27 +259,25 @@ ABLATION: Mapping[str, Preset] = {
 
 def preset(name: str) -> Preset:
     """The setup called ``name``. Raises InputError with the nearest name."""
-    if name not in PRESETS:
-        raise unknown_name("preset", name, PRESETS)
-    return PRESETS[name]
+    return _named(PRESETS, name)
 
 
 def recall_preset(name: str) -> RecallPreset:
     """The setup of `gam recall` called ``name``. Raises InputError with the nearest name."""
-    if name not in RECALL:
-        raise unknown_name("preset", name, RECALL)
-    return RECALL[name]
+    return _named(RECALL, name)
 
 
 def ablation_preset(name: str) -> Preset:
     """The setup of `gam ablate` called ``name``. Raises InputError with the nearest name."""
-    if name not in ABLATION:
-        raise unknown_name("preset", name, ABLATION)
-    return ABLATION[name]
+    return _named(ABLATION, name)
 
 
 def scale_preset(name: str) -> ScalePreset:
     """The setup of `gam scale` called ``name``. Raises InputError with the nearest name."""
-    if name not in SCALING:
-        raise unknown_name("preset", name, SCALING)
-    return SCALING[name]
+    return _named(SCALING, name)
+
+
+def _named(setups: Mapping[str, S], name: str) -> S:
+    if name not in setups:
+        raise unknown_name("preset", name, setups)
+    return setups[name]

@@ -48,7 +48,8 @@ def test_a_bench_that_is_stopped_goes_on_as_if_it_had_not_been(how, tmp_path):
     text.write_text("".join(f"alpha beta {i % 7} gamma delta\n" for i in range(600)))
     command = ["bench", "--data", str(text), "--models", "gam", "gam-static", "--steps", "40", "--batch-size", "2", "--context", "16", "--vocab-size", "270",
                "--checkpoint-every", "5", "--validate-every", "20", "--no-timing", *SIZE]  # fmt: skip
-    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
+    # Each in a process of its own: what other tests set in this one (threads, say) would round otherwise.
+    subprocess.run([sys.executable, "-m", "gam_lm", *command, "--out", str(tmp_path / "whole")], check=True, capture_output=True, env=os.environ)
     out = tmp_path / "stopped"
     process = subprocess.Popen([sys.executable, "-m", "gam_lm", *command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
     end = time.monotonic() + 120
@@ -58,7 +59,7 @@ def test_a_bench_that_is_stopped_goes_on_as_if_it_had_not_been(how, tmp_path):
     _, said = process.communicate(timeout=120)
     assert process.returncode in (0, -getattr(signal, how), 130) and "Traceback" not in said
     assert "gam" in [row["model"] for row in read_results(out / "results.json")["rows"]]  # the finished row was there
-    assert run([*command, "--out", str(out)]) == 0
+    subprocess.run([sys.executable, "-m", "gam_lm", *command, "--out", str(out)], check=True, capture_output=True, env=os.environ)
     assert figures(out / "results.json") == figures(tmp_path / "whole" / "results.json")
     for weights in (tmp_path / "whole" / "runs").glob("*/model.safetensors"):
         assert weights.read_bytes() == (out / "runs" / weights.parent.name / "model.safetensors").read_bytes()

@@ -176,7 +176,7 @@ def measure_model(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
         read = weight_bytes(model)
     contexts = {}
     for n, session in sessions.items():
-        low, median, high = statistics.quantiles(times[str(n)], n=4) if len(times[str(n)]) > 1 else 3 * times[str(n)]
+        low, median, high = statistics.quantiles(times[str(n)], n=4, method="inclusive") if len(times[str(n)]) > 1 else 3 * times[str(n)]
         contexts[str(n)] = {"step_ms": median, "step_ms_low": low, "step_ms_high": high, "state_bytes": session.state_bytes}
     return {"model": {"parameters": _count(model), "weight_bytes": read}, "contexts": contexts}
 

@@ -141,7 +141,7 @@ def measure_times(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
     flops = _training_flops(config, T)
     found = {}
     for name, each in times.items():
-        low, median, high = statistics.quantiles(each, n=4) if len(each) > 1 else 3 * each
+        low, median, high = statistics.quantiles(each, n=4, method="inclusive") if len(each) > 1 else 3 * each
         rate = 1000 * B * T / median
         found[name] = {
             "step_ms": median, "step_ms_low": low, "step_ms_high": high, "tokens_per_second": rate, "flops_per_second": rate * flops,

@@ -26,7 +26,7 @@ def server(tmp_path_factory):
     # Without a token that ends a text, an answer has as many tokens as it may.
     tokenizer = Tokenizer.from_str(small_tokenizer().to_str().replace("<|endoftext|>", "<|never|>"))
     save_model(path, small_model(tokenizer.get_vocab_size()), tokenizer)
-    with serving(path, "--api-key", "sesam") as (server, _):
+    with serving(path, "--api-key", "sesam", "--most-tokens", "60000") as (server, _):
         yield f"http://{server[0]}:{server[1]}/"
 
 
@@ -40,10 +40,10 @@ def page(chromium, server):  # noqa: F811
         chromium.get(server)
         chromium.execute_script("localStorage.clear()")
         chromium.get(server)
-        WebDriverWait(chromium, 10).until(lambda browser: browser.find_element("id", "figures").text)
+        WebDriverWait(chromium, 60).until(lambda browser: browser.find_element("id", "figures").text)
         assert "API key" in chromium.find_element("id", "figures").text  # it has not been given yet
         chromium.execute_script("document.getElementById('key').value = 'sesam'; document.getElementById('key').onchange()")
-        WebDriverWait(chromium, 10).until(lambda browser: browser.find_element("id", "model").text == "cat")
+        WebDriverWait(chromium, 60).until(lambda browser: browser.find_element("id", "model").text == "cat")
         chromium.execute_script("document.getElementById('max_tokens').value = 12")
         chromium.get_log("browser")  # the refusal without a key
         return chromium
@@ -57,7 +57,7 @@ def say(browser, text):
     before = len(texts(browser, ".message"))
     field = browser.find_element("id", "ask")
     field.send_keys(text, Keys.ENTER)
-    WebDriverWait(browser, 20).until(lambda browser: len(texts(browser, ".message")) == before + 2 and texts(browser, ".message:last-child .figures"))
+    WebDriverWait(browser, 60).until(lambda browser: len(texts(browser, ".message")) == before + 2 and texts(browser, ".message:last-child .figures"))
 
 
 def test_a_chat_by_keyboard_streams_and_shows_its_figures(page):
@@ -87,20 +87,20 @@ def test_a_conversation_is_kept_forked_and_opened_again(page, tmp_path):
     file = tmp_path / "saved.json"
     file.write_text(json.dumps({"title": "<b>old</b>", "kind": "chat", "messages": [{"role": "user", "content": "<img src=x onerror=alert(1)>"}]}))
     browser.find_element("id", "file").send_keys(str(file))
-    WebDriverWait(browser, 5).until(lambda browser: texts(browser, ".message .content") == ["<img src=x onerror=alert(1)>"])
+    WebDriverWait(browser, 60).until(lambda browser: texts(browser, ".message .content") == ["<img src=x onerror=alert(1)>"])
     file.write_text('{"title": 1}')
     browser.find_element("id", "file").send_keys(str(file))
-    WebDriverWait(browser, 5).until(lambda browser: "no saved conversation" in browser.find_element("id", "figures").text)
+    WebDriverWait(browser, 60).until(lambda browser: "no saved conversation" in browser.find_element("id", "figures").text)
     browser.get_log("browser")  # the reload asked without a key
 
 
 def test_an_answer_is_stopped_with_escape(page):
     browser = page()
-    browser.execute_script("document.getElementById('max_tokens').value = 4096")
+    browser.execute_script("document.getElementById('max_tokens').value = 60000")  # minutes: it cannot end by itself before the key
     browser.find_element("id", "ask").send_keys("the", Keys.ENTER)
-    WebDriverWait(browser, 10).until(lambda browser: len((texts(browser, ".message:last-child .content") or [""])[0]) > 20)
+    WebDriverWait(browser, 60).until(lambda browser: len((texts(browser, ".message:last-child .content") or [""])[0]) > 20)
     browser.find_element("id", "ask").send_keys(Keys.ESCAPE)
-    WebDriverWait(browser, 10).until(lambda browser: texts(browser, "#figures") == ["Stopped."] and texts(browser, "#send") == ["Send"])
+    WebDriverWait(browser, 60).until(lambda browser: texts(browser, "#figures") == ["Stopped."] and texts(browser, "#send") == ["Send"])
     assert len(texts(browser, ".message")) == 2
 
 
@@ -128,7 +128,7 @@ def test_what_the_server_refuses_is_shown_and_the_message_comes_back(page):
     browser = page()
     browser.execute_script("document.getElementById('max_tokens').value = 100000")
     browser.find_element("id", "ask").send_keys("the cat", Keys.ENTER)
-    WebDriverWait(browser, 10).until(lambda browser: "max_tokens" in browser.find_element("id", "figures").text)
+    WebDriverWait(browser, 60).until(lambda browser: "max_tokens" in browser.find_element("id", "figures").text)
     assert browser.find_element("id", "ask").get_attribute("value") == "the cat" and texts(browser, ".message") == []
     assert any("400" in line["message"] for line in browser.get_log("browser"))
 

@@ -99,7 +99,7 @@ def server(home, request):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     yield re.search(r"http://\S+", process.stdout.readline())[0]
     process.terminate()
-    process.wait(timeout=20)
+    process.wait(timeout=120)
     process.stdout.close()
 
 

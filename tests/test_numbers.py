@@ -86,12 +86,12 @@ def test_a_reader_that_leaves_is_no_error():
     os.close(read)
     with start(["models"], stdout=write) as done:
         os.close(write)
-        _, said = done.communicate(timeout=60)
+        _, said = done.communicate(timeout=240)
     assert done.returncode == 0 and not said
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
 def test_a_full_device_behind_the_output_is_one_line():
     with open("/dev/full", "w") as full, start(["models"], stdout=full) as done:
-        _, said = done.communicate(timeout=60)
+        _, said = done.communicate(timeout=240)
     assert done.returncode == 2 and len(said.splitlines()) == 1 and "no space" in said

@@ -332,7 +332,7 @@ def test_parallel_preparations_of_one_corpus_give_one_result(tmp_path):
     start = time.time() + 1.5  # all of them are ready by then, or the test is only easier
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "a.jsonl"), str(start)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    answers = [process.communicate(timeout=60) for process in processes]
+    answers = [process.communicate(timeout=240) for process in processes]
     assert all(process.returncode == 0 for process in processes), answers
     assert len({out for out, _ in answers}) == 1
     assert sum("training a byte-level tokenizer" in log for _, log in answers) == 1

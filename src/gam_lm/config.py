@@ -38,9 +38,9 @@ OLD_KEYS = frozenset({"backend", "conv_kernel_size", "fusion", "mixer", "num_att
 
 @checked
 class ModelConfig:
-    """A stack of blocks around token mixers. The defaults are the recommended model; :meth:`published` gives the paper's.
+    """A stack of blocks around token mixers. The defaults are the recommended model; `published` gives the paper's.
 
-    Raises :class:`~gam_lm.errors.InputError` for a value that cannot be built.
+    Raises `gam_lm.errors.InputError` for a value that cannot be built.
     """
 
     vocab_size: Positive
@@ -136,7 +136,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """The inverse of :meth:`to_dict`. An unknown key is an error; Hugging Face's own bookkeeping keys are passed over."""
+        """The inverse of `to_dict`. An unknown key is an error; Hugging Face's own bookkeeping keys are passed over."""
         check_object("the model config", values)
         values = {key: value for key, value in values.items() if key not in BOOKKEEPING_KEYS}
         fields = [field.name for field in dataclasses.fields(cls)]

@@ -69,7 +69,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, state: MixerState | None, segments_BT: Tensor | None) -> tuple[Tensor, MixerState]:
-        """One block; the state as in :meth:`Mixer.forward`."""
+        """One block; the state as in `Mixer.forward`."""
         if self.mixer_norm is None:
             return self.mixer(x_BTD, state, segments_BT=segments_BT)
         y_BTD, state = self.mixer(self.mixer_norm(x_BTD), state, segments_BT=segments_BT)
@@ -82,7 +82,7 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """Embedding, blocks and last norm: everything but the output head.
 
-    It has no constructor of its own, so that it also serves as the body of a class whose base class has one: call :meth:`build` in yours.
+    It has no constructor of its own, so that it also serves as the body of a class whose base class has one: call `build` in yours.
     """
 
     config: ModelConfig
@@ -96,14 +96,14 @@ class Backbone(nn.Module):
         self.norm = make_norm(config)
 
     def hidden(self, tokens_BT: Tensor, state: State | None = None, segments_BT: Tensor | None = None) -> tuple[Tensor, State]:
-        """What the output head reads (B, T, D), and the state after the last token; see :meth:`LanguageModel.stream`."""
+        """What the output head reads (B, T, D), and the state after the last token; see `LanguageModel.stream`."""
         self._check_ids(tokens_BT)
         return self.mix(self.embed_tokens(tokens_BT), state, segments_BT)
 
     def mix(
         self, x_BTD: Tensor, state: State | None = None, segments_BT: Tensor | None = None, *, recompute: Callable[..., Any] | None = None
     ) -> tuple[Tensor, State]:
-        """:meth:`hidden` of tokens that are embedded already; ``recompute`` (torch.utils.checkpoint.checkpoint) trades activations for time."""
+        """`hidden` of tokens that are embedded already; ``recompute`` (torch.utils.checkpoint.checkpoint) trades activations for time."""
         B, T, _ = x_BTD.shape
         segments_BT = segments_BT if T else None
         before_B = torch.zeros(B, dtype=torch.long, device=x_BTD.device) if state is None else state.position_B
@@ -174,7 +174,7 @@ class Backbone(nn.Module):
 class LanguageModel(Backbone):
     """A causal language model with the mixers that ``config`` names.
 
-    Raises InputError where the config names an unknown mixer. Built on the meta device, call :meth:`init_weights` after ``to_empty``.
+    Raises InputError where the config names an unknown mixer. Built on the meta device, call `init_weights` after ``to_empty``.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -218,7 +218,7 @@ class LanguageModel(Backbone):
         Args:
             tokens: the next ids (B, T).
             state: what the last call returned; None starts the sequences.
-            segments: as in :meth:`forward`; a row's first real token continues its state.
+            segments: as in `forward`; a row's first real token continues its state.
 
         Returns:
             Logits (B, T, V) and the state after the last token.

@@ -41,7 +41,7 @@ class BenchDecode(Measuring):
     """The most that the contexts of a model may take together before the longest is "over time"."""
 
     def measure(self, results: Results, device: torch.device) -> None:
-        """See :meth:`Measuring.measure`."""
+        """See `Measuring.measure`."""
         from gam_lm.experiments.decode import Protocol, bench_decode
 
         protocol = Protocol(steps=self.steps, warmup=self.warmup, limit_seconds=self.limit_seconds, limit_mb=self.limit_mb)
@@ -49,7 +49,7 @@ class BenchDecode(Measuring):
         bench_decode(self.models, self.contexts, self.batch_sizes, settings, fields_of(self.architecture), protocol, results, device)
 
     def write(self) -> str:
-        """See :meth:`Measuring.write`."""
+        """See `Measuring.write`."""
         from gam_lm.report.decode import write_decode
 
         return write_decode(self.out)

@@ -36,7 +36,7 @@ class BenchExport(Measuring):
     """Calls before those."""
 
     def measure(self, results: Results, device: torch.device) -> None:
-        """See :meth:`Measuring.measure`."""
+        """See `Measuring.measure`."""
         from gam_lm.experiments.export_speed import bench_export
 
         if self.limit_mb is not None:
@@ -44,7 +44,7 @@ class BenchExport(Measuring):
         bench_export(self.models, fields_of(self.architecture), self.prompt_tokens, self.rounds, self.warmup, results)
 
     def write(self) -> str:
-        """See :meth:`Measuring.write`."""
+        """See `Measuring.write`."""
         from gam_lm.report.export import write_export
 
         return write_export(self.out)

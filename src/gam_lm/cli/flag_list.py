@@ -52,7 +52,7 @@ def flags_of(kind: Any, *, positional_required: bool = False, prefix: str = "") 
 
 
 def given(arguments: Sequence[str]) -> frozenset[str]:
-    """The names of the flags among ``arguments``, as :class:`Flag` has them."""
+    """The names of the flags among ``arguments``, as `Flag` has them."""
     found: set[str] = set()
     for word in arguments:
         if word.startswith("--"):

@@ -59,7 +59,7 @@ class Scale(Measuring):
         )]  # fmt: skip
 
     def measure(self, results: Results, device: torch.device) -> None:
-        """See :meth:`Measuring.measure`."""
+        """See `Measuring.measure`."""
         from gam_lm.experiments.scaling import Protocol, scale
         from gam_lm.training.precision import choose_dtype
 
@@ -73,7 +73,7 @@ class Scale(Measuring):
         scale(self.models, self.lengths, fields_of(self.architecture), protocol, results, device)
 
     def write(self) -> str:
-        """See :meth:`Measuring.write`."""
+        """See `Measuring.write`."""
         from gam_lm.report.scaling import write_scaling
 
         return write_scaling(self.out)

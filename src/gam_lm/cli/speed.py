@@ -39,7 +39,7 @@ class BenchTrain(Measuring):
     """The most that a model may take at a batch size before it is "over time"."""
 
     def measure(self, results: Results, device: torch.device) -> None:
-        """See :meth:`Measuring.measure`."""
+        """See `Measuring.measure`."""
         from gam_lm.experiments.training_speed import VARIANTS, Protocol, bench_train, matched
 
         protocol = Protocol(rounds=self.rounds, warmup=self.warmup, limit_seconds=self.limit_seconds, limit_mb=self.limit_mb)
@@ -49,7 +49,7 @@ class BenchTrain(Measuring):
         bench_train(matched(self.models, base), self.batch_sizes, self.context, variants, protocol, results, device)
 
     def write(self) -> str:
-        """See :meth:`Measuring.write`."""
+        """See `Measuring.write`."""
         from gam_lm.report.speed import write_speed
 
         return write_speed(self.out)

@@ -116,7 +116,7 @@ def _marked(tokens: np.ndarray[Any, Any], targets: np.ndarray[Any, Any], marks: 
 
 
 def document_of_blocks(ids: np.ndarray[Any, Any], end: int, context: int) -> np.ndarray[Any, Any]:
-    """The document of each block of :func:`evaluation_blocks`, counted from 0, int64 (blocks,): the one in which most of the block's targets lie.
+    """The document of each block of `evaluation_blocks`, counted from 0, int64 (blocks,): the one in which most of the block's targets lie.
 
     Args:
         ids: token ids (N,), each document followed by ``end``, which belongs to the document that it ends.

@@ -1,6 +1,6 @@
 """Text to token ids, quickly: every different word is encoded once, on all cores.
 
-A text is cut before each white space that follows something else (:mod:`gam_lm.data.pieces`). Such words repeat, so their ids come from a
+A text is cut before each white space that follows something else (`gam_lm.data.pieces`). Such words repeat, so their ids come from a
 table. What is not in the table, and every text of a tokenizer whose texts may not be cut, goes through the tokenizer itself.
 """
 
@@ -154,7 +154,7 @@ def encode_in_processes(texts: Iterable[str], tokenizer_file: Path, dtype: str, 
 
 
 def _start(tokenizer_file: Path, dtype: str) -> subprocess.Popen[bytes]:
-    """A process that runs :func:`_serve`. In a session of its own: Ctrl-C is for the process that the user sees."""
+    """A process that runs `_serve`. In a session of its own: Ctrl-C is for the process that the user sees."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "gam_lm.data.encoding", str(tokenizer_file), dtype]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)

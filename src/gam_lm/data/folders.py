@@ -56,7 +56,7 @@ def splits(path: Path, left_out: LeftOut | None = None) -> Mapping[str, Document
 
 
 def split_files(files: Sequence[Path], left_out: LeftOut) -> Mapping[str, Documents]:
-    """The splits of files that are one text, whatever their names say; as those of :func:`splits`."""
+    """The splits of files that are one text, whatever their names say; as those of `splits`."""
     return _split_one(_reader(files, left_out), left_out)
 
 
@@ -75,7 +75,7 @@ def sizes(path: Path, names: Collection[str]) -> Mapping[str, int]:
 
 
 def sizes_of_files(files: Sequence[Path], names: Collection[str]) -> Mapping[str, int]:
-    """:func:`sizes` of files that :func:`split_files` splits."""
+    """`sizes` of files that `split_files` splits."""
     if _packed(files):
         return {}
     total = sum(file.stat().st_size for file in files)

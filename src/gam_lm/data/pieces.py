@@ -27,7 +27,7 @@ def cut(text: str, size: int) -> Iterator[str]:
 
 
 def may_be_cut(tokenizer: Tokenizer) -> bool:
-    """Whether the ids of a text are those of the pieces of :func:`cut` one after the other.
+    """Whether the ids of a text are those of the pieces of `cut` one after the other.
 
     They are where every word is encoded for itself and no word holds white space after something else: with the byte-level pattern of GPT-2 and
     with splitting at white space. A normaliser, a space put before the text, or added tokens that hold or take white space rule it out.

@@ -48,7 +48,7 @@ def read(path: Path, left_out: LeftOut | None = None) -> Iterator[str]:
     """The documents of one file.
 
     Args:
-        path: of a file whose :func:`kind` is known.
+        path: of a file whose `kind` is known.
         left_out: where rows without text and blank documents are counted.
 
     Raises:

@@ -97,7 +97,7 @@ def sample(documents: Iterable[str], *, whole: int = WHOLE_BYTES, size: int = SA
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Read a tokenizer.json; what it does beside turning text into ids is switched off, see :func:`plain`.
+    """Read a tokenizer.json; what it does beside turning text into ids is switched off, see `plain`.
 
     Raises:
         InputError: where there is none or it is broken.

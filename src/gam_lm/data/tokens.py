@@ -179,7 +179,7 @@ def _made_by_training(place: Path, name: str, given: Tokenizer | None, corpus: C
 
 
 def _open(directory: Path, source: Corpus, wanted: tuple[str, ...]) -> TokenCorpus | None:
-    """What :func:`prepare` left in ``directory``, or None where it is not there, not whole, of another text, or lacks a split that is wanted."""
+    """What `prepare` left in ``directory``, or None where it is not there, not whole, of another text, or lacks a split that is wanted."""
     try:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
         if meta["stamp"] != digest_of(source.stamp) or not set(wanted) <= set(meta["splits"]) or not (directory / "tokenizer.json").is_file():

@@ -84,7 +84,7 @@ def benchmark(
     """Train what is missing in ``results``, a row at a time; each finished row is written at once. Processes that share the folder share the rows.
 
     Args:
-        contenders: as :func:`plan` made them.
+        contenders: as `plan` made them.
         corpus: prepared tokens.
         results: the open results.json of ``directory``.
         directory: gets a run directory for each row under runs/.
@@ -114,7 +114,7 @@ def benchmark(
 def train_row(
     each: Contender, corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool = False, tracker: Tracker | None = None
 ) -> dict[str, Any]:
-    """Train one model, measure it, and write its row; arguments as of :func:`benchmark`. Returns the row."""
+    """Train one model, measure it, and write its row; arguments as of `benchmark`. Returns the row."""
     run = directory / "runs" / each.label
     model = build(each.config, each.recipe.seed, device)
     try:

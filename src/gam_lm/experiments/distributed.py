@@ -174,6 +174,6 @@ class _StopAfter(NoTracker):
         self._step = step
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """See :class:`gam_lm.training.trackers.Tracker`."""
+        """See `gam_lm.training.trackers.Tracker`."""
         if self._step is not None and step >= self._step:
             signal.raise_signal(signal.SIGTERM)

@@ -33,7 +33,7 @@ class Limits:
     def measured(
         self, function: Callable[[Mapping[str, Any], Peak], Mapping[str, Any]], parameters: Mapping[str, Any], device: torch.device, *, isolated: bool
     ) -> Isolated:
-        """Call ``function`` on ``parameters``, the device and the warm-up, within the limits; see :func:`gam_lm.runtime.isolation.measured`."""
+        """Call ``function`` on ``parameters``, the device and the warm-up, within the limits; see `gam_lm.runtime.isolation.measured`."""
         given = {**parameters, "device": str(device), "warmup": self.warmup}
         return measured(function, given, isolated=isolated, seconds=self.limit_seconds, memory_mb=self.limit_mb)
 

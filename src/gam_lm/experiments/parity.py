@@ -145,7 +145,7 @@ class _Pass:
 
 @torch.no_grad()
 def _decoded(config: ModelConfig, device: torch.device) -> Tensor:
-    """The logits of :class:`_Pass` from a short prefill and a CUDA graph that decodes the rest."""
+    """The logits of `_Pass` from a short prefill and a CUDA graph that decodes the rest."""
     model, tokens_BT = _seeded(config, device)
     model.eval()
     start = tokens_BT.shape[1] - 32

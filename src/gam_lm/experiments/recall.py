@@ -39,7 +39,7 @@ Sample = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
 """Tokens, targets (IGNORE where nothing is asked) and the gap between each asked token and its answer, each int64 (B, T)."""
 
 FILLERS = ("random", "blank")
-"""See :attr:`RecallTask.filler`."""
+"""See `RecallTask.filler`."""
 
 TEST_BATCH = 128
 TEST_TOKENS = 2**20

@@ -69,7 +69,7 @@ def edges(space: Sequence[Range], tried: Sequence[Mapping[str, float]], best: Se
         best: the best trial's values of every model.
 
     Returns:
-        Stretches beyond an edge, each as wide as :data:`WIDER`.
+        Stretches beyond an edge, each as wide as `WIDER`.
     """
     found = []
     for each in space:

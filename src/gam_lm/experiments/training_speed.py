@@ -71,7 +71,7 @@ def bench_train(
         models: configurations by their names in the rows.
         batch_sizes: B.
         context: T.
-        variants: of :data:`VARIANTS`; what cannot be compiled here, or gains nothing by it, is left out.
+        variants: of `VARIANTS`; what cannot be compiled here, or gains nothing by it, is left out.
         protocol: how.
         results: an open results.json.
         device: where.

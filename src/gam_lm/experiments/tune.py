@@ -165,7 +165,7 @@ class _Watch(NoTracker):
         self._trial = trial
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """See :class:`gam_lm.training.trackers.Tracker`."""
+        """See `gam_lm.training.trackers.Tracker`."""
         if "val_nats" in figures:
             self._trial.report(figures["val_nats"], step)
             if self._trial.should_prune():

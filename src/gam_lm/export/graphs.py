@@ -39,7 +39,7 @@ class Graphs:
 
 
 class StreamCall(nn.Module):
-    """One call of :meth:`LanguageModel.stream` on plain tensors, of which the last token's logits are kept."""
+    """One call of `LanguageModel.stream` on plain tensors, of which the last token's logits are kept."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def _trace(model: LanguageModel, tokens: int, length: Dim | None) -> ExportedPro
 
 
 def names_of_state(model: LanguageModel) -> tuple[str, ...]:
-    """Names of the tensors of :func:`flatten_state`."""
+    """Names of the tensors of `flatten_state`."""
     return ("position", *(f"layer{i}.{j}" for i, layer in enumerate(model.initial_state(1).layers) for j in range(len(layer))))
 
 
@@ -94,7 +94,7 @@ def flatten_state(state: State) -> list[Tensor]:
 
 
 def unflatten_state(model: LanguageModel, tensors: list[Tensor]) -> State:
-    """The inverse of :func:`flatten_state`."""
+    """The inverse of `flatten_state`."""
     rest = iter(tensors[1:])
     sizes = [len(layer.mixer.initial_state(1, device="meta")) for layer in model.layers]
     return State(tensors[0], tuple(tuple(next(rest) for _ in range(size)) for size in sizes))

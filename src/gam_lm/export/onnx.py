@@ -30,7 +30,7 @@ NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def write_onnx(graphs: Graphs, directory: Path) -> None:
-    """Write the portable graphs as prefill.onnx and step.onnx; arguments and errors as of :func:`write_program`."""
+    """Write the portable graphs as prefill.onnx and step.onnx; arguments and errors as of `write_program`."""
     for name, program in (("prefill", graphs.prefill), ("step", graphs.step)):
         write_program(program, graphs.state_names, directory / f"{name}.onnx")
 

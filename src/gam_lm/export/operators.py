@@ -48,7 +48,7 @@ def _delta(
     read_BTHM: Tensor, write_BTHM: Tensor, value_BTHE: Tensor, gate_BTH: Tensor, log_decay_BTH: Tensor, bank_HME: Tensor,
     state: tuple[Tensor, ...], **_: Any,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
-    """:func:`gam_lm.ops.delta_rule.delta_memory`."""
+    """`gam_lm.ops.delta_rule.delta_memory`."""
     unwritten_BTHE = value_BTHE - _of_bank(write_BTHM, bank_HME)
     g_BTHE, D_BHME = linear_attention(read_BTHM, write_BTHM, unwritten_BTHE, state[0], log_decay_BTH, gate_BTH)
     return _of_bank(read_BTHM, bank_HME) + g_BTHE, (D_BHME,)
@@ -63,7 +63,7 @@ def _mean(
     read_BTHM: Tensor, write_BTHM: Tensor, value_BTHE: Tensor, gate_BTH: Tensor, log_decay_BTH: Tensor, bank_HME: Tensor, prior_HM: Tensor,
     state: tuple[Tensor, ...], **_: Any,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
-    """:func:`gam_lm.ops.mean_rule.mean_memory`."""
+    """`gam_lm.ops.mean_rule.mean_memory`."""
     S_BHME, Z_BHM = state
     weight_BTHM = write_BTHM * gate_BTH[..., None]
     one_BTH1 = torch.ones_like(gate_BTH)[..., None]
@@ -76,7 +76,7 @@ def _mean(
 def _attend(
     q_BTHM: Tensor, k_BTHM: Tensor, v_BTHE: Tensor, cache: tuple[Tensor, ...], *, scale: float | None = None, window: int | None = None, **_: Any
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """:func:`gam_lm.mixers.key_value_cache.attend`, with scores of T × (L + T)."""
+    """`gam_lm.mixers.key_value_cache.attend`, with scores of T × (L + T)."""
     T, L = q_BTHM.shape[1], cache[0].shape[1]
     k_BSHM, v_BSHE = torch.cat([cache[0], k_BTHM], 1), torch.cat([cache[1], v_BTHE], 1)
     own_BS = torch.cat([cache[2], torch.ones_like(q_BTHM[:, :, 0, 0], dtype=torch.bool)], 1)

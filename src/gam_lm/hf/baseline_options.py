@@ -18,7 +18,7 @@ class BaselineOptions(MixerOptions):
     """Tokens that a recurrence handles at once."""
 
     def resolved(self, hidden_size: int) -> BaselineOptions:
-        """See :meth:`MixerOptions.resolved`."""
+        """See `MixerOptions.resolved`."""
         heads = self.num_heads or default_heads(hidden_size)
         check_heads("num_heads", heads, hidden_size)
         return self.replace(num_heads=heads)

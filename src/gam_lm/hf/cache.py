@@ -50,7 +50,7 @@ class GAMCache(Cache):
         return h_BTD
 
     def activate_past_recording(self) -> None:
-        """From now on keep what :meth:`crop` needs."""
+        """From now on keep what `crop` needs."""
         if not self._recording:
             self._recording = True
             self._accept()

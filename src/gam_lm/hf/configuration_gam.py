@@ -10,7 +10,7 @@ from gam_lm.config import MODEL_TYPE, ModelConfig
 
 
 class GAMConfig(PreTrainedConfig):
-    """The configuration of a GAM model. Every field is explained at :class:`~gam_lm.config.ModelConfig`, which also checks the values."""
+    """The configuration of a GAM model. Every field is explained at `gam_lm.config.ModelConfig`, which also checks the values."""
 
     model_type = MODEL_TYPE
     keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012 (Trainer adds it to a list)

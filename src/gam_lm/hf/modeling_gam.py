@@ -131,7 +131,7 @@ class GAMModel(GAMPreTrainedModel, Backbone):
 
 
 class GAMForCausalLM(GAMPreTrainedModel, GenerationMixin):
-    """A causal language model: :class:`~gam_lm.model.LanguageModel` in the shape that transformers works with."""
+    """A causal language model: `gam_lm.model.LanguageModel` in the shape that transformers works with."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     accepts_loss_kwargs = True
@@ -184,7 +184,7 @@ class GAMForCausalLM(GAMPreTrainedModel, GenerationMixin):
         return_logits: bool = True,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, and the loss where labels are given; see :meth:`GAMModel.forward` for the other arguments.
+        """Logits, and the loss where labels are given; see `GAMModel.forward` for the other arguments.
 
         Args:
             labels: the ids themselves (B, T), −100 where a token is not predicted: the shift by one is done here.
@@ -223,7 +223,7 @@ class GAMForCausalLM(GAMPreTrainedModel, GenerationMixin):
                 model_kwargs[CACHE].activate_past_recording()
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the model with its run's records and a model card filled from them; see :func:`gam_lm.hf.card.push_run`."""
+        """Upload the model with its run's records and a model card filled from them; see `gam_lm.hf.card.push_run`."""
         return push_run(self, repo_id, **options)
 
 

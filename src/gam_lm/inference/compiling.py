@@ -67,8 +67,8 @@ def why_not_decoding(model: LanguageModel) -> str | None:
 def compiled_step(model: LanguageModel, token_B1: Tensor, state: State) -> Step:
     """``model.stream`` for one token, compiled: for inference alone, with the weights as they are now.
 
-    On a CPU the products of up to three rows are loops over the weights (:mod:`gam_lm.inference.row_products`); for more rows the weights are copied into the layout
-    that its matrix unit reads fastest. On a GPU see :func:`graphed_step`.
+    On a CPU the products of up to three rows are loops over the weights (`gam_lm.inference.row_products`); for more rows the weights are copied into the layout
+    that its matrix unit reads fastest. On a GPU see `graphed_step`.
 
     Args:
         model: in evaluation mode; what is changed in its modules afterwards is not seen.

@@ -47,7 +47,7 @@ class Context:
         model: in evaluation mode.
         batch_size: rows, which read the same number of tokens in every call.
         every: tokens between two states of the ring.
-        keep: states in the ring; :meth:`rewind` reaches at least ``every * (keep - 1) - 1`` tokens back, or to the start.
+        keep: states in the ring; `rewind` reaches at least ``every * (keep - 1) - 1`` tokens back, or to the start.
 
     Raises:
         InputError: for a number below 1.
@@ -64,7 +64,7 @@ class Context:
         self.count = 0
         """Tokens that every row has read since the context was made."""
         self.tail = torch.zeros(batch_size, 0, dtype=torch.long, device=self.state.position_B.device)
-        """The last tokens read (B, ≤ every * (keep + 1)), which :meth:`rewind` reads again."""
+        """The last tokens read (B, ≤ every * (keep + 1)), which `rewind` reads again."""
         self.ring = deque([Earlier(0, self.state)], maxlen=keep)
 
     @property
@@ -79,7 +79,7 @@ class Context:
 
     @property
     def furthest(self) -> int:
-        """Most tokens that :meth:`rewind` can take back."""
+        """Most tokens that `rewind` can take back."""
         return max((self.count - earlier.tokens - (earlier.tokens > 0) for earlier in self._reachable), default=0)
 
     @property
@@ -111,7 +111,7 @@ class Context:
         return self.logits
 
     def rewind(self, tokens: int) -> None:
-        """Forget the last ``tokens`` tokens, as if they had never been read. Raises InputError where they reach beyond :attr:`furthest`."""
+        """Forget the last ``tokens`` tokens, as if they had never been read. Raises InputError where they reach beyond `furthest`."""
         if tokens < 0 or tokens > self.furthest:
             raise InputError(f"tokens is {tokens}: this context can be rewound by 0 to {self.furthest} tokens, make it with a larger keep to go further")
         if tokens == 0:
@@ -179,14 +179,14 @@ class Context:
         return [row(i) for i in range(self.batch_size)]
 
     def save(self, path: Path, tokenizer: Tokenizer | None = None) -> None:
-        """Write the context with the checksums of its model and tokenizer; see :func:`gam_lm.inference.context_file.save_context`."""
+        """Write the context with the checksums of its model and tokenizer; see `gam_lm.inference.context_file.save_context`."""
         from gam_lm.inference.context_file import save_context
 
         save_context(self, path, tokenizer)
 
     @classmethod
     def load(cls, path: Path, model: LanguageModel, tokenizer: Tokenizer | None = None) -> Context:
-        """Read a context of this model; see :func:`gam_lm.inference.context_file.load_context`."""
+        """Read a context of this model; see `gam_lm.inference.context_file.load_context`."""
         from gam_lm.inference.context_file import load_context
 
         return load_context(path, model, tokenizer)

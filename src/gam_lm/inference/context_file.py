@@ -75,7 +75,7 @@ def load_context(path: Path, model: LanguageModel, tokenizer: Tokenizer | None =
     """Read a context, onto the device of ``model``.
 
     Args:
-        path: as :func:`save_context` wrote it.
+        path: as `save_context` wrote it.
         model: the one that read the text: same configuration, weights and dtype.
         tokenizer: the one whose ids were read; None leaves it unchecked.
 

@@ -28,7 +28,7 @@ MOST_UNREAD = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is drawn; see :func:`gam_lm.inference.generation.generate`."""
+    """How a token is drawn; see `gam_lm.inference.generation.generate`."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -156,7 +156,7 @@ class Continuation:
 
 @torch.no_grad()
 def step_together(steps: Sequence[tuple[Continuation, int | None]]) -> list[list[int]]:
-    """What :meth:`Continuation.step` gives for each of several texts of one model, in as few calls of the model as there are.
+    """What `Continuation.step` gives for each of several texts of one model, in as few calls of the model as there are.
 
     Texts that read one token, from states of one size, are the rows of one call. A row's result may differ in rounding from that of a call of its own.
     """

@@ -86,7 +86,7 @@ def generate(
 
 
 def generate_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, **options: object) -> Iterator[str]:
-    """Yield the text that follows ``prompt`` in whole characters; options as for :func:`generate`.
+    """Yield the text that follows ``prompt`` in whole characters; options as for `generate`.
 
     Ends at <|endoftext|>, which also starts the text where the prompt is empty.
     """

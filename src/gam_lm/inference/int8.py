@@ -82,7 +82,7 @@ def quantize_int8(model: nn.Module) -> None:
 
 
 def is_int8(model: nn.Module) -> bool:
-    """Whether :func:`quantize_int8` was here."""
+    """Whether `quantize_int8` was here."""
     return any(isinstance(part, _Int8) for part in model.modules())
 
 

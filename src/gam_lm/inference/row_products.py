@@ -19,7 +19,7 @@ MAX_ROWS = 3
 
 
 def row_backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    """A backend of torch.compile for inference on a CPU: inductor, with the products of at most :data:`MAX_ROWS` rows as loops over the weights."""
+    """A backend of torch.compile for inference on a CPU: inductor, with the products of at most `MAX_ROWS` rows as loops over the weights."""
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 

@@ -41,7 +41,7 @@ class Addresses(nn.Module):
         self.sharpness = None if self.plain else nn.Parameter(torch.empty(self.num_heads))
         self.before = CausalConv(self.num_slots, self.options.conv_kernel_size)
         self.silent_M: Tensor | None = None
-        """Slots of all heads that are taken out (see :meth:`Mixer.silence`)."""
+        """Slots of all heads that are taken out (see `Mixer.silence`)."""
 
     def addresses(self, h_BTD: Tensor, conv_state: Tensor | None, segments: Segments | None) -> tuple[Tensor, Tensor]:
         """Where each token reads and where it writes (B, T, H, M): keys of length 1, or distributions over the slots.
@@ -81,7 +81,7 @@ class Addresses(nn.Module):
         return (weight_BTHM / weight_BTHM.sum(-1, keepdim=True).clamp(min=1e-30) / self.num_heads).flatten(-2)
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        """See :meth:`Mixer.matrices`; the addresses of learned slots are embeddings, plain keys a projection."""
+        """See `Mixer.matrices`; the addresses of learned slots are embeddings, plain keys a projection."""
         if self.plain:
             yield self.address, (self.num_slots,)
 

@@ -59,7 +59,7 @@ class Attention(Mixer):
         self.q_norm, self.k_norm = (nn.RMSNorm(D // self.num_heads, config.layer_norm_eps) if options.qk_norm else None for _ in range(2))
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
-        """See :meth:`Mixer.forward`."""
+        """See `Mixer.forward`."""
         B, T, D = x_BTD.shape
         segments = None if segments_BT is None else read_segments(segments_BT)
         cache, conv_state, count_B = self._parts(state)
@@ -94,7 +94,7 @@ class Attention(Mixer):
         return tuple(parts), conv_state, count_B
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        """See :meth:`Mixer.matrices`."""
+        """See `Mixer.matrices`."""
         D = self.config.hidden_size
         yield self.qkv_proj.weight, (D, D, D)
         yield self.out_proj.weight, (D,)
@@ -102,7 +102,7 @@ class Attention(Mixer):
     def filled_cache(
         self, batch_size: int, tokens: int, room: int, *, device: torch.device | str | None = None, dtype: torch.dtype
     ) -> MixerState | None:
-        """See :meth:`Mixer.filled_cache`."""
+        """See `Mixer.filled_cache`."""
         if self.options.window is not None:
             return None
         E = self.config.hidden_size // self.num_heads
@@ -160,6 +160,6 @@ class Attention(Mixer):
 
     @classmethod
     def advice(cls, config: ModelConfig) -> str:
-        """See :meth:`Mixer.advice`."""
+        """See `Mixer.advice`."""
         window = config.options_of(AttentionOptions).window
         return "" if window is None else f"attention sees a window of {window} tokens; window=None sees all"

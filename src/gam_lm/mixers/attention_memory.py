@@ -42,7 +42,7 @@ class AttentionMemory(Addresses):
     def forward(
         self, h_BTD: Tensor, gate_BTD: Tensor | None, conv_state: Tensor | None, state: tuple[Tensor, ...] | None, segments: Segments | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """As of :meth:`gam_lm.mixers.written_memory.WrittenMemory.forward`."""
+        """As of `gam_lm.mixers.written_memory.WrittenMemory.forward`."""
         read_BTHM, write_BTHM = self.addresses(h_BTD, conv_state, segments)
         value_BTHE = self.value_proj(h_BTD).unflatten(-1, (self.num_heads, -1))
         query_BTHM = (read_BTHM * self.temperature[:, None]).to(value_BTHE.dtype)
@@ -51,7 +51,7 @@ class AttentionMemory(Addresses):
         return self.out_proj(g_BTD if gate_BTD is None else gate_BTD * g_BTD), cache
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        """See :meth:`Mixer.matrices`."""
+        """See `Mixer.matrices`."""
         yield from super().matrices()
         yield self.value_proj.weight, (self.config.hidden_size,)
         yield self.out_proj.weight, (self.config.hidden_size,)
@@ -64,7 +64,7 @@ class AttentionMemory(Addresses):
         return empty_cache(batch_size, *self._sizes(), None, device=device, dtype=dtype)
 
     def filled_cache(self, batch_size: int, tokens: int, room: int, device: torch.device | str | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """See :meth:`Mixer.filled_cache`."""
+        """See `Mixer.filled_cache`."""
         return key_value_cache.filled_cache(batch_size, tokens, room, *self._sizes(), device=device, dtype=dtype)
 
     def init_weights(self) -> None:

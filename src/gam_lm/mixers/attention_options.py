@@ -28,7 +28,7 @@ class AttentionOptions(MixerOptions):
     """PyTorch's fused attention (sdpa, and auto), or scores that are held whole, as in the paper's baseline."""
 
     def resolved(self, hidden_size: int) -> AttentionOptions:
-        """See :meth:`MixerOptions.resolved`."""
+        """See `MixerOptions.resolved`."""
         heads = self.num_heads or default_heads(hidden_size)
         check_heads("num_heads", heads, hidden_size)
         if self.rotary and hidden_size // heads % 2:
@@ -36,5 +36,5 @@ class AttentionOptions(MixerOptions):
         return self.replace(num_heads=heads)
 
     def enlarged(self, ratio: float) -> AttentionOptions:
-        """See :meth:`MixerOptions.enlarged`."""
+        """See `MixerOptions.enlarged`."""
         return self.replace(num_heads=max(1, round((self.num_heads or 1) * ratio)))

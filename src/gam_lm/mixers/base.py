@@ -167,7 +167,7 @@ class Mixer(nn.Module, ABC):
         return ""
 
     def trace(self, x_BTD: Tensor, state: MixerState | None = None) -> MixerTrace:
-        """What :meth:`forward` does at each token, for people to look at: it costs more than the forward pass. A mixer of one path says that one."""
+        """What `forward` does at each token, for people to look at: it costs more than the forward pass. A mixer of one path says that one."""
         return MixerTrace(paths={"mixer": self.forward(x_BTD, state)[0]})
 
     def slots(self) -> Mapping[str, Slots]:
@@ -188,7 +188,7 @@ def start_std(config: ModelConfig, inputs: int) -> float:
 
 
 def init_linear(linear: nn.Linear, config: ModelConfig, *, residual: int = 0) -> None:
-    """Weight and bias by ``config.initialization``: PyTorch's own under "paper", else N(0, :func:`start_std`) and 0.
+    """Weight and bias by ``config.initialization``: PyTorch's own under "paper", else N(0, `start_std`) and 0.
 
     A projection into the residual stream, to which every layer adds ``residual`` times, starts smaller by √(residual · layers), so that the stream's
     variance does not grow with depth.

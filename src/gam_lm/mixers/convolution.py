@@ -24,7 +24,7 @@ class CausalConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
     def forward(self, x_BTC: Tensor, state_BJC: Tensor | None = None, segments: Segments | None = None) -> tuple[Tensor, Tensor]:
-        """See :func:`causal_conv`."""
+        """See `causal_conv`."""
         state_BJC = inputs_before(x_BTC, self.weight.shape[1] - 1, state_BJC, segments)
         return causal_conv(x_BTC, self.weight, self.bias, state_BJC, segments)
 

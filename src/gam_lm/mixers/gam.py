@@ -70,17 +70,17 @@ class GAMMixer(Mixer):
             self.prefill_tokens = options.chunk_size if options.written else 0  # type: ignore[misc]
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
-        """See :meth:`Mixer.forward`."""
+        """See `Mixer.forward`."""
         segments = None if segments_BT is None else number_segments(segments_BT)
         paths, new_state = self._paths(x_BTD, self._gates(x_BTD), state, segments)
         return sum(paths[1:], paths[0]), new_state
 
     def compiles(self, context: int) -> bool:
-        """See :meth:`Mixer.compiles`."""
+        """See `Mixer.compiles`."""
         return not self.options.written or context <= MAX_UNROLLED * self.options.chunk_size
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        """See :meth:`Mixer.matrices`."""
+        """See `Mixer.matrices`."""
         if self.gate is not None:
             yield self.gate.weight, (self.config.hidden_size,) * self.options.gated_paths
         if self.written is not None:
@@ -116,7 +116,7 @@ class GAMMixer(Mixer):
         return [name for name, part in (("local", self.conv), ("static", self.memory), (written, self.written)) if part is not None]
 
     def trace(self, x_BTD: Tensor, state: MixerState | None = None) -> MixerTrace:
-        """See :meth:`Mixer.trace`."""
+        """See `Mixer.trace`."""
         gates = self._gates(x_BTD)
         paths, _ = self._paths(x_BTD, gates, state, None)
         names = self.path_names
@@ -143,7 +143,7 @@ class GAMMixer(Mixer):
         )
 
     def slots(self) -> Mapping[str, Slots]:
-        """See :meth:`Mixer.slots`."""
+        """See `Mixer.slots`."""
         found = {}
         if self.memory is not None:
             found["static"] = Slots(address_SD=self.memory.bank, value_SD=self.memory.bank)
@@ -152,7 +152,7 @@ class GAMMixer(Mixer):
         return found
 
     def silence(self, memory: str, slot: int | None) -> None:
-        """See :meth:`Mixer.silence`."""
+        """See `Mixer.silence`."""
         found = self.slots()[memory]
         part: Any = self.memory if memory == "static" else self.written
         part.silent_M = None
@@ -182,7 +182,7 @@ class GAMMixer(Mixer):
     def filled_cache(
         self, batch_size: int, tokens: int, room: int, *, device: torch.device | str | None = None, dtype: torch.dtype
     ) -> MixerState | None:
-        """See :meth:`Mixer.filled_cache`."""
+        """See `Mixer.filled_cache`."""
         if not isinstance(self.written, AttentionMemory):
             return None
         return (*self._no_inputs(batch_size, device, dtype), *self.written.filled_cache(batch_size, tokens, room, device, dtype))
@@ -229,7 +229,7 @@ class GAMMixer(Mixer):
 
     @classmethod
     def advice(cls, config: ModelConfig) -> str:
-        """See :meth:`Mixer.advice`."""
+        """See `Mixer.advice`."""
         if cls.reach(config) is None:
             return ""
         return (

@@ -12,7 +12,7 @@ from gam_lm.mixers.options import MixerOptions, Positive, check_heads, default_h
 
 @checked
 class GAMOptions(MixerOptions):
-    """The defaults are the recommended memory: delta rule, plain keys, SiLU gates. :meth:`published` gives the paper's."""
+    """The defaults are the recommended memory: delta rule, plain keys, SiLU gates. `published` gives the paper's."""
 
     memory: Literal["bank", "attention"] = "bank"
     """What the global path reads: a bank of slots, or softmax attention over all tokens in its place (a state that grows)."""
@@ -83,7 +83,7 @@ class GAMOptions(MixerOptions):
         return 2 if self.fusion == "gate" else int(self.keep_gate)
 
     def resolved(self, hidden_size: int) -> GAMOptions:
-        """See :meth:`MixerOptions.resolved`."""
+        """See `MixerOptions.resolved`."""
         heads = self.num_heads or default_heads(hidden_size)
         slots = self.num_memory_slots or hidden_size
         if self.has_heads:
@@ -94,7 +94,7 @@ class GAMOptions(MixerOptions):
         return self.replace(num_heads=heads, num_memory_slots=slots, write_address=address if self.written else None)
 
     def enlarged(self, ratio: float) -> GAMOptions:
-        """See :meth:`MixerOptions.enlarged`."""
+        """See `MixerOptions.enlarged`."""
         heads = max(1, round((self.num_heads or 1) * ratio))
         slots = heads * max(1, round((self.num_memory_slots or 1) * ratio / heads))
         return self.replace(num_heads=heads, num_memory_slots=slots)

@@ -64,7 +64,7 @@ class GatedDeltaNet(Mixer):
         self.out_proj = nn.Linear(V, D, bias=False)
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
-        """See :meth:`Mixer.forward`."""
+        """See `Mixer.forward`."""
         segments = None if segments_BT is None else number_segments(segments_BT)
         conv_state, memory = state if state else (None, None)
         qkv_BTX, conv_state = self.conv(self.qkv_proj(x_BTD), conv_state, segments)
@@ -89,11 +89,11 @@ class GatedDeltaNet(Mixer):
         return self.out_proj(g_BTHE.flatten(-2) * F.silu(self.gate_proj(x_BTD))), (conv_state, memory)
 
     def compiles(self, context: int) -> bool:
-        """See :meth:`Mixer.compiles`."""
+        """See `Mixer.compiles`."""
         return context <= MAX_UNROLLED * self.options.chunk_size
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        """See :meth:`Mixer.matrices`."""
+        """See `Mixer.matrices`."""
         yield self.qkv_proj.weight, self.split_sizes
         yield self.gate_proj.weight, (len(self.gate_proj.weight),)
         yield self.out_proj.weight, (len(self.out_proj.weight),)

@@ -30,7 +30,7 @@ class GatedDeltaNetOptions(MixerOptions):
     """torch, or flash-linear-attention's kernel on a GPU; auto is torch."""
 
     def resolved(self, hidden_size: int) -> GatedDeltaNetOptions:
-        """See :meth:`MixerOptions.resolved`."""
+        """See `MixerOptions.resolved`."""
         channels = {field: round(getattr(self, field) * hidden_size) for field in ("expand_k", "expand_v")}
         most = default_heads(hidden_size)
         heads = self.num_heads or next((n for n in range(most, 1, -1) if all(n <= each and each % n == 0 for each in channels.values())), 1)
@@ -40,5 +40,5 @@ class GatedDeltaNetOptions(MixerOptions):
         return self.replace(num_heads=heads)
 
     def enlarged(self, ratio: float) -> GatedDeltaNetOptions:
-        """See :meth:`MixerOptions.enlarged`."""
+        """See `MixerOptions.enlarged`."""
         return self.replace(num_heads=max(1, round((self.num_heads or 1) * ratio)))

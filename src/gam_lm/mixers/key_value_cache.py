@@ -2,7 +2,7 @@
 
 A cache is keys (B, S, H, M), values (B, S, H, E), and whether a cached token belongs to the sequence that the row ends with (B, S). Without a window S
 grows with every token; with a window of W it is W − 1 from the start. A fourth tensor, the place of the next token (1,), marks a cache with room that is
-written in place (see :meth:`Mixer.filled_cache`).
+written in place (see `Mixer.filled_cache`).
 
 Shapes: B rows, T new tokens, L cached tokens, S = L + T, H heads, M channels of a key, E of a value.
 """

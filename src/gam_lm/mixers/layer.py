@@ -28,7 +28,7 @@ class GatedAssociativeMemory(GAMMixer):
 
     The state is a tuple of tensors, batch first, whose size does not grow with the text: ``layer(x)`` starts a sequence, ``layer(x, state)`` goes on
     with it, and any split of a sequence into calls gives what one call gives. The initial values are drawn from torch's global generator; a layer
-    that was built on the meta device draws them in :meth:`reset_parameters` after ``to_empty``.
+    that was built on the meta device draws them in `reset_parameters` after ``to_empty``.
 
     Args:
         hidden_size: D, width of input and output.
@@ -36,7 +36,7 @@ class GatedAssociativeMemory(GAMMixer):
         layer_norm_eps: of the norm inside a written memory.
         device: where the parameters are made; None is torch's default.
         dtype: of the parameters; None is torch's default.
-        options: fields of :class:`gam_lm.GAMOptions`: ``write``, ``num_heads``, ``num_memory_slots``, ``conv_kernel_size``, … The defaults are the
+        options: fields of `gam_lm.GAMOptions`: ``write``, ``num_heads``, ``num_memory_slots``, ``conv_kernel_size``, … The defaults are the
             recommended memory; ``**GAMOptions.published().to_dict()`` is the paper's.
 
     Raises:

@@ -65,7 +65,7 @@ class Mamba(Mixer):
         self.out_proj = nn.Linear(E, D, bias=False)
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
-        """See :meth:`Mixer.forward`."""
+        """See `Mixer.forward`."""
         segments = None if segments_BT is None else read_segments(segments_BT)
         conv_state, scan_state = state if state else (None, None)
         x_BTE, z_BTE = self.in_proj(x_BTD).chunk(2, dim=-1)
@@ -109,7 +109,7 @@ class Mamba(Mixer):
         init_linear(self.out_proj, self.config, residual=residual_branches(self.config, self.options))
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        """See :meth:`Mixer.matrices`; the small maps to step sizes and states are left out."""
+        """See `Mixer.matrices`; the small maps to step sizes and states are left out."""
         E = inner_size(self.config)
         yield self.in_proj.weight, (E, E)
         yield self.out_proj.weight, (self.config.hidden_size,)

@@ -27,7 +27,7 @@ class MambaOptions(MixerOptions):
     """torch is the only one."""
 
     def resolved(self, hidden_size: int) -> MambaOptions:
-        """See :meth:`MixerOptions.resolved`."""
+        """See `MixerOptions.resolved`."""
         if round(self.expand * hidden_size) < 1:
             raise InputError(f"expand is {self.expand}: use a number that leaves at least one of {hidden_size} channels")
         return self

@@ -1,4 +1,4 @@
-"""The registry of mixers: a new mixer is its options, its module and one line here, or one call of :func:`register` from outside. Imports no torch.
+"""The registry of mixers: a new mixer is its options, its module and one line here, or one call of `register` from outside. Imports no torch.
 
 A name that ends with a colon is a family: ``hf:llama`` belongs to ``hf:``.
 """

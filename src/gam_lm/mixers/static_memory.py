@@ -18,7 +18,7 @@ class StaticMemory(nn.Module):
         super().__init__()
         self.bank = nn.Parameter(torch.empty(num_slots, hidden_size))
         self.silent_M: Tensor | None = None
-        """Slots that are taken out (see :meth:`Mixer.silence`)."""
+        """Slots that are taken out (see `Mixer.silence`)."""
 
     def init_weights(self) -> None:
         """Xavier-uniform, as published."""

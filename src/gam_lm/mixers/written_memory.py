@@ -73,7 +73,7 @@ class WrittenMemory(Addresses):
         return self.out_proj(g_BTD if gate_BTD is None else gate_BTD * g_BTD), state
 
     def inputs(self, h_BTD: Tensor, conv_state: Tensor | None, segments: Segments | None = None) -> MemoryInputs:
-        """Where each token reads and writes, what, how strongly, and what the memory keeps; arguments as of :meth:`forward`."""
+        """Where each token reads and writes, what, how strongly, and what the memory keeps; arguments as of `forward`."""
         read_BTHM, write_BTHM = self.addresses(h_BTD, conv_state, segments)
         value_BTHE = self.value_proj(h_BTD).unflatten(-1, (self.num_heads, -1))
         write_BTX = self.write_proj(h_BTD)
@@ -87,7 +87,7 @@ class WrittenMemory(Addresses):
         return MemoryInputs(read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH)
 
     def sources(self, inputs: MemoryInputs, state: tuple[Tensor, ...] | None) -> Sources:
-        """Where each token's read comes from; ``state`` as of :meth:`forward`."""
+        """Where each token's read comes from; ``state`` as of `forward`."""
         if self.prior is None:
             return delta_sources(inputs, self.bank, state[0] if state else None)
         return mean_sources(inputs, self.bank, F.softplus(self.prior), (state[0], state[1]) if state else None)
@@ -99,7 +99,7 @@ class WrittenMemory(Addresses):
         return torch.einsum("hme,dhe->hmd", g_HME, out_DHE).flatten(0, 1)
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        """See :meth:`Mixer.matrices`."""
+        """See `Mixer.matrices`."""
         yield from super().matrices()
         yield self.value_proj.weight, (self.config.hidden_size,)
         yield self.out_proj.weight, (self.config.hidden_size,)

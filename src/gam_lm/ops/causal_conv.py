@@ -47,7 +47,7 @@ def causal_conv(
 
 
 def last_inputs(x_BTC: Tensor, J: int, state_BJC: Tensor | None = None, segments: Segments | None = None) -> Tensor:
-    """The state that :func:`causal_conv` of J + 1 taps leaves (B, J, C), without its output."""
+    """The state that `causal_conv` of J + 1 taps leaves (B, J, C), without its output."""
     B, T, C = x_BTC.shape
     if segments is None:
         return _last(torch.cat([x_BTC.new_zeros(B, J, C) if state_BJC is None else state_BJC, x_BTC[:, -J:] if T > J else x_BTC], 1), min(T, J))

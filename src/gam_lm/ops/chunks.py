@@ -57,7 +57,7 @@ class Chunks:
         return x_BTHX.unflatten(1, (-1, self.L)).permute(1, 3, 0, 2, 4).flatten(1, 2)
 
     def join(self, x_JNLX: Tensor) -> Tensor:
-        """The inverse of :meth:`split`."""
+        """The inverse of `split`."""
         return x_JNLX.unflatten(1, (self.H, self.B)).permute(2, 0, 3, 1, 4).flatten(1, 2)[:, : self.T]
 
     def by_head(self, x_JNYX: Tensor, weight_HXZ: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Chunks:
         return x_BHXX.transpose(0, 1).flatten(0, 1)
 
     def unstate(self, x_NXX: Tensor) -> Tensor:
-        """The inverse of :meth:`state`."""
+        """The inverse of `state`."""
         # A copy in the layout that a single step leaves: for a compiled step another layout is another program.
         return x_NXX.unflatten(0, (self.H, self.B)).transpose(0, 1).clone(memory_format=torch.contiguous_format)
 

@@ -77,7 +77,7 @@ def pieces_held(pieces: Pieces | None) -> Iterator[None]:
 
 
 def number_segments(segments_BT: Tensor) -> Segments:
-    """:func:`read_segments`, where rows are pieces with regard to what the pieces before them end with."""
+    """`read_segments`, where rows are pieces with regard to what the pieces before them end with."""
     found = read_segments(segments_BT)
     if _active is None:
         return found

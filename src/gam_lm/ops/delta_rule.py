@@ -217,9 +217,9 @@ def fla_delta_memory(
     chunk_size: int = 64,
     index_BT: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor]]:
-    """:func:`delta_memory` by flash-linear-attention's kernel of the gated delta rule, on a GPU: products in bf16, sums in fp32.
+    """`delta_memory` by flash-linear-attention's kernel of the gated delta rule, on a GPU: products in bf16, sums in fp32.
 
-    On the deviation from V0 the rule is theirs, with key a and query r. A single token, or rows of several sequences, take :func:`delta_memory`.
+    On the deviation from V0 the rule is theirs, with key a and query r. A single token, or rows of several sequences, take `delta_memory`.
 
     Raises:
         MissingExtraError: where the package is not installed.

@@ -41,7 +41,7 @@ def selective_scan(
     chunk_size: int = 64,
     index_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence over a sequence in L + T/L sequential steps (:func:`chunk_length`).
+    """Run the recurrence over a sequence in L + T/L sequential steps (`chunk_length`).
 
     Args:
         x_BTE: input.
@@ -148,7 +148,7 @@ class _Scan(torch.autograd.Function):
 
 
 def chunk_length(rows: int, tokens: int, state_numbers: int, chunk_size: int, device_type: str) -> int:
-    """L: ``chunk_size``, and on a CPU as much more as leaves a place, over all rows and chunks, :data:`SLAB` numbers of state.
+    """L: ``chunk_size``, and on a CPU as much more as leaves a place, over all rows and chunks, `SLAB` numbers of state.
 
     A GPU wants few steps of much work each; a CPU wants work that stays in its cache, and no more chunks than that takes, since the carry between
     them costs as many exponentials as the walk.

@@ -96,7 +96,7 @@ def named_model(name: str, base: Fields) -> ModelConfig:
 
 
 def named_fields(name: str, base: Fields) -> dict[str, Any]:
-    """The fields of :func:`named_model`; what follows from the width is still open."""
+    """The fields of `named_model`; what follows from the width is still open."""
     first, *changes = name.split("+")
     if first in MODELS:
         fields = MODELS[first].fields

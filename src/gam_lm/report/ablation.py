@@ -42,7 +42,7 @@ def ablation(results: Mapping[str, Any], directory: Path | None = None) -> Table
 
 
 def ablation_table(results: Mapping[str, Any], directory: Path | None = None) -> str:
-    """:func:`ablation` as Markdown."""
+    """`ablation` as Markdown."""
     return ablation(results, directory).markdown()
 
 

@@ -25,7 +25,7 @@ def write_decode(directory: Path) -> str:
 
 
 def decode_table(results: Mapping[str, Any]) -> str:
-    """:func:`decoding` as Markdown, each table under its title."""
+    """`decoding` as Markdown, each table under its title."""
     return "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in decoding(results))
 
 

@@ -98,7 +98,7 @@ def report_html(paths: Sequence[Path]) -> str:
 
 
 def report_markdown(paths: Sequence[Path]) -> str:
-    """The data of :func:`report_html` as Markdown, without the pictures. Raises as that does."""
+    """The data of `report_html` as Markdown, without the pictures. Raises as that does."""
     found = sections(paths, None)
     return templates().get_template("report.md.j2").render(sections=found, machines=machines(found))
 

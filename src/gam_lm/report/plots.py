@@ -50,7 +50,7 @@ def known(model: str) -> str | None:
 class Lines:
     """The lines of one picture, each named at its end.
 
-    A line has its model's colour; lines of one colour differ in dash and marker. Give the points first and the scales of the axes before :meth:`name`.
+    A line has its model's colour; lines of one colour differ in dash and marker. Give the points first and the scales of the axes before `name`.
     """
 
     def __init__(self, axes: Axes) -> None:

@@ -61,7 +61,7 @@ def write_recall(directory: Path) -> str:
 
 
 def recall_table(results: Mapping[str, Any]) -> str:
-    """:func:`recall` and :func:`recall_by_length` as Markdown."""
+    """`recall` and `recall_by_length` as Markdown."""
     return "\n".join(table.markdown() for table in (recall(results), *recall_by_length(results)))
 
 

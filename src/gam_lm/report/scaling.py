@@ -61,7 +61,7 @@ def write_scaling(directory: Path) -> str:
 
 
 def scaling_table(results: Mapping[str, Any]) -> str:
-    """:func:`scaling` as Markdown, each table under its title."""
+    """`scaling` as Markdown, each table under its title."""
     return "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in scaling(results))
 
 

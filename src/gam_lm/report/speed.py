@@ -28,7 +28,7 @@ def write_speed(directory: Path) -> str:
 
 
 def speed_table(results: Mapping[str, Any]) -> str:
-    """:func:`speed` as Markdown, each table under its title."""
+    """`speed` as Markdown, each table under its title."""
     return "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in speed(results))
 
 

@@ -114,7 +114,7 @@ def floor_cells(row: Row, columns: Sequence[str]) -> list[str]:
 
 
 def quality_table(results: Mapping[str, Any], directory: Path | None = None) -> str:
-    """:func:`quality` as Markdown."""
+    """`quality` as Markdown."""
     return quality(results, directory).markdown()
 
 
@@ -169,7 +169,7 @@ def context_lengths(results: Mapping[str, Any]) -> Table:
 
 
 def context_table(results: Mapping[str, Any]) -> str:
-    """:func:`context_use`, :func:`context_lengths` and :func:`evaluations` as Markdown, each under its title, as far as they were measured."""
+    """`context_use`, `context_lengths` and `evaluations` as Markdown, each under its title, as far as they were measured."""
     tables = [context_use(results), context_lengths(results), evaluations(results)]
     return "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in tables if table.rows)
 

@@ -46,7 +46,7 @@ Row = Mapping[str, Any]
 
 
 class Results:
-    """One results.json; made by :meth:`open`. A row is on the disk when :meth:`add` returns."""
+    """One results.json; made by `open`. A row is on the disk when `add` returns."""
 
     def __init__(self, path: Path, content: dict[str, Any], environment: dict[str, Any], command: str) -> None:
         self.path = path

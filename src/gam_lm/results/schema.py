@@ -225,7 +225,7 @@ class Known(dict[str, Any]):
 
 
 def checked_content(content: Any, path: Path | str) -> dict[str, Any]:
-    """``content`` as it was, its objects as :class:`Known`. Raises InputError where it does not look like a results.json."""
+    """``content`` as it was, its objects as `Known`. Raises InputError where it does not look like a results.json."""
     try:
         _adapter().validate_python(content)
     except ValidationError as error:

@@ -33,7 +33,7 @@ REASONS = {
 }
 
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.gam-part")
-"""Names of what :func:`replacing` has not finished."""
+"""Names of what `replacing` has not finished."""
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def cannot(path: Path, reason: str, doing: str = "write") -> InputError:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``, a file or a folder, that takes its place when the block ends well and is removed when not.
 
-    The content is on the disk before it gets its name. A killed process leaves at most the temporary path, see :func:`remove_leftovers`.
+    The content is on the disk before it gets its name. A killed process leaves at most the temporary path, see `remove_leftovers`.
 
     Raises InputError where the place cannot be written.
     """
@@ -86,7 +86,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left in ``folder`` of :func:`replacing`. Only its owner may (see gam_lm.runtime.ownership)."""
+    """Remove what killed processes left in ``folder`` of `replacing`. Only its owner may (see gam_lm.runtime.ownership)."""
     if folder.is_dir():
         for path in folder.iterdir():
             if TEMPORARY.fullmatch(path.name):

@@ -207,7 +207,7 @@ def _reset_high_water(pid: int) -> bool:
 
 
 def _high_water(pid: int) -> int:
-    """The highest resident memory since :func:`_reset_high_water`."""
+    """The highest resident memory since `_reset_high_water`."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 

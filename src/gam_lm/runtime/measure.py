@@ -85,7 +85,7 @@ def step_times(
     Args:
         step: what is timed.
         device: where it works.
-        warmup: calls that are not timed, as of :func:`warm_up`.
+        warmup: calls that are not timed, as of `warm_up`.
         iterations: calls that are timed.
         seconds: where given, the most that the timing may take, and the warm-up unless it asks for memory; one timed call is always made.
     """

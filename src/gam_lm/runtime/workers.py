@@ -28,7 +28,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 def is_worker() -> bool:
-    """Whether this process was started by :func:`fan_out`."""
+    """Whether this process was started by `fan_out`."""
     return VARIABLE in os.environ
 
 

@@ -64,7 +64,7 @@ class Chat:
     def marked(self, messages: Sequence[Mapping[str, Any]]) -> Marked:
         """Token ids of a whole conversation, and which of them the assistant said, the token that ends an answer included.
 
-        Up to each answer the ids are those of :meth:`ids`, so that what is learned is what is asked for later.
+        Up to each answer the ids are those of `ids`, so that what is learned is what is asked for later.
 
         Raises:
             RequestError: where the template refuses the messages.

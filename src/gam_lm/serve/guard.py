@@ -39,7 +39,7 @@ class Guard:
         self.hosts = {"localhost", socket.gethostname().lower(), *(host.lower() for host in hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See :class:`Guard`."""
+        """See `Guard`."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

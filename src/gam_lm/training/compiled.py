@@ -31,7 +31,7 @@ def compile_for_training(model: LanguageModel, recipe: TrainConfig, total_steps:
     A block is compiled once for all layers, which are alike. Nothing changes but speed and rounding: dropout draws what it draws without.
 
     Returns:
-        What was compiled, for :func:`make_eager`; why nothing was is logged.
+        What was compiled, for `make_eager`; why nothing was is logged.
     """
     device = model.embed_tokens.weight.device
     if recipe.compile == "off" or not model.layers:  # a model of transformers has no blocks of ours
@@ -66,6 +66,6 @@ def _backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
 
 
 def make_eager(parts: list[Block]) -> None:
-    """Undo :func:`compile_for_training`."""
+    """Undo `compile_for_training`."""
     for part in parts:
         part._compiled_call_impl = None

@@ -89,7 +89,7 @@ def joined(device: str) -> Iterator[tuple[World, str]]:
     """Join the processes that a launcher started, until the block ends; without a launcher there is one.
 
     Args:
-        device: as :func:`gam_lm.training.precision.choose_device` takes it.
+        device: as `gam_lm.training.precision.choose_device` takes it.
 
     Yields:
         The processes, and the device of this one: of several GPUs on a machine each process has its own.

@@ -21,7 +21,7 @@ class Interruption:
         self.requested = False
 
     def check(self, done: int = 0) -> None:
-        """Raise :class:`Abandoned` where the run is to stop: for work that is repeated as a whole."""
+        """Raise `Abandoned` where the run is to stop: for work that is repeated as a whole."""
         if self.requested:
             raise Abandoned
 

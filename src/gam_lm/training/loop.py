@@ -66,7 +66,7 @@ def fit(
     Where torch.distributed has a process group, all its processes make the same call, and train the one model together (see gam_lm.training.distributed).
 
     Args:
-        model: freshly built by :func:`new_model`; where ``directory`` holds the state of a killed run it is put back to that. With ``recipe.ema`` it holds the
+        model: freshly built by `new_model`; where ``directory`` holds the state of a killed run it is put back to that. With ``recipe.ema`` it holds the
             averaged weights afterwards.
         corpus: prepared tokens with the splits train and valid.
         recipe: how to train.
@@ -95,7 +95,7 @@ def fit(
 
 
 class _Run:
-    """One call of :func:`fit`."""
+    """One call of `fit`."""
 
     def __init__(
         self, model: LanguageModel, corpus: TokenCorpus, recipe: TrainConfig, directory: Path, tracker: Tracker, label: str, interruption: Interruption

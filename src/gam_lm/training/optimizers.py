@@ -37,7 +37,7 @@ class Together(torch.optim.Optimizer):
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
+        """The inverse of `state_dict`."""
         groups, start = list(state_dict["param_groups"]), 0
         for part in self.parts:
             own, groups = groups[: len(part.param_groups)], groups[len(part.param_groups) :]
@@ -51,7 +51,7 @@ class Together(torch.optim.Optimizer):
 
 
 def make_optimizer(model: nn.Module, recipe: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser that ``recipe`` names; set its learning rates with :func:`set_rate`.
+    """The optimiser that ``recipe`` names; set its learning rates with `set_rate`.
 
     With ``decay="matrices"`` biases, norms and other vectors do not decay. A parameter with the attribute ``no_weight_decay = True`` never does.
     """

@@ -163,7 +163,7 @@ def schedule(
 
 
 def recipe_for(*, hidden_size: int, tokens_seen: float, gpu: bool = False, minutes: float = MINUTES, fine_tuning: bool = False) -> TrainConfig:
-    """The recipe of a width and of a number of tokens; steps, context and validations follow from :func:`schedule`."""
+    """The recipe of a width and of a number of tokens; steps, context and validations follow from `schedule`."""
     share = FINE_TUNING if fine_tuning else 1.0
     return TrainConfig(
         batch_size=at(BATCH, tokens_seen) * (GPU_BATCH if gpu else 1), optimizer="muon", learning_rate=share * learning_rate_for(hidden_size),
@@ -204,7 +204,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: object) -> Plan:
-        """The inverse of :meth:`to_dict`. Raises InputError where it is no plan."""
+        """The inverse of `to_dict`. Raises InputError where it is no plan."""
         fields = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or not values.keys() <= fields:
             raise InputError("the saved plan is broken: choose a new folder")

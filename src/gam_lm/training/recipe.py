@@ -107,7 +107,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of :meth:`to_dict`; an unknown key is an error, a missing one has its default."""
+        """The inverse of `to_dict`; an unknown key is an error, a missing one has its default."""
         check_object("the recipe", values)
         fields = [field.name for field in dataclasses.fields(cls)]
         for key in values:

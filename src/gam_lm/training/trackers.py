@@ -13,7 +13,7 @@ TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 
 
 class Tracker(Protocol):
-    """Takes the figures of one step; makes nothing before :meth:`start`."""
+    """Takes the figures of one step; makes nothing before `start`."""
 
     def start(self, step: int) -> None:
         """Begin, or go on after ``step``: the run owns its directory now."""

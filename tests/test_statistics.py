@@ -19,7 +19,7 @@ def experiments(trials, documents, seeds, document_sd, seed_sd, gap=0.0, rng=0):
     """Trials of two models that differ by ``gap``: for each, the losses by block of either for each seed, and the documents of the blocks.
 
     The sizes are those of the differences between the committed models of ``results/memory/lm`` (three seeds, 36 pairs): standard deviations of the
-    difference of 0.003 to 0.029 nats over seeds, 0.004 to 0.020 over four novels (0.02 to 0.03 is asked for here, as much as was seen on other corpora),
+    difference of 0.003 to 0.029 nats over seeds, 0.004 to 0.020 over four novels (0.02 and 0.03 are asked for here: as much as the largest seen, and half as much again),
     0.003 to 0.02 for a seed in a novel, 0.03 to 0.07 over blocks, whose neighbours go together, and 0.04 for a seed on a block.
     """
     rng = np.random.default_rng(rng)

@@ -10,8 +10,10 @@ from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.models import activations_per_token
-from gam_lm.experiments.recall import TASKS, RecallTask, accuracy
+from gam_lm.experiments.recall import Search, accuracy
 from gam_lm.experiments.recall import recall as measure_recall
+from gam_lm.experiments.recall_tasks import SWAPS, TRACKING, RecallTask
+from gam_lm.experiments.search import Range
 from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE
@@ -19,17 +21,17 @@ from gam_lm.report.recall import recall, recall_by_gap, recall_by_length, recall
 from gam_lm.results import Results
 from gam_lm.training.recipe import TrainConfig
 
-SIZES = {"mqar": 6, "forgetting": 6, "copying": 6, "induction": 1}
+SIZES = {"mqar": 6, "zoology": 6, "forgetting": 6, "copying": 6, "induction": 1}
 
 
 def samples(task, batch=64, **options):
-    task = RecallTask(**{"task": task, "pairs": SIZES[task], "length": 64, "vocab": 64} | options)
+    task = RecallTask(**{"task": task, "pairs": SIZES.get(task, 1), "length": 64, "vocab": 64} | options)
     return task, *task.sample(batch, np.random.default_rng(0))
 
 
 def answer_of(task, tokens, place):
     """What the task's rule gives at ``place``, found by reading the tokens from the left."""
-    if task.task in ("mqar", "forgetting"):
+    if task.task in ("mqar", "zoology", "forgetting"):
         bound = task.pairs + (task.pairs // 2 if task.task == "forgetting" else 0)
         memory = dict(zip(tokens[0 : 2 * bound : 2], tokens[1 : 2 * bound : 2], strict=True))  # a later binding replaces an earlier one
         return memory[tokens[place]]
@@ -38,7 +40,7 @@ def answer_of(task, tokens, place):
     return tokens[list(tokens[:-1]).index(0) + 1]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", SIZES)
 def test_the_answers_stand_in_the_text(name):
     task, tokens, targets, gaps = samples(name)
     assert ((targets != IGNORE).sum(1) == task.pairs).all()
@@ -58,6 +60,38 @@ def test_every_key_is_asked_once_and_filler_never_holds_one(name):
         assert len(keys) == task.pairs and sorted(row[asked]) == sorted(keys)
         assert keys.isdisjoint(row[bound:][~asked[bound:]])
         assert max(keys) < task.vocab // 2 <= min(row[1:bound:2])
+
+
+def test_zoologys_values_are_distinct_its_filler_holds_keys_and_its_first_keys_are_asked_nearer():
+    task, tokens, targets, gaps = samples("zoology", batch=256, length=512)
+    asked = targets != IGNORE
+    assert all(len(set(row[1:12:2])) == 6 and set(row[:12:2]) == set(row[where]) for row, where in zip(tokens, asked, strict=True))
+    assert (tokens[:, 0:12:2] > 0).all() and (tokens[:, 0:12:2] < 32).all() and (tokens[:, 1:12:2] >= 32).all()
+    assert any(set(row[:12:2]) & set(row[12:][~where[12:]]) for row, where in zip(tokens, asked, strict=True))
+    place = np.zeros((256, 6))
+    for row in range(256):
+        places = {tokens[row, at]: at for at in np.nonzero(asked[row])[0]}
+        place[row] = [places[key] for key in tokens[row, 0:12:2]]
+    assert place[:, 0].mean() < place[:, 5].mean()
+    assert (gaps[asked] > 0).all() and task.pairs == 6
+
+
+@pytest.mark.parametrize("name", TRACKING)
+def test_a_state_to_track_is_that_of_all_tokens_so_far(name):
+    _, tokens, targets, gaps = samples(name, vocab=120, length=32)
+    assert (gaps == np.arange(1, 33)).all() and targets.min() >= 0
+    for row, answers in zip(tokens, targets, strict=True):
+        things, odd, seen = "abcde", 0, {}
+        for token, answer in zip(row, answers, strict=True):
+            odd ^= int(token)
+            left, right = SWAPS[token] if name == "permutations" else (0, 0)
+            moved = list(things)
+            moved[left], moved[right] = moved[right], moved[left]
+            things = "".join(moved)
+            if name == "parity":
+                assert answer == odd
+            else:  # one id for one order
+                assert seen.setdefault(things, answer) == answer and list(seen.values()).count(answer) == 1
 
 
 @pytest.mark.parametrize("name", ["mqar", "forgetting"])
@@ -97,6 +131,8 @@ def test_the_same_generator_gives_the_same_text_and_another_another():
         ({"task": "mqra"}, "mqar"),
         ({"gap_power": 0.0}, "gap_power 0.0"),
         ({"filler": "blnk"}, "blank"),
+        ({"task": "zoology", "filler": "blank"}, "filler is 'blank' with task 'zoology'"),
+        ({"task": "permutations", "vocab": 64}, "vocab is 64: .* 120"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(sizes, named):
@@ -224,6 +260,31 @@ def test_what_was_learned_is_measured_at_other_lengths_as_well(tmp_path):
     assert [part["length"] for part in more["by_length"]] == [24, 32, 64] and more["by_length"][0] == rows["free"]["by_length"][0]
     with pytest.raises(InputError, match="test_lengths holds 7: .* at least 8"):
         measure(7)
+
+
+def test_every_model_gets_the_same_trials_and_its_seeds_the_best_of_them(tmp_path):
+    models = [("one", small(32, write="none")), ("other", small(32, write="mean"))]
+    task = RecallTask(pairs=2, length=16, vocab=32)
+    recipe = TrainConfig(steps=3, batch_size=4, warmup_steps=0)
+    search = Search(space=(Range("learning_rate", 1e-4, 1e-1),), trials=3)
+
+    def measure():
+        results = Results.open(tmp_path / "results.json", command="gam recall", environment={}, corpus=None)
+        measure_recall(models, [task], [0, 1], recipe, results, torch.device("cpu"), test_sequences=64, search=search)
+        return results.rows
+
+    rows = measure()
+    trials = {name: [row for row in rows if row["model"] == name and "trial" in row] for name in ("one", "other")}
+    assert [row["tuned"] for row in trials["one"]] == [row["tuned"] for row in trials["other"]] and len(trials["one"]) == 3
+    for name, tried in trials.items():
+        best = max(tried, key=lambda row: (row["accuracy"], -row["curve"][-1]["train_nats"]))
+        own = [row for row in rows if row["model"] == name and "trial" not in row]
+        assert [row["seed"] for row in own] == [0, 1]
+        assert all(row["train_config"]["learning_rate"] == best["tuned"]["learning_rate"] and row["tuned"] == best["tuned"] for row in own)
+    machine = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"}
+    table = recall({"rows": rows, "environment": machine, "corpus": None, "command": ""})
+    assert len(table.rows) == 1 and table.columns[4:] == ["one", "other"] and "best of 3 trials" in table.note
+    assert measure() == rows
 
 
 def test_a_length_that_does_not_fit_costs_no_row(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 # What each part of GAM is worth: every command of results/anatomy and results/table-1, in the order in which the rows are wanted.
 # A command goes on with what is missing, so that this file may be stopped and started at any time:
 #
-#     nice -n 19 bash results/anatomy/queue.sh swaps        # or table-1, or nothing for all
+#     nice -n 19 bash results/anatomy/queue.sh swaps        # or recall, table-1, horizon, or nothing for all
 #
 # The primary comparisons and the margin of "no loss" were named here before any row was trained.
 set -euo pipefail
@@ -36,6 +36,43 @@ table-1() {
   "$GAM" bench --preset paper-tinystories --data tinystories-sample --train-rows 50000 --test --no-timing --out results/table-1/tinystories-sample
 }
 
-for part in "${@:-swaps table-1}"; do
+# Recall, at equal trials for every model: pairs among blank filler and among filler that looks like pairs, as Zoology draws them, keys bound twice,
+# copying, and states to track. Two layers, 64 wide, equal parameters.
+ASKED=(gam gam-attention gated-deltanet mamba llama)
+
+# asked FOLDER FLAGS…
+asked() {
+  "$GAM" recall --precision fp32 --models "${ASKED[@]}" --trials 3 --seeds 0 1 2 --out "results/anatomy/recall-$1" "${@:2}"
+}
+
+recall() {
+  asked pairs --pairs 8 16 32 64 --length 64 128 256 512 --filler blank
+  asked filler --pairs 8 16 32 64 --length 64 128 256 512
+  asked zoology --task zoology --pairs 8 16 32 64 --length 64 128 256 512
+  asked forgetting --task forgetting --pairs 8 16 --length 64 128
+  asked copying --task copying --pairs 16 --length 128
+  ASKED=(gam gam+max_write=2 gated-deltanet gated-deltanet+max_write=2 mamba llama)
+  asked parity --task parity --pairs 1 --length 64 --test-lengths 128 256
+  asked permutations --task permutations --pairs 1 --length 32 --test-lengths 64 128
+}
+
+# Stage B: 5.5 million parameters over 5 and 20 million tokens in one pass, then gam and llama over 100 million. Learning rates around stage A's best,
+# three trials at 5 million tokens.
+LARGE=(--data books --vocab-size 4096 --hidden-size 256 --num-hidden-layers 6 --batch-size 16 --context 256 --precision fp32 --optimizer muon
+  --workers "${WORKERS:-1}")
+
+horizon() {
+  "$GAM" tune "${LARGE[@]}" --steps 1221 --models gam gam-attention gam-hybrid llama mamba --trials 3 --widenings 1 --out results/anatomy/tune-5.5M
+  "$GAM" bench "${LARGE[@]}" --steps 1221 --models gam gam-attention gam-hybrid llama mamba --tuned results/anatomy/tune-5.5M --test --no-timing \
+    "${PRIMARY[@]}" --out results/anatomy/horizon-5M
+  "$GAM" bench "${LARGE[@]}" --steps 4883 --models gam gam-attention gam-hybrid llama mamba --tuned results/anatomy/tune-5.5M --test --no-timing \
+    "${PRIMARY[@]}" --out results/anatomy/horizon-20M
+  "$GAM" bench "${LARGE[@]}" --steps 4883 --models gam llama mamba --seeds 0 1 --tuned results/anatomy/tune-5.5M --test --no-timing \
+    "${PRIMARY[@]}" --out results/anatomy/horizon-20M
+  "$GAM" bench "${LARGE[@]}" --steps 24414 --models gam llama --tuned results/anatomy/tune-5.5M --test --no-timing \
+    --primary gam:llama --out results/anatomy/horizon-100M
+}
+
+for part in "${@:-swaps recall table-1 horizon}"; do
   for each in $part; do "$each"; done
 done

@@ -30,7 +30,7 @@ class Recall:
     models: tuple[str, ...] = DEFAULT.models
     """Names of the models; hf:llama, hf:mamba2 … are those of transformers, at the same size."""
     task: str = "mqar"
-    """mqar, forgetting, copying or induction."""
+    """mqar, zoology (as its authors draw it), forgetting, copying, induction; or a state to track: parity, permutations."""
     pairs: tuple[Count, ...] = DEFAULT.pairs
     """Pairs per sequence."""
     length: tuple[Count, ...] = DEFAULT.length
@@ -43,6 +43,10 @@ class Recall:
     """Further lengths at which to measure what was learned at `--length`, without training there."""
     seeds: tuple[Seed, ...] = (0,)
     """One row for each seed, model and size."""
+    trials: Annotated[int, Field(ge=0)] = 0
+    """Trials of every model on every task, at the same points for all; the seeds then train with the best. 0 takes the recipe as it is."""
+    search: tuple[str, ...] = ("learning_rate=1e-3:3e-2",)
+    """FIELD=LOW:HIGH of the recipe, what the trials try, on a logarithmic scale."""
     architecture: Architecture = on_flags({"vocab_size": DEFAULT.vocab_size, **DEFAULT.model})
     recipe: Annotated[TrainConfig, FLAT] = DEFAULT.train
     match_parameters: bool = True
@@ -60,7 +64,9 @@ class Recall:
     def run(self) -> None:
         """Train what is missing, then write table and plot."""
         from gam_lm.experiments.models import contender
-        from gam_lm.experiments.recall import RecallTask, recall
+        from gam_lm.experiments.recall import Search, recall
+        from gam_lm.experiments.recall_tasks import RecallTask
+        from gam_lm.experiments.search import Range
         from gam_lm.report.recall import write_recall
         from gam_lm.results import Results, results_file
         from gam_lm.runtime.measure import environment
@@ -76,6 +82,7 @@ class Recall:
         models = [contender(name, fields_of(self.architecture), match=self.match_parameters) for name in dict.fromkeys(self.models)]
         path = results_file(self.out)
         results = Results.open(path, command=command_line(), environment=environment(), corpus=None)
-        recall(models, tasks, self.seeds, self.recipe, results, choose_device(self.device), test_lengths=self.test_lengths)
+        search = Search(space=tuple(map(Range.parse, self.search)), trials=self.trials) if self.trials else None
+        recall(models, tasks, self.seeds, self.recipe, results, choose_device(self.device), test_lengths=self.test_lengths, search=search)
         print(write_recall(self.out))
         print(f"table and plots: {self.out}")

@@ -1,30 +1,24 @@
-"""Recall: can a model find again what it read? Synthetic tasks whose answer stands in the context and nowhere else.
+"""Recall: can a model find again what it read? Every model learns a synthetic task of gam_lm.experiments.recall_tasks and is asked on fresh sequences.
 
-    mqar         keys bound to values, then the keys again, each at a gap drawn from a power law: what was its value?
-                 (multi-query associative recall of Zoology, arXiv 2312.04927)
-    forgetting   the same, but half of the keys are bound twice: the last value counts
-    copying      tokens scattered over noise, then as many marks: the tokens in their order (selective copying of Mamba, arXiv 2312.00752)
-    induction    a mark somewhere in random text, and again at the end: what followed it the first time? (arXiv 2212.14052)
-
-Every batch is fresh. Filler never contains a key of the same sequence, so that no answer is ambiguous.
-
-Shapes: B sequences, T tokens, P pairs.
+Shapes: B sequences, T tokens.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from gam_lm.config import ModelConfig
-from gam_lm.errors import DivergedError, InputError, unknown_name
+from gam_lm.errors import DivergedError, InputError
 from gam_lm.experiments.models import activations_per_token, build, described, state_bytes
+from gam_lm.experiments.recall_tasks import RecallTask
+from gam_lm.experiments.search import Range, points
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE
 from gam_lm.results import Results
@@ -35,11 +29,8 @@ from gam_lm.training.recipe import TrainConfig
 
 logger = logging.getLogger("gam_lm")
 
-Sample = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
-"""Tokens, targets (IGNORE where nothing is asked) and the gap between each asked token and its answer, each int64 (B, T)."""
-
-FILLERS = ("random", "blank")
-"""See `RecallTask.filler`."""
+TEST_SEQUENCES, TUNING_SEQUENCES = 20_000, 30_000
+"""Seeds of the sequences that models are tested on, and of those that decide between trials."""
 
 TEST_BATCH = 128
 TEST_TOKENS = 2**20
@@ -51,114 +42,15 @@ MODEL_NUMBERS = 2**29
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecallTask:
-    """Which task, at which size. Raises InputError for sizes that do not fit."""
+class Search:
+    """Trials of every model on every task, whose best recipe the seeds then have."""
 
-    task: str = "mqar"
-    """mqar, forgetting, copying or induction."""
-    pairs: int = 8
-    """Pairs of key and value (copying: tokens; induction: 1)."""
-    length: int = 64
-    """Tokens of a sequence."""
-    vocab: int = 512
-    """Token ids: the lower half keys, the upper half values."""
-    gap_power: float = 0.01
-    """Exponent of the power law that the gaps are drawn from: near 0 most are short (Zoology's setting), 1 is uniform."""
-    filler: str = "random"
-    """What stands between the pairs and the questions of mqar and forgetting: random, ids that look like pairs; or blank, one id that is never a key."""
-
-    def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise unknown_name("task", self.task, TASKS)
-        if self.pairs < 1 or self.vocab < 8 or not 0 < self.gap_power <= 1:
-            raise InputError(f"pairs is {self.pairs}, vocab {self.vocab}, gap_power {self.gap_power}: use at least 1, at least 8, and above 0 up to 1")
-        if self.filler not in FILLERS:
-            raise unknown_name("filler", self.filler, FILLERS)
-        bindings = self.pairs + (self.pairs // 2 if self.task == "forgetting" else 0)
-        needed = {"copying": 2 * self.pairs, "induction": 4}.get(self.task, 2 * (bindings + self.pairs))
-        if self.length < needed:
-            raise InputError(f"length is {self.length}: {self.task} with {self.pairs} pairs takes at least {needed} tokens")
-        if self.task in ("mqar", "forgetting") and self.vocab // 2 <= self.pairs:
-            raise InputError(f"vocab is {self.vocab}: {self.pairs} pairs and a filler take more than {2 * self.pairs} token ids")
-
-    def sample(self, batch: int, generator: np.random.Generator) -> Sample:
-        """A fresh batch."""
-        return TASKS[self.task](self, batch, generator)
-
-
-def _bindings(task: RecallTask, batch: int, generator: np.random.Generator, repeated: int) -> Sample:
-    """Pairs at the start, the first ``repeated`` keys bound twice; then each key once more among filler."""
-    B, P, T, half = batch, task.pairs, task.length, task.vocab // 2
-    blank = int(task.filler == "blank")  # its id, 0, is then no key
-    order = blank + generator.random((B, half - blank)).argsort(1)  # a permutation of the keys: the first P are bound, the others may be filler
-    keys_BP, unused = order[:, :P], order[:, P:]
-    bound = np.concatenate([keys_BP, keys_BP[:, :repeated]], 1)
-    bound = np.take_along_axis(bound, generator.random(bound.shape).argsort(1), 1)
-    values = generator.integers(half, task.vocab, bound.shape)
-    start = 2 * bound.shape[1]
-
-    if blank:
-        tokens = np.zeros((B, T), np.int64)
-    else:
-        filler = generator.integers(0, task.vocab - P, (B, T))  # every id but the keys of this sequence
-        tokens = np.where(filler < half - P, np.take_along_axis(unused, np.minimum(filler, half - P - 1), 1), filler + P)
-    tokens[:, 0:start:2], tokens[:, 1:start:2] = bound, values
-
-    slots = (T - start) // 2
-    weight = task.gap_power * np.arange(1, slots + 1, dtype=np.float64) ** (task.gap_power - 1)
-    race = generator.exponential(size=(B, slots)) / weight  # the P smallest are a draw without replacement by weight
-    places = start + 2 * race.argsort(1)[:, :P]
-    places = np.take_along_axis(places, generator.random((B, P)).argsort(1), 1)
-    rows = np.arange(B)[:, None]
-    tokens[rows, places] = keys_BP
-
-    same = bound[:, None] == keys_BP[..., None]  # (B, P, bindings)
-    last = same.shape[2] - 1 - same[..., ::-1].argmax(2)
-    targets, gaps = np.full((B, T), IGNORE), np.zeros((B, T), np.int64)
-    targets[rows, places] = np.take_along_axis(values, last, 1)
-    gaps[rows, places] = places - 2 * last
-    return tokens, targets, gaps
-
-
-def _mqar(task: RecallTask, batch: int, generator: np.random.Generator) -> Sample:
-    return _bindings(task, batch, generator, 0)
-
-
-def _forgetting(task: RecallTask, batch: int, generator: np.random.Generator) -> Sample:
-    return _bindings(task, batch, generator, task.pairs // 2)
-
-
-def _copying(task: RecallTask, batch: int, generator: np.random.Generator) -> Sample:
-    """0 is noise, 1 the mark; the tokens to copy are the others."""
-    B, P, T = batch, task.pairs, task.length
-    tokens = np.zeros((B, T), np.int64)
-    places = np.sort(generator.random((B, T - P)).argsort(1)[:, :P], 1)
-    wanted = generator.integers(2, task.vocab, (B, P))
-    np.put_along_axis(tokens, places, wanted, 1)
-    tokens[:, T - P :] = 1
-    targets, gaps = np.full((B, T), IGNORE), np.zeros((B, T), np.int64)
-    targets[:, T - P :] = wanted
-    gaps[:, T - P :] = np.arange(T - P, T) - places
-    return tokens, targets, gaps
-
-
-def _induction(task: RecallTask, batch: int, generator: np.random.Generator) -> Sample:
-    """0 is the mark, which stands once in the text and at its end."""
-    B, T = batch, task.length
-    tokens = generator.integers(1, task.vocab, (B, T))
-    place = generator.integers(0, T - 2, B)
-    rows = np.arange(B)
-    tokens[rows, place] = 0
-    tokens[:, -1] = 0
-    targets, gaps = np.full((B, T), IGNORE), np.zeros((B, T), np.int64)
-    targets[:, -1] = tokens[rows, place + 1]
-    gaps[:, -1] = T - 1 - place
-    return tokens, targets, gaps
-
-
-TASKS: dict[str, Callable[[RecallTask, int, np.random.Generator], Sample]] = {
-    "mqar": _mqar, "forgetting": _forgetting, "copying": _copying, "induction": _induction,
-}  # fmt: skip
+    space: tuple[Range, ...]
+    """What is tried."""
+    trials: int
+    """Of each model on each task, at the same points for all."""
+    seed: int = 1000
+    """Of the trials' initialisation and samples, and of the points."""
 
 
 def recall(
@@ -171,6 +63,7 @@ def recall(
     *,
     test_sequences: int = 1024,
     test_lengths: Sequence[int] = (),
+    search: Search | None = None,
 ) -> None:
     """Train every model on every task and measure what is missing in ``results``; each finished row is written at once.
 
@@ -184,6 +77,7 @@ def recall(
         test_sequences: how many fresh sequences the accuracy is measured on.
         test_lengths: further lengths to measure it at, without training there: does what was learned hold over greater distances? A model of
             learned positions is measured up to the last of them. A row that lacks a length is trained again, with the same seed.
+        search: tunes the recipe first. The best trial is the one with the most right answers on sequences of its own; every trial is a row.
     """
     for length in test_lengths:  # says what does not fit before anything is trained
         for task in tasks:
@@ -192,41 +86,83 @@ def recall(
             except InputError as error:
                 raise InputError(f"test_lengths holds {length}: {error}") from None
     for task in tasks:
+        runs = [_Run(name, _sized(config, task), task, recipe, results, device, test_sequences) for name, config in models]
+        if search is not None:
+            runs = [_tuned(run, search) for run in runs]
         for seed in seeds:
-            for name, config in models:
-                sized = config.replace(vocab_size=task.vocab, max_position_embeddings=max(config.max_position_embeddings, task.length))
-                own = recipe.replace(seed=seed, context=task.length)
-                row: dict[str, Any] = {
-                    "model": name, "seed": seed, "task": task.task, "pairs": task.pairs, "sequence_length": task.length,
-                    "vocab": task.vocab, "gap_power": task.gap_power,
-                    **({} if task.filler == "random" else {"filler": task.filler}),  # rows that say nothing have random filler
-                    **described(sized), "train_config": own.to_dict(),
-                }  # fmt: skip
-                label = f"{name} {task.task} P={task.pairs} T={task.length} seed {seed}"
-                there = results.find(row)
-                parts = {part["length"]: part for part in (there or {}).get("by_length", ())}
-                wanted = parts.keys() | {length for length in test_lengths if sized.positions != "learned" or length <= sized.max_position_embeddings}
-                if there is not None and parts.keys() == wanted:
-                    logger.info("%s: already in %s", label, results.path)
-                    continue
-                if there is not None and there.get("diverged"):
-                    logger.info("%s: diverged, already in %s", label, results.path)
-                    continue
-                try:
-                    model, curve = _train(sized, task, own, device, label)
-                except DivergedError as error:
-                    logger.warning("%s: %s", label, error)
-                    results.add(row | {"diverged": True, "divergence": error.figures()})
-                    continue
-                measured = accuracy(model, task, sequences=test_sequences)
-                state = state_bytes(sized, task.length)
-                logger.info("%s: accuracy %.4f, state %d bytes", label, measured["accuracy"], state)
-                row |= {"parameters": model.count_parameters(), "state_bytes": state, **measured, "curve": curve}
-                results.add(row | ({"by_length": list(parts.values())} if parts else {}))  # the longest test may be too long for this machine
-                for length in sorted(wanted):
-                    parts[length] = {"length": length, **accuracy(model, replace(task, length=length), sequences=test_sequences)}
-                    results.add(row | {"by_length": [parts[each] for each in sorted(parts)]})
-                    logger.info("%s: accuracy %.4f at %d tokens", label, parts[length]["accuracy"], length)
+            for run in runs:
+                run.row(seed, test_lengths)
+
+
+def _sized(config: ModelConfig, task: RecallTask) -> ModelConfig:
+    """A model for the task's ids and length."""
+    return config.replace(vocab_size=task.vocab, max_position_embeddings=max(config.max_position_embeddings, task.length))
+
+
+def _tuned(run: _Run, search: Search) -> _Run:
+    """The run with the best of the recipes that are tried."""
+    trials = []
+    for index, values in enumerate(points(search.space, search.trials, search.seed)):
+        own = replace(run, recipe=run.recipe.replace(**values), columns={"variant": f"trial{index}", "trial": index, "tuned": values})
+        row = own.row(search.seed, (), test_seed=TUNING_SEQUENCES)
+        if not row.get("diverged"):
+            trials.append((row["accuracy"], -row["curve"][-1]["train_nats"], -index, values))
+    if not trials:
+        raise InputError(f"search found nothing for {run.name}: all {search.trials} trials diverged; try a lower learning rate")
+    _, _, _, best = max(trials)
+    logger.info("%s: the best of %d trials: %s", run.name, search.trials, ", ".join(f"{field} {value:g}" for field, value in best.items()))
+    return replace(run, recipe=run.recipe.replace(**best), columns={"tuned": best})
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A model on a task."""
+
+    name: str
+    config: ModelConfig
+    task: RecallTask
+    recipe: TrainConfig
+    results: Results
+    device: torch.device
+    test_sequences: int
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Of its rows, besides what says what was asked."""
+
+    def row(self, seed: int, test_lengths: Sequence[int], *, test_seed: int = TEST_SEQUENCES) -> dict[str, Any]:
+        """The row of a seed: that of the results, or a new one."""
+        task, results = self.task, self.results
+        own = self.recipe.replace(seed=seed, context=task.length)
+        row: dict[str, Any] = {
+            "model": self.name, "seed": seed, "task": task.task, "pairs": task.pairs, "sequence_length": task.length,
+            "vocab": task.vocab, "gap_power": task.gap_power,
+            **({} if task.filler == "random" else {"filler": task.filler}),  # rows that say nothing have random filler
+            **described(self.config), "train_config": own.to_dict(), **self.columns,
+        }  # fmt: skip
+        label = f"{self.name} {task.task} P={task.pairs} T={task.length} {self.columns.get('variant', f'seed {seed}')}"
+        there = results.find(row)
+        parts = {part["length"]: part for part in (there or {}).get("by_length", ())}
+        free = self.config.positions != "learned"
+        wanted = parts.keys() | {length for length in test_lengths if free or length <= self.config.max_position_embeddings}
+        if there is not None and (parts.keys() == wanted or there.get("diverged")):
+            logger.info("%s: %s in %s", label, "diverged, already" if there.get("diverged") else "already", results.path)
+            return there
+        try:
+            model, curve = _train(self.config, task, own, self.device, label)
+        except DivergedError as error:
+            logger.warning("%s: %s", label, error)
+            row |= {"diverged": True, "divergence": error.figures()}
+            results.add(row)
+            return row
+        measured = accuracy(model, task, sequences=self.test_sequences, seed=test_seed)
+        state = state_bytes(self.config, task.length)
+        logger.info("%s: accuracy %.4f, state %d bytes", label, measured["accuracy"], state)
+        row |= {"parameters": model.count_parameters(), "state_bytes": state, **measured, "curve": curve}
+        results.add(row | ({"by_length": list(parts.values())} if parts else {}))  # the longest test may be too long for this machine
+        for length in sorted(wanted):
+            parts[length] = {"length": length, **accuracy(model, replace(task, length=length), sequences=self.test_sequences, seed=test_seed)}
+            results.add(row | {"by_length": [parts[each] for each in sorted(parts)]})
+            logger.info("%s: accuracy %.4f at %d tokens", label, parts[length]["accuracy"], length)
+        return row
 
 
 def _train(
@@ -253,7 +189,7 @@ def _train(
 
 
 @torch.no_grad()
-def accuracy(model: LanguageModel, task: RecallTask, *, sequences: int = 1024, seed: int = 20_000) -> dict[str, Any]:
+def accuracy(model: LanguageModel, task: RecallTask, *, sequences: int = 1024, seed: int = TEST_SEQUENCES) -> dict[str, Any]:
     """Share of right answers on fresh sequences, in all and by gap.
 
     Args:

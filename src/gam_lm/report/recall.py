@@ -76,7 +76,7 @@ def recall(results: Mapping[str, Any]) -> Table:
     models, sizes = _models(results), _by_size(results)
     lines = [size.cells() + [cell(groups[model]) if model in groups else "" for model in models] for size, groups in sizes.items()]
     title = "Recall: right answers (state carried from token to token)"
-    return Table(columns=[*SIZE_COLUMNS, *models], rows=lines, title=title, note=machine_line(results) + _diverged(results))
+    return Table(columns=[*SIZE_COLUMNS, *models], rows=lines, title=title, note=machine_line(results) + _trials(results) + _diverged(results))
 
 
 def recall_differences(results: Mapping[str, Any]) -> Table:
@@ -263,17 +263,29 @@ def _by_size(results: Mapping[str, Any]) -> dict[Size, dict[str, list[Row]]]:
 
 
 def _named(results: Mapping[str, Any]) -> dict[str, list[Row]]:
-    return by_variant(_finished(results), aside=OF_A_TASK)
+    rows = _finished(results)
+    tuned = {field for row in rows for field in row.get("tuned", ())}  # a model may have another learning rate for each task
+    return by_variant(rows, aside=(*OF_A_TASK, *sorted(tuned)))
 
 
 def _finished(results: Mapping[str, Any]) -> list[Row]:
-    """The rows of trainings that did not diverge."""
-    return [row for row in results["rows"] if "pairs" in row and not row.get("diverged")]
+    """The rows of trainings that did not diverge, without the trials."""
+    return [row for row in results["rows"] if "pairs" in row and "trial" not in row and not row.get("diverged")]
+
+
+def _trials(results: Mapping[str, Any]) -> str:
+    """What a table says of how the recipes were found."""
+    trials = [row for row in results["rows"] if "trial" in row]
+    if not trials:
+        return ""
+    fields = ", ".join(field.replace("_", " ") for field in trials[0]["tuned"])
+    return f" Each model's {fields} on each line is the best of {1 + max(row['trial'] for row in trials)} trials, on a seed and sequences of their own."
 
 
 def _diverged(results: Mapping[str, Any]) -> str:
     """What a table says of the others."""
-    lost = [f"{row['model']} (seed {row['seed']}, {row['pairs']} pairs, {row['sequence_length']:,} tokens)" for row in results["rows"] if row.get("diverged")]
+    rows = [row for row in results["rows"] if row.get("diverged") and "trial" not in row]
+    lost = [f"{row['model']} (seed {row['seed']}, {row['pairs']} pairs, {row['sequence_length']:,} tokens)" for row in rows]
     return f" Diverged: {', '.join(lost)}." if lost else ""
 
 

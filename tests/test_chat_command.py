@@ -8,6 +8,7 @@ import pytest
 from one_command import SMALL, make_folder, refused
 
 from gam_lm.cli.main import run
+from gam_lm.results import read_results
 
 
 @pytest.fixture
@@ -35,6 +36,8 @@ def test_a_model_learns_to_answer_and_is_talked_to(folder, capsys, monkeypatch):
     said, out = capsys.readouterr().out, folder / "runs/my_text-talk"
     assert "24 conversations" in said and "tokens of answers" in said and "gam chat runs/my_text-talk" in said
     assert (out / "chat_template.jinja").is_file()
+    floors = {row["model"]: row["val_bits_per_byte"] for row in read_results(out / "results.json")["rows"]}
+    assert floors["gam"] < floors["unigram"] and floors["bigram"] < floors["unigram"]  # answers are few words
     monkeypatch.setattr("sys.stdin", io.StringIO("say quick\n<|endoftext|> again\n/new\nsay lazy\n"))
     assert run(["chat", str(out), "--temperature", "0", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.splitlines() == ["quick", "again", "lazy"]

@@ -50,6 +50,26 @@ def test_the_floors_are_the_smoothed_counts_by_hand():
     assert bigram_nats(train, valid, V) == pytest.approx(by_hand)
 
 
+def test_the_floors_of_marked_texts_are_those_of_the_tokens_that_count():
+    """Answers between questions: the same as the counts over a list of the pairs whose second token counts."""
+    draw = np.random.default_rng(1)
+    V, train, valid = 5, draw.integers(0, 5, 60), draw.integers(0, 5, 30)
+    masks = draw.random(60) < 0.5, draw.random(30) < 0.5
+    masks[0][0] = masks[1][0] = False
+    pairs, wanted = ([(x, y) for x, y, counts in zip(ids, ids[1:], mask[1:], strict=False) if counts] for ids, mask in zip((train, valid), masks, strict=True))
+
+    def unigram(y):
+        return (sum(b == y for _, b in pairs) + 1) / (len(pairs) + V)
+
+    def bigram(x, y):
+        after = [b for a, b in pairs if a == x]
+        kinds = len(set(after)) or 1
+        return (after.count(y) + kinds * unigram(y)) / (len(after) + kinds)
+
+    assert unigram_nats(train, valid, V, masks) == pytest.approx(-np.mean([math.log(unigram(y)) for _, y in wanted]))
+    assert bigram_nats(train, valid, V, masks) == pytest.approx(-np.mean([math.log(bigram(x, y)) for x, y in wanted]))
+
+
 def test_the_xz_floor_is_the_size_that_xz_gives():
     documents = ["naïve " * 700, "and something else\n" * 400, ""]
     whole = lzma.compress("".join(documents).encode(), preset=9 | lzma.PRESET_EXTREME)

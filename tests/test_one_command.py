@@ -14,6 +14,7 @@ from gam_lm.checkpoint import load_model, read_json
 from gam_lm.cli.main import parse, run, verb_class
 from gam_lm.cli.outcome import meaning
 from gam_lm.presets.setups import preset
+from gam_lm.results import read_results
 from gam_lm.training.recipe import TrainConfig
 
 
@@ -66,6 +67,20 @@ def test_a_text_is_all_it_takes_and_the_plan_comes_first(folder, capsys):
     for floor in ("unigram", "bigram", "xz"):
         assert f"{floor} " in said
     assert "A sample:" in said and "gam train OTHER_TEXT --from runs/my_text" in said
+
+
+def test_a_finished_run_leaves_its_figures(folder, capsys):
+    assert run(["train", "my_text.txt", "--minutes", "0.05", *SMALL]) == 0
+    said = capsys.readouterr().out
+    results = read_results(folder / "runs/my_text/results.json")
+    rows = {row["model"]: row for row in results["rows"]}
+    assert list(rows) == ["unigram", "bigram", "xz", "gam"]
+    own, saved = rows["gam"], read_json(folder / "runs/my_text/recipe.json")
+    assert f"bits per byte: {own['val_bits_per_byte']:.3f}; without a model: unigram {rows['unigram']['val_bits_per_byte']:.3f}" in said
+    assert (own["model_config"], own["train_config"], results["corpus"]) == (saved["model_config"], saved["train_config"], saved["corpus"])
+    assert own["minutes"] == 0.05 and own["expected_seconds"] == saved["plan"]["seconds"] and own["run_seconds"] >= own["train_seconds"] > 0
+    assert run(["train", "my_text.txt", "--device", "cpu"]) == 0  # is finished: the figures stay
+    assert {row["model"]: row for row in read_results(folder / "runs/my_text/results.json")["rows"]} == rows
 
 
 def test_flags_go_before_the_plan(folder, capsys):

@@ -6,17 +6,23 @@ goes before the file.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gam_lm.cli.flag_list import Flag, given
+import tyro
+
+from gam_lm.cli.flag_list import Flag, given, values_of
 from gam_lm.errors import InputError, unknown_name
-from gam_lm.runtime.files import explained
+from gam_lm.runtime.files import explained, write_text
 
 FLAG = "--config"
+
+FILE = "run.toml"
+"""The file that repeats a command, in its folder."""
 
 
 def with_config(arguments: Sequence[str], flags: Sequence[Flag]) -> list[str]:
@@ -57,6 +63,32 @@ def to_toml(values: Mapping[str, Any]) -> str:
         if isinstance(inner, Mapping):
             lines += ["", f"[{table}]", *(f"{key} = {_literal(value)}" for key, value in inner.items() if value is not None)]
     return "\n".join(lines) + "\n"
+
+
+def repeating(verb: Any) -> str:
+    """The file that repeats a verb: all its flags as they are, whatever a later version's defaults or presets will be."""
+    kind = type(verb)
+    required = {field.name: tyro.MISSING for field in dataclasses.fields(kind) if field.default is field.default_factory is dataclasses.MISSING}
+    defaults = dict(values_of(kind.defaults([])[0] if hasattr(kind, "defaults") else kind(**required)))
+    flat: dict[str, Any] = {}
+    tables: dict[str, dict[str, Any]] = {}
+    for name, value in values_of(verb):
+        if name == "preset" or value == ():  # what the preset gave stands in the other flags
+            continue
+        if value is None:
+            value = None if defaults[name] is None else "None"
+        elif not isinstance(value, bool | int | float | tuple):
+            value = str(value)
+        table, _, last = name.rpartition(".")
+        (tables.setdefault(table, {}) if table else flat)[last] = value
+    return to_toml(flat | {name: values for name, values in tables.items() if any(value is not None for value in values.values())})
+
+
+def keep_repeating(verb: Any) -> None:
+    """Write run.toml into the folder of a verb that measures, once that has rows or is to have some."""
+    folder = verb.out / getattr(verb, "part", "")
+    if any(folder.glob("results.json")) or any(folder.glob("*/results.json")):
+        write_text(folder / FILE, repeating(dataclasses.replace(verb, out=folder)))
 
 
 def _literal(value: Any) -> str:
@@ -119,7 +151,7 @@ def _words(known: Flag, value: Any, path: Path) -> list[str]:
     if isinstance(value, bool) and known.hint is bool:
         return [flag if value else f"--{dashed}no-{last.replace('_', '-')}"]
     if isinstance(value, list):
-        return [flag, *map(str, value)]
+        return [word for each in value for word in (flag, str(each))] if known.appended else [flag, *map(str, value)]
     if isinstance(value, int | float | str):
         return [flag, str(value)]
     raise InputError(f"{name} in {path} is {value!r}: use a number, a text, true, false or a list of them")

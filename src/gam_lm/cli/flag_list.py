@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import cache
 from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
@@ -25,6 +25,8 @@ class Flag(NamedTuple):
     help: str
     positional: bool
     """Whether it is written without its name."""
+    appended: bool = False
+    """Whether several values are given by writing it several times."""
 
 
 def flags_of(kind: Any, *, positional_required: bool = False, prefix: str = "") -> Iterator[Flag]:
@@ -48,7 +50,8 @@ def flags_of(kind: Any, *, positional_required: bool = False, prefix: str = "") 
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         name = own.name if own is not None and own.name else field.name
         says = own.help if own is not None and own.help else helps.get(field.name, "")
-        yield Flag(prefix + name, field.name, hint, says, tyro.conf.Positional in marks or (positional_required and required))
+        positional = tyro.conf.Positional in marks or (positional_required and required)
+        yield Flag(prefix + name, field.name, hint, says, positional, tyro.conf.UseAppendAction in marks)
 
 
 def given(arguments: Sequence[str]) -> frozenset[str]:
@@ -73,7 +76,7 @@ def short_help(kind: type[Any], default: Any, first: Sequence[str], name: str) -
     """
     flags = {flag.name: flag for flag in flags_of(kind)}
     fields: list[Any] = []
-    values = _values(default) if default is not None else {}
+    values = dict(values_of(default)) if default is not None else {}
     planned = getattr(kind, "planned", ())
     for each in first:
         flag = flags[each]
@@ -88,20 +91,20 @@ def short_help(kind: type[Any], default: Any, first: Sequence[str], name: str) -
     tyro.cli(short, args=["--help"], prog=f"gam {name}")
 
 
-def _values(default: Any) -> Mapping[str, Any]:
-    """Values by name of flag, those of groups without a name among them."""
-    found: dict[str, Any] = {}
-    hints = get_type_hints(type(default), include_extras=True)
-    for field in dataclasses.fields(default):
+def values_of(verb: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a verb's flags, by the names that :func:`flags_of` gives them."""
+    hints = get_type_hints(type(verb), include_extras=True)
+    for field in dataclasses.fields(verb):
         hint, marks = _unwrapped(hints[field.name])
         own = next((mark for mark in marks if hasattr(mark, "name") and hasattr(mark, "help")), None)
-        value = getattr(default, field.name)
+        value = getattr(verb, field.name)
+        if tyro.conf.Suppress in marks:
+            continue
         if dataclasses.is_dataclass(hint):
-            if own is not None and own.name == "":
-                found |= _values(value)
+            flat = own is not None and own.name == ""
+            yield from values_of(value, prefix if flat else f"{prefix}{field.name}.")
         else:
-            found[own.name if own is not None and own.name else field.name] = value
-    return found
+            yield prefix + (own.name if own is not None and own.name else field.name), value
 
 
 def _unwrapped(hint: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -69,6 +69,10 @@ VERBS = {
 """Every verb; of one or of two words."""
 
 
+MEASURING = ("bench", "tune", "ablate", "recall", "scale")
+"""Verbs that write results.json, beside those called bench-…"""
+
+
 class Verb(Protocol):
     """What every verb can do."""
 
@@ -102,7 +106,7 @@ def run(arguments: list[str]) -> int:
             return 0
         for verb in parse(arguments):
             check_numbers(verb)
-            verb.run()
+            _finish(verb, _name(arguments)[0])
         sys.stdout.flush()
     except InputError as error:
         print(f"gam: {origin}{error}", file=sys.stderr)
@@ -123,6 +127,22 @@ def run(arguments: list[str]) -> int:
         print(f"gam: cannot use {what}: {REASONS[error.errno]}; choose another place or make room", file=sys.stderr)
         return 2
     return 0
+
+
+def _finish(verb: Verb, name: str) -> None:
+    """Run a verb. One that measures leaves the file that repeats it, also where it was interrupted."""
+    from gam_lm.cli.config_file import keep_repeating
+    from gam_lm.runtime.workers import is_worker
+
+    keeps = (name in MEASURING or name.startswith("bench-")) and not is_worker() and not getattr(verb, "dry_run", False)
+    try:
+        verb.run()
+    except (KeyboardInterrupt, DivergedError):  # the folder is this command's; after a refusal it may be another's
+        if keeps:
+            keep_repeating(verb)
+        raise
+    if keeps:
+        keep_repeating(verb)
 
 
 def _close_output() -> None:

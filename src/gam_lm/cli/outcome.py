@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gam_lm.cli.evaluate import print_evaluation
+from gam_lm.cli.flags import command_line
 from gam_lm.data.first_part import text_of
+from gam_lm.experiments.benchmark import figures
 from gam_lm.experiments.floors import bigram_nats, unigram_nats, xz_bytes
+from gam_lm.experiments.models import described
 from gam_lm.inference.generation import generate_text
+from gam_lm.results import Results
+from gam_lm.runtime.measure import environment
+from gam_lm.training.directory import corpus_figures
+from gam_lm.training.plan import duration
 
 if TYPE_CHECKING:
     from gam_lm.cli.training_job import Job
@@ -24,21 +31,31 @@ MOST_COUNTED = 20_000_000
 SAMPLE_TOKENS = 80
 
 
-def tell(trained: Trained, model: LanguageModel, job: Job) -> None:
-    """Print it all."""
+def tell(trained: Trained, model: LanguageModel, job: Job, seconds: float | None) -> None:
+    """Print it all, and write results.json.
+
+    Args:
+        trained: what the run knows of itself.
+        model: with the weights that are kept.
+        job: what was run.
+        seconds: of the whole run with its validations and states; None where it was stopped and went on.
+    """
     valid = job.corpus.splits["valid"]
     print_evaluation("validation", trained.validation)
+    if seconds is not None:
+        print(f"time: {duration(seconds)}, {duration(job.plan.seconds)} were planned; in {trained.precision.replace('float', 'fp').replace('bfp', 'bf')}")
     if trained.last is not None:
         bits, last = (each.figures("v")["v_bits_per_byte"] for each in (trained.validation, trained.last))
         print(
             f"kept: the state of step {trained.kept_step:,} of {trained.steps:,}, the best validation ({bits:.3f} bits a byte); "
             f"the last state has {last:.3f}: validation rose after that, as the text is small"
         )
+    bits = trained.validation.figures("v")["v_bits_per_byte"]
+    found = floors_in_bits(job)
+    print(f"bits per byte: {bits:.3f}; without a model: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    print(meaning(bits, found))
+    keep_figures(trained, model, job, found, seconds)
     if not job.plan.chat:
-        bits = trained.validation.figures("v")["v_bits_per_byte"]
-        found = floors_in_bits(job)
-        print(f"bits per byte: {bits:.3f}; without a model: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
-        print(meaning(bits, found))
         print("\nA sample:\n" + "".join(generate_text(model.eval(), job.corpus.tokenizer, "", max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=0)).strip())
     out = shlex.quote(str(job.out))
     print(f"\nrun: {job.out} ({valid.tokens:,} validation tokens)\nnext:")
@@ -52,14 +69,41 @@ def tell(trained: Trained, model: LanguageModel, job: Job) -> None:
         print(f"  {command}  # {what}")
 
 
+def keep_figures(trained: Trained, model: LanguageModel, job: Job, floors: dict[str, float], seconds: float | None) -> None:
+    """Write the figures of a finished run into the results.json of its directory, with the floors in rows of their own."""
+    results = Results.open(job.out / "results.json", command=command_line(), environment=environment(), corpus=corpus_figures(job.corpus))
+    valid, predicted = job.corpus.splits["valid"], int(trained.validation.block_tokens.sum())
+    for name, bits in floors.items():
+        nats = bits * math.log(2) * valid.bytes / predicted
+        results.add({"model": name, "floor": True, "val_nats_per_token": nats, "val_ppl": math.exp(min(700.0, nats)), "val_bits_per_byte": bits})
+    row = {"model": job.plan.model, "seed": job.recipe.seed, **described(job.config), "train_config": job.recipe.to_dict()}
+    before = results.find(row) or {}
+    row |= figures(model, trained, {"val": trained.validation}, job.recipe)
+    row |= {
+        "minutes": job.plan.minutes, "expected_seconds": job.plan.seconds, "run_seconds": before.get("run_seconds") if seconds is None else round(seconds, 2),
+        "steps": trained.steps, "kept_step": trained.kept_step, "valid_tokens": valid.tokens, "chat": job.plan.chat,
+    }  # fmt: skip
+    if trained.last is not None:
+        row |= trained.last.figures("last")
+    results.add({key: value for key, value in row.items() if value is not None})
+
+
 def floors_in_bits(job: Job) -> dict[str, float]:
-    """Bits per byte of the measured validation text from counts of the training tokens, and from xz, which sees the validation text alone."""
-    train, valid = np.asarray(job.corpus.splits["train"].ids[:MOST_COUNTED]), np.asarray(job.corpus.splits["valid"].ids)
-    size, raw = job.corpus.vocab_size, job.corpus.splits["valid"].bytes
-    per_byte = (len(valid) - 1) / math.log(2) / raw
-    text = [text_of(job.corpus.tokenizer, valid)]
+    """Bits per byte of the measured validation text from counts of the training tokens, and from xz, which sees the validation text alone.
+
+    Of conversations all three are of what the assistant says.
+    """
+    parts = job.corpus.splits["train"], job.corpus.splits["valid"]
+    train, valid = np.asarray(parts[0].ids[:MOST_COUNTED]), np.asarray(parts[1].ids)
+    size, raw, said, predicted = job.corpus.vocab_size, parts[1].bytes, valid, len(valid) - 1
+    counted = None
+    if parts[0].marks is not None and parts[1].marks is not None:
+        counted = parts[0].marks.counted[:MOST_COUNTED], parts[1].marks.counted
+        said, predicted = valid[counted[1]], int(counted[1].sum())
+    per_byte = predicted / math.log(2) / raw
     return {
-        "unigram": unigram_nats(train, valid, size) * per_byte, "bigram": bigram_nats(train, valid, size) * per_byte, "xz": 8 * xz_bytes(text) / raw,
+        "unigram": unigram_nats(train, valid, size, counted) * per_byte, "bigram": bigram_nats(train, valid, size, counted) * per_byte,
+        "xz": 8 * xz_bytes([text_of(job.corpus.tokenizer, said)]) / raw,
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -98,6 +99,7 @@ class Train:
                 print("\n".join(explain(job.plan, job.recipe, figures_of(job.config, job.recipe, job.whole, device))), flush=True)
             tracker = make_tracker("none" if world.rank else self.tracker, job.out, job.config.to_dict() | job.recipe.to_dict())
             model = job.fresh_model(device)
+            fresh, started = not any((job.out / "state").glob("step-*")), time.monotonic()
             kept = job.keep_beside if world.rank == 0 else lambda: None
             try:
                 trained = fit(model, job.corpus, job.recipe, job.out, tracker=tracker, label=job.plan.model, plan=job.plan.to_dict())
@@ -106,4 +108,4 @@ class Train:
                 raise
             kept()
             if world.rank == 0:
-                tell(trained, model, job)
+                tell(trained, model, job, time.monotonic() - started if fresh else None)

@@ -18,24 +18,30 @@ FLOORS = ("unigram", "bigram", "xz")
 """Names of the floors."""
 
 
-def unigram_nats(train: np.ndarray, valid: np.ndarray, vocab_size: int) -> float:
-    """Cross-entropy in nats per token of p(x) = (count(x) + 1) / (N + V), over every validation token but the first."""
-    counts = np.bincount(train, minlength=vocab_size) + 1.0
-    return float(-np.log(counts / counts.sum())[valid[1:]].mean())
+Masks = tuple[np.ndarray, np.ndarray]
+"""Which tokens of training and validation text count, bool; the first of each is never predicted."""
 
 
-def bigram_nats(train: np.ndarray, valid: np.ndarray, vocab_size: int) -> float:
+def unigram_nats(train: np.ndarray, valid: np.ndarray, vocab_size: int, counted: Masks | None = None) -> float:
+    """Cross-entropy in nats per token of p(x) = (count(x) + 1) / (N + V), over every validation token but the first, or those that count."""
+    found = -np.log(_unigram(train, vocab_size, counted))[valid[1:]]
+    return float(found.mean() if counted is None else found[counted[1][1:]].mean())
+
+
+def bigram_nats(train: np.ndarray, valid: np.ndarray, vocab_size: int, counted: Masks | None = None) -> float:
     """Cross-entropy in nats per token of a Witten–Bell smoothed bigram (Witten & Bell 1991), over every validation token but the first.
 
     p(y | x) = (count(x, y) + t(x) p(y)) / (count(x) + t(x)), t(x) the number of different tokens seen after x, p(y) the unigram above.
+    With ``counted`` both texts have the pairs alone whose second token counts.
     """
-    counts = np.bincount(train, minlength=vocab_size) + 1.0
-    unigram = counts / counts.sum()
-    pairs, pair_counts = np.unique(_pairs(train, vocab_size), return_counts=True)
+    unigram = _unigram(train, vocab_size, counted)
+    known, wanted = _pairs(train, vocab_size), _pairs(valid, vocab_size)
+    if counted is not None:
+        known, wanted = known[counted[0][1:]], wanted[counted[1][1:]]
+    pairs, pair_counts = np.unique(known, return_counts=True)
     first = pairs // vocab_size
     followed = np.bincount(first, weights=pair_counts, minlength=vocab_size)
     kinds = np.bincount(first, minlength=vocab_size).astype(np.float64)
-    wanted = _pairs(valid, vocab_size)
     place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
     seen = np.where(pairs[place] == wanted, pair_counts[place], 0)
     before, after = wanted // vocab_size, wanted % vocab_size
@@ -60,6 +66,11 @@ def floors(corpus: TokenCorpus) -> dict[str, float]:
         "bigram": bigram_nats(train, valid, corpus.vocab_size),
         "xz": 8 * math.log(2) * xz_bytes(corpus.source.splits["valid"]()) / (len(valid) - 1),
     }
+
+
+def _unigram(train: np.ndarray, vocab_size: int, counted: Masks | None) -> np.ndarray:
+    counts = np.bincount(train if counted is None else train[counted[0]], minlength=vocab_size) + 1.0
+    return np.asarray(counts / counts.sum())
 
 
 def _pairs(ids: np.ndarray, vocab_size: int) -> np.ndarray:

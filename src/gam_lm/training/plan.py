@@ -256,14 +256,15 @@ def explain(plan: Plan, recipe: TrainConfig, figures: Figures) -> Iterator[str]:
     )
     early = plan.minutes and plan.seconds < 0.8 * 60 * plan.minutes and passes > 0.9 * MOST_PASSES
     why = f"; the text is too small to use all of the {plan.minutes:g} that it may take" if early else ""
-    yield f"time        about {_duration(plan.seconds)} on {f.device}{why}"
+    yield f"time        about {duration(plan.seconds)} on {f.device}{why}"
 
 
 def _size(count: int) -> str:
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} KB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words."""
     if seconds < 90:
         return f"{max(1, round(seconds))} seconds"
     return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

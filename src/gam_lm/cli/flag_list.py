@@ -92,7 +92,7 @@ def short_help(kind: type[Any], default: Any, first: Sequence[str], name: str) -
 
 
 def values_of(verb: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a verb's flags, by the names that :func:`flags_of` gives them."""
+    """The values of a verb's flags, by the names that `flags_of` gives them."""
     hints = get_type_hints(type(verb), include_extras=True)
     for field in dataclasses.fields(verb):
         hint, marks = _unwrapped(hints[field.name])

@@ -38,18 +38,20 @@ class Chat:
     """Draw from the likeliest tokens that together have this probability."""
     seed: DrawSeed | None = None
     """Of the draws; the same seed and messages give the same answers."""
+    start: Path | None = None
+    """Initial memory that `gam tune-state` wrote for this run."""
     device: str = "auto"
     """auto, cpu, cuda …"""
 
     def run(self) -> None:
         """Read messages from the terminal, or from a pipe, and print the answers as they come."""
-        from gam_lm.checkpoint import load_model, load_tokenizer_of
+        from gam_lm.checkpoint import load_tokenizer_of
+        from gam_lm.cli.tune_state import load_started
         from gam_lm.inference.context import Context
         from gam_lm.serve.chat import Chat as Writing
         from gam_lm.serve.chat import read_chat_template
-        from gam_lm.training.precision import choose_device
 
-        model = load_model(self.run_directory, device=choose_device(self.device))
+        model = load_started(self.run_directory, self.start, self.device)
         tokenizer = load_tokenizer_of(self.run_directory)
         tokenizer.no_truncation()
         tokenizer.no_padding()

@@ -51,6 +51,8 @@ class Eval:
     """Folder for results.json, table.md and the plots; further models are added to what is there."""
     batch_size: Count = 16
     """Blocks at once; changes no figure."""
+    start: Path | None = None
+    """Initial memory that `gam tune-state` wrote for this run."""
     device: str = "auto"
     """auto, cpu, cuda …"""
     json: bool = False
@@ -61,15 +63,15 @@ class Eval:
         if self.harness:
             self._harness()
             return
-        from gam_lm.checkpoint import load_model, load_tokenizer_of
+        from gam_lm.checkpoint import load_tokenizer_of
+        from gam_lm.cli.tune_state import load_started
         from gam_lm.data.tokens import prepare
         from gam_lm.training.directory import trained_with
         from gam_lm.training.evaluate import evaluate
-        from gam_lm.training.precision import choose_device
 
         if self.data is None:
             raise InputError("data is not given: use --data with a corpus name or a path, or --harness with tasks")
-        model = load_model(self.run_directory, device=choose_device(self.device))
+        model = load_started(self.run_directory, self.start, self.device)
         load_tokenizer_of(self.run_directory)
         corpus = prepare(self.data, tokenizer=str(self.run_directory / "tokenizer.json"))
         if self.split not in corpus.splits:

@@ -31,16 +31,18 @@ class Generate:
     """Compile the step of one token first: some seconds, then faster."""
     state: Path | None = None
     """Go on from the text that `gam read` has read, at once."""
+    start: Path | None = None
+    """Initial memory that `gam tune-state` wrote for this run."""
     device: str = "auto"
     """auto, cpu, cuda …"""
 
     def run(self) -> None:
         """Print the text as it comes."""
-        from gam_lm.checkpoint import load_model, load_tokenizer_of
+        from gam_lm.checkpoint import load_tokenizer_of
+        from gam_lm.cli.tune_state import load_started
         from gam_lm.inference.generation import generate_text
-        from gam_lm.training.precision import choose_device
 
-        model = load_model(self.run_directory, device=choose_device(self.device))
+        model = load_started(self.run_directory, self.start, self.device)
         tokenizer = load_tokenizer_of(self.run_directory)
         if self.state is not None:
             self._from_state(model, tokenizer, self.state)

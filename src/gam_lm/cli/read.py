@@ -32,6 +32,8 @@ class Read:
     """Tokens between the earlier states that are kept for going back."""
     keep: Natural = 8
     """Earlier states to keep."""
+    start: Path | None = None
+    """Initial memory that `gam tune-state` wrote for this run."""
     device: str = "auto"
     """auto, cpu, cuda …"""
 
@@ -39,12 +41,12 @@ class Read:
         """Read, write the state and say how large it is."""
         import time
 
-        from gam_lm.checkpoint import load_model, load_tokenizer_of
+        from gam_lm.checkpoint import load_tokenizer_of
+        from gam_lm.cli.tune_state import load_started
         from gam_lm.inference.context import Context
         from gam_lm.runtime.progress import progress
-        from gam_lm.training.precision import choose_device
 
-        model = load_model(self.run_directory, device=choose_device(self.device))
+        model = load_started(self.run_directory, self.start, self.device)
         tokenizer = load_tokenizer_of(self.run_directory)
         tokenizer.no_truncation()
         context = Context(model, every=self.every, keep=self.keep) if self.state is None else Context.load(self.state, model, tokenizer)

@@ -58,6 +58,8 @@ class Serve:
     """Time in which a client must take what it is sent."""
     prefill_tokens: Count = 64
     """Tokens of a prompt that are read at a time: more read faster, and other answers wait longer for their tokens (on a GPU 1024)."""
+    start: Path | None = None
+    """Initial memory that `gam tune-state` wrote for this run."""
     device: str = "auto"
     """auto, cpu, cuda …"""
 
@@ -70,19 +72,19 @@ class Serve:
         except ImportError as error:
             raise MissingExtraError("starlette, uvicorn and prometheus-client", "serve", "gam serve") from error
         del _starlette, _uvicorn, _prometheus_client
-        from gam_lm.checkpoint import load_model, load_tokenizer_of
+        from gam_lm.checkpoint import load_tokenizer_of
+        from gam_lm.cli.tune_state import load_started
         from gam_lm.serve.app import make_app
         from gam_lm.serve.chat import Chat, read_chat_template
         from gam_lm.serve.connections import listen, make_server
         from gam_lm.serve.engine import Engine
         from gam_lm.serve.limits import Limits
-        from gam_lm.training.precision import choose_device
 
         limits = Limits(**{field.name: getattr(self, field.name) for field in fields(Limits)})
         key = self.api_key if self.api_key is not None else os.environ.get("GAM_API_KEY")
         if key is not None and not key.strip():
             raise InputError("the API key is empty: give one, or leave out --api-key and GAM_API_KEY")
-        model = load_model(self.run_directory, device=choose_device(self.device))
+        model = load_started(self.run_directory, self.start, self.device)
         tokenizer = load_tokenizer_of(self.run_directory)
         engine = Engine(model=model, tokenizer=tokenizer, piece=self.prefill_tokens, cache_bytes=self.cache_mb * 2**20, batch=self.batch, draft=self.speculate)
         chat = Chat(tokenizer, *read_chat_template(self.run_directory))

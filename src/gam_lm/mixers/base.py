@@ -174,6 +174,10 @@ class Mixer(nn.Module, ABC):
         """The learned slots by memory; empty where the mixer has none."""
         return {}
 
+    def initial_memory(self) -> Mapping[str, nn.Parameter]:
+        """What a memory holds before the first token, by the parameter's name in this module; empty where it starts with nothing learned."""
+        return {}
+
     def silence(self, memory: str, slot: int | None) -> None:
         """Take a slot out of every read and write, as if it were not there; None puts all slots of that memory back.
 

@@ -151,6 +151,10 @@ class GAMMixer(Mixer):
             found["written"] = Slots(address_SD=self.written.address, value_SD=self.written.values())
         return found
 
+    def initial_memory(self) -> Mapping[str, nn.Parameter]:
+        """See :meth:`Mixer.initial_memory`."""
+        return {"written.bank": self.written.bank} if isinstance(self.written, WrittenMemory) else {}
+
     def silence(self, memory: str, slot: int | None) -> None:
         """See `Mixer.silence`."""
         found = self.slots()[memory]

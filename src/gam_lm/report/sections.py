@@ -18,6 +18,7 @@ from gam_lm.report.recall import recall, recall_by_gap, recall_by_length, recall
 from gam_lm.report.rows import Row, trained
 from gam_lm.report.scaling import scaling, scaling_plots
 from gam_lm.report.speed import speed, speed_plot
+from gam_lm.report.state_tuning import state_tuning_table
 from gam_lm.report.statistics import Difference, shown
 from gam_lm.report.tables import Table, context_lengths, context_use, curves, evaluations, quality
 
@@ -130,6 +131,10 @@ def _table_3() -> Table:
 
 
 KINDS: Mapping[str, Kind] = {
+    "tuning": Kind(
+        title="Tuning on another text", intro="What a text is worth to the initial memory alone, to adapters of the same size, and to all weights.",
+        belongs=lambda row: "trained_parameters" in row, tables=lambda results, directory: [state_tuning_table(results)],
+    ),
     "quality": Kind(
         title="Quality (Table 1)", intro="Every model reads the same tokens in the same order. The floors take no model: what does not beat them has learned no context.",
         belongs=lambda row: "val_nats_per_token" in row and "changes" not in row, tables=_quality,

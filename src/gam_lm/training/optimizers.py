@@ -53,11 +53,11 @@ class Together(torch.optim.Optimizer):
 def make_optimizer(model: nn.Module, recipe: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser that ``recipe`` names; set its learning rates with `set_rate`.
 
-    With ``decay="matrices"`` biases, norms and other vectors do not decay. A parameter with the attribute ``no_weight_decay = True`` never does.
+    Frozen parameters are left out. With ``decay="matrices"`` biases, norms and other vectors do not decay. A parameter with the attribute ``no_weight_decay = True`` never does.
     """
     matrices = list(hidden_matrices(model)) if recipe.optimizer == "muon" else []
     named = {parameter for parameter, _ in matrices}
-    others = [p for p in model.parameters() if p not in named]
+    others = [p for p in model.parameters() if p not in named and p.requires_grad]
     if not matrices:
         return _adamw(others, recipe)
     rate = recipe.muon_learning_rate or MUON_LEARNING_RATE

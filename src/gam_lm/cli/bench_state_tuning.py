@@ -22,17 +22,17 @@ class BenchTuneState:
     """Folder for results.json and table.md."""
     data: tuple[str, ...] = ("tinyshakespeare", "stdlib", "wikitext-2-v1")
     """Corpus names or paths."""
-    rates: tuple[Above, ...] = (1e-3, 4e-3, 1.6e-2, 6.4e-2)
+    rates: tuple[Above, ...] = (2e-3, 1e-2, 5e-2)
     """Learning rates."""
     seeds: tuple[Seed, ...] = (0,)
     """One run for each."""
-    steps: Count = 60
+    steps: Count = 40
     """Optimiser steps of a run."""
     batch_size: Count = 8
     """Sequences per step."""
     context: Count = 256
     """Tokens per sequence."""
-    valid_tokens: Count = 32_768
+    valid_tokens: Count = 16_384
     """Tokens of each validation split, from its start, that are measured."""
     device: str = "auto"
     """auto, cpu, cuda …"""

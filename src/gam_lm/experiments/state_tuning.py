@@ -47,9 +47,9 @@ class LowRank(nn.Module):
 
     def __init__(self, weight_OI: Tensor, rank: int) -> None:
         super().__init__()
-        O, I = weight_OI.shape
-        self.a_RI = nn.Parameter(torch.randn(rank, I, device=weight_OI.device) / math.sqrt(I))
-        self.b_OR = nn.Parameter(torch.zeros(O, rank, device=weight_OI.device))
+        outputs, inputs = weight_OI.shape
+        self.a_RI = nn.Parameter(torch.randn(rank, inputs, device=weight_OI.device) / math.sqrt(inputs))
+        self.b_OR = nn.Parameter(torch.zeros(outputs, rank, device=weight_OI.device))
 
     def forward(self, weight_OI: Tensor) -> Tensor:
         """The adapted weight."""

@@ -9,11 +9,16 @@ Shapes: B rows, T tokens, D = hidden_size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from gam_lm.model import State
+
+if TYPE_CHECKING:
+    from gam_lm.hf.modeling_gam import GAMForCausalLM
 
 Run = Callable[[Tensor, State | None, Tensor | None], tuple[Tensor, State]]
 """Embedded tokens (B, T, D), the state before them and their segments (B, T) → hidden vectors and the state after them."""
@@ -37,11 +42,7 @@ class GAMCache(Cache):
         Returns:
             The hidden vectors of the new tokens (B, T, D).
         """
-        if self._stale:
-            self.state = self._accepted
-            for x, segments in self._recorded:
-                _, self.state = run(x, self.state, segments)
-            self._accept()
+        self._catch_up(run)
         h_BTD, state = run(x_BTD, self.state, segments_BT)
         if self._recording:
             self._recorded.append((x_BTD.detach(), segments_BT))
@@ -78,6 +79,37 @@ class GAMCache(Cache):
             remove = max(0, -kept)
             self._stale = True
         if not self._stale:
+            self._accept()
+
+    def fork(self) -> GAMCache:
+        """Another cache of the same past, which goes its own way; it costs nothing, because states are never changed in place."""
+        other = GAMCache()
+        other.state, other._length, other._recording = self.state, self._length, self._recording
+        other._accepted, other._recorded, other._stale = self._accepted, list(self._recorded), self._stale
+        return other
+
+    def save(self, path: Path | str, model: GAMForCausalLM) -> None:
+        """Write what was read to a file, whole or not at all; see :func:`gam_lm.hf.cache_file.save_cache`."""
+        from gam_lm.hf.cache_file import save_cache
+
+        self._catch_up(model.model.mix)
+        save_cache(self.state, self._length, Path(path), model)
+
+    @classmethod
+    def load(cls, path: Path | str, model: GAMForCausalLM) -> GAMCache:
+        """Read what :meth:`save` wrote; see :func:`gam_lm.hf.cache_file.load_cache`. Tokens read before it cannot be cropped."""
+        from gam_lm.hf.cache_file import load_cache
+
+        cache = cls()
+        cache.state, cache._length = load_cache(Path(path), model)
+        return cache
+
+    def _catch_up(self, run: Run) -> None:
+        """Read again what a crop left of the recorded calls."""
+        if self._stale:
+            self.state = self._accepted
+            for x, segments in self._recorded:
+                _, self.state = run(x, self.state, segments)
             self._accept()
 
     def _accept(self) -> None:

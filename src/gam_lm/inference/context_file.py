@@ -57,11 +57,11 @@ def save_context(context: Context, path: Path, tokenizer: Tokenizer | None = Non
         format="gam-lm context 1", model=model_checksum(context.model), tokenizer=None if tokenizer is None else tokenizer_checksum(tokenizer),
         every=context.every, keep=context.keep, count=context.count, ring=[earlier.tokens for earlier in context.ring],
     )  # fmt: skip
-    tensors = _named("state", context.state) | {"tail": context.tail}
+    tensors = named_tensors("state", context.state) | {"tail": context.tail}
     if context.logits is not None:
         tensors["logits"] = context.logits
     for i, earlier in enumerate(context.ring):
-        tensors |= _named(f"ring.{i}", earlier.state)
+        tensors |= named_tensors(f"ring.{i}", earlier.state)
     # Copies: states share memory (a start of zeros, a ring and its present), which the format does not know.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary, explained(path):
@@ -109,7 +109,7 @@ def _restored(header: Header, tensors: dict[str, Tensor], model: LanguageModel) 
     context = Context(model, batch_size=rows, every=header.every, keep=header.keep)
     device = context.tail.device
     pattern = context.state
-    state = _state(tensors, "state", pattern)
+    state = state_of_tensors(tensors, "state", pattern)
     tail = tensors["tail"]
     if tail.dtype != torch.long or tail.ndim != 2 or len(tail) != rows or (tail.numel() and not 0 <= int(tail.min()) <= int(tail.max()) < model.config.vocab_size):
         raise ValueError("tail does not hold the ids of each row")
@@ -121,19 +121,23 @@ def _restored(header: Header, tensors: dict[str, Tensor], model: LanguageModel) 
         raise ValueError("logits are missing")
     if sorted(set(header.ring)) != header.ring or any(count > header.count for count in header.ring) or len(header.ring) > header.keep:
         raise ValueError("the ring is out of order")
-    ring = [Earlier(count, _state(tensors, f"ring.{i}", pattern)) for i, count in enumerate(header.ring)]
+    ring = [Earlier(count, state_of_tensors(tensors, f"ring.{i}", pattern)) for i, count in enumerate(header.ring)]
     context.state, context.tail, context.count, context.ring = state, tail.to(device), header.count, deque(ring, maxlen=header.keep)
     return context
 
 
-def _named(prefix: str, state: State) -> dict[str, Tensor]:
+def named_tensors(prefix: str, state: State) -> dict[str, Tensor]:
+    """The tensors of a state by the names that they have in a file."""
     layers = {f"{prefix}.{i}.{j}": tensor for i, layer in enumerate(state.layers) for j, tensor in enumerate(layer)}
     return {f"{prefix}.position": state.position_B} | layers
 
 
-def _state(tensors: dict[str, Tensor], prefix: str, pattern: State) -> State:
-    """A state of the same parts as ``pattern``: sizes equal, but those that a start has as 0 and that grow."""
-    names = list(_named(prefix, pattern))
+def state_of_tensors(tensors: dict[str, Tensor], prefix: str, pattern: State) -> State:
+    """A state of the same parts as ``pattern``: sizes equal, but those that a start has as 0 and that grow.
+
+    Raises KeyError for a missing tensor, ValueError for one of another size or dtype.
+    """
+    names = list(named_tensors(prefix, pattern))
     found = []
     for name, like in zip(names, state_tensors(pattern), strict=True):
         tensor = tensors[name]

@@ -18,7 +18,8 @@ def state_tuning_table(results: Mapping[str, Any]) -> Table:
     groups: defaultdict[tuple[str, str], defaultdict[float, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in results["rows"]:
         groups[row["task"], row["variant"]][row["train_config"]["learning_rate"]].append(row)
-    lines, untuned = [], {}
+    lines: list[list[str]] = []
+    untuned: dict[str, float] = {}
     for (text, method), by_rate in groups.items():
         bits, rate = min((mean(row["val_bits_per_byte"] for row in rows), rate) for rate, rows in by_rate.items())
         first = by_rate[rate][0]

@@ -6,12 +6,17 @@ import shutil
 import subprocess
 import sys
 import time
+from typing import Annotated
 
 import numpy as np
 import pytest
+import tyro
 
-from gam_lm.cli.main import VERBS, parse, run
+from gam_lm.cli.flag_errors import in_one_line
+from gam_lm.cli.flag_list import flags_of
+from gam_lm.cli.main import VERBS, parse, run, verb_class
 from gam_lm.config import ModelConfig
+from gam_lm.errors import InputError
 from gam_lm.mixers.attention_options import AttentionOptions
 from gam_lm.mixers.registry import mixer_class, mixer_names, options_class
 from gam_lm.presets.models import DEFAULT_MODEL, MODELS
@@ -163,10 +168,60 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, said, text, trained, t
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unknown_flag_is_exit_code_2(tmp_path, capsys):
-    with pytest.raises(SystemExit) as done:
-        run(["train", "--out", str(tmp_path), "--stepz", "3"])
-    assert done.value.code == 2
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("train --steps abc", "--steps is 'abc': use a whole number or None"),
+        ("train --steps 3.5", "--steps is '3.5': use a whole number"),
+        ("train --steps= --out x", "--steps is '': use a whole number"),
+        ("train --steps", "--steps has no value: give it a whole number"),
+        ("train --steps --out x", "--steps has no value"),
+        ("train --out x --stepz 3", "unknown flag '--stepz' of gam train: did you mean '--steps'?"),
+        ("train --batch_sise 3", "did you mean '--batch-size'?"),
+        ("train -steps 3", "unknown flag '-steps' of gam train: did you mean '--steps'?"),
+        ("train --write mean", "did you mean '--gam.write'?"),
+        ("train --xyzzy", "unknown flag '--xyzzy' of gam train: `gam train --help-all` lists the flags"),
+        ("train --gam.write some", "--gam.write is 'some': use none or mean or delta"),
+        ("train --betas 0.9", "--betas is '0.9': give it 2 values, each a number"),
+        ("train --betas 0.9 x", "--betas is 'x': use a number"),
+        ("bench --seeds 0 1 x --out y", "--seeds is 'x': use a whole number"),
+        ("bench --seeds 0 1", "--out is missing: give it (Folder for"),
+        ("eval", "RUN_DIRECTORY is missing: give it (Run directory"),
+        ("eval run more", "unknown word 'more': gam eval takes RUN_DIRECTORY and flags"),
+        ("eval run --json 3", "unknown word '3': gam eval takes RUN_DIRECTORY and flags; --json has its value already, or takes none"),
+        ("eval run --json=3", "--json is '3': it takes no value, write --json or --no-json"),
+        ("eval run --device", "--device has no value: give it a text"),
+        ("env more", "unknown word 'more': gam env takes flags alone"),
+        ("train --tyro-print-completion csh", "use one of bash, zsh, tcsh, fish"),
+        ("trian --steps 3", "unknown verb 'trian': did you mean 'train'?"),
+        ("inspect slot run", "verb 'inspect slot' is not known: use"),
+    ],
+)
+def test_words_that_are_no_command_are_one_line_with_flag_value_and_fix(command, said, capsys):
+    assert said in refused(capsys, command.split(" "))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_names_the_nearest_flag(verb, capsys):
+    found = flags_of(verb_class(verb), positional_required=VERBS[verb].positional)
+    flag = next((each for each in found if not each.positional and len(each.name) > 3), None)
+    if flag is None:
+        assert verb in ("models", "env")
+        return
+    word = "--" + flag.name.replace("_", "-")
+    assert refused(capsys, [*verb.split(), word + "z"]) == f"gam: unknown flag '{word}z' of gam {verb}: did you mean '{word}'?"
+
+
+def test_what_the_parser_alone_refuses_is_its_own_text_on_one_line(capsys):
+    @dataclasses.dataclass(frozen=True)
+    class Odd:
+        pair: Annotated[tuple[int, int], tyro.conf.arg(constructor=lambda pair: (_ for _ in ()).throw(ValueError("no pair\nat all")))] = (1, 2)
+
+    flags = list(flags_of(Odd))
+    with pytest.raises(InputError) as found, in_one_line("odd", flags, ["--pair", "1"]):
+        tyro.cli(Odd, args=["--pair", "1"])
+    assert "pair" in str(found.value) and "\n" not in str(found.value) and "│" not in str(found.value)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_prompt_longer_than_the_positions_is_named(text, tmp_path, capsys):

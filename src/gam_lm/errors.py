@@ -61,13 +61,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     known = sorted({*known})
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
-    return InputError(f"unknown {kind} {_short(name)}: {hint}")
+    return InputError(f"unknown {kind} {shortened(name)}: {hint}")
 
 
 def check_object(kind: str, values: Any) -> None:
     """Raise InputError where ``values``, which was read as ``kind``, is no mapping."""
     if not isinstance(values, Mapping):
-        raise InputError(f"{kind} is {_short(values)}: use an object, {{field: value}}")
+        raise InputError(f"{kind} is {shortened(values)}: use an object, {{field: value}}")
 
 
 RANGES = {
@@ -120,13 +120,13 @@ def one_line(errors: Sequence[Any]) -> InputError:
         choices = [choice.strip("'") for choice in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         return unknown_name(field, value, choices)
     fixes = [_fix(each) for each in errors if str(each["loc"][0]) == field]
-    return InputError(f"{field} is {_short(value)}: use {' or '.join(dict.fromkeys(fixes))}")
+    return InputError(f"{field} is {shortened(value)}: use {' or '.join(dict.fromkeys(fixes))}")
 
 
 def place_and_fix(error: Mapping[str, Any]) -> str:
     """One of pydantic's errors as words without a subject: the whole way to the value, the value, and the fix."""
     place = ".".join(str(each) for each in error["loc"]) or "the whole"
-    return f"{place} is missing" if error["type"] == "missing" else f"{place} is {_short(error['input'])}: use {_fix(error)}"
+    return f"{place} is missing" if error["type"] == "missing" else f"{place} is {shortened(error['input'])}: use {_fix(error)}"
 
 
 def _fix(error: Any) -> str:
@@ -145,6 +145,7 @@ def _fix(error: Any) -> str:
     return KINDS.get(kind.split("_")[0], str(error["msg"]).removeprefix("Input should be ").removeprefix("Value error, "))
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A value as an error quotes it."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -346,15 +346,14 @@ def flags(arguments):
         try:
             for verb in parse(list(arguments)):
                 check_numbers(verb)
-        except SystemExit as done:  # the parser of flags has said why
-            assert done.code in (0, 2), done.code
-            if done.code == 2:
-                assert "Traceback" not in said.getvalue()
-                raise InputError("refused by the parser") from None
+        except SystemExit as done:
+            assert done.code == 0, done.code  # help, or a completion
 
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        return in_one_line(work)
+        used = in_one_line(work)
+    assert not said.getvalue(), said.getvalue()
+    return used
 
 
 # HTTP -----------------------------------------------------------------------------------------------------------------------------------------------

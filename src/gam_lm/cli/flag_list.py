@@ -25,6 +25,8 @@ class Flag(NamedTuple):
     help: str
     positional: bool
     """Whether it is written without its name."""
+    required: bool
+    """Whether it has no default."""
     appended: bool = False
     """Whether several values are given by writing it several times."""
 
@@ -51,7 +53,7 @@ def flags_of(kind: Any, *, positional_required: bool = False, prefix: str = "") 
         name = own.name if own is not None and own.name else field.name
         says = own.help if own is not None and own.help else helps.get(field.name, "")
         positional = tyro.conf.Positional in marks or (positional_required and required)
-        yield Flag(prefix + name, field.name, hint, says, positional, tyro.conf.UseAppendAction in marks)
+        yield Flag(prefix + name, field.name, hint, says, positional, required, tyro.conf.UseAppendAction in marks)
 
 
 def given(arguments: Sequence[str]) -> frozenset[str]:

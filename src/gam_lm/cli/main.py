@@ -160,16 +160,18 @@ def show_anything() -> None:
 
 
 def parse(arguments: list[str]) -> list[Verb]:
-    """The verb that the arguments name, with its flags; several for a preset of several setups."""
+    """The verb that the arguments name, with its flags; several for a preset of several setups. Raises InputError for words that are none of its flags."""
     import tyro
 
     from gam_lm.cli.config_file import with_config
+    from gam_lm.cli.flag_errors import in_one_line
     from gam_lm.cli.flag_list import flags_of, short_help
 
     name, rest = _name(arguments)
     entry = VERBS[name]
     kind = verb_class(name)
-    rest = with_config(rest, list(flags_of(kind, positional_required=entry.positional)))
+    flags = list(flags_of(kind, positional_required=entry.positional))
+    rest = with_config(rest, flags)
     first = getattr(kind, "first", ())
     if first and any(word in ("-h", "--help") for word in rest):
         asked = [word for word in rest if word not in ("-h", "--help")]
@@ -178,7 +180,8 @@ def parse(arguments: list[str]) -> list[Verb]:
     # `gam eval RUN`: what has no default is positional; elsewhere everything is a flag.
     positional = (tyro.conf.PositionalRequiredArgs,) if entry.positional else ()
     defaults = kind.defaults(rest) if hasattr(kind, "defaults") else [None]
-    return [tyro.cli(kind, args=rest, prog=f"gam {name}", default=each, config=positional) for each in defaults]
+    with in_one_line(name, flags, rest):
+        return [tyro.cli(kind, args=rest, prog=f"gam {name}", default=each, config=positional) for each in defaults]
 
 
 def verb_class(name: str) -> type[Any]:

@@ -1,5 +1,6 @@
 """Run directories that others damaged, and places that cannot be written: one line that names the file."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -19,6 +20,7 @@ from gam_lm.errors import InputError
 from gam_lm.runtime.files import replacing, write_text
 from gam_lm.training.loop import fit, new_model
 from gam_lm.training.recipe import TrainConfig
+from gam_lm.training.state import Progress
 
 RECIPE = TrainConfig(steps=4, batch_size=4, context=16, precision="fp32", ema=0.5)
 
@@ -107,6 +109,20 @@ def test_a_wrong_value_in_the_progress_is_named(run, corpus, change):
     one_line(caught, "progress.json", *change)
 
 
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Progress)])
+def test_a_value_that_is_missing_in_the_progress_or_was_changed_is_refused(run, corpus, name):
+    path = run / STATE / "progress.json"
+    values = json.loads(path.read_text())
+    changed = {"curve": [], "pending": [5.0]}.get(name, values[name] + 1 if name in ("tokens", "seconds", "gradient_norm") else values[name])
+    for damaged in ({key: value for key, value in values.items() if key != name}, values | {name: changed}):
+        if damaged == values:
+            continue
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=r"progress\.json is broken") as caught:
+            fit(small_model(), corpus, RECIPE, run)
+        one_line(caught, name if name not in damaged else "sha256", "remove the folder state")
+
+
 @pytest.mark.parametrize("change", [{"train_config": None}, {"train_config": {"steps": "x"}}, {"model_config": 3}, {"train_config": {"stepz": 3}}])
 def test_a_wrong_value_in_the_recipe_is_named(run, corpus, change):
     path = run / "recipe.json"
@@ -154,6 +170,14 @@ def test_flipped_bytes_give_one_line_or_a_run(made, corpus, tmp_path, name):
 
 
 # The model's weights
+
+
+def test_a_config_of_many_more_layers_than_there_are_weights_is_a_short_line(run):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 40}))
+    with pytest.raises(InputError, match="does not fit config.json beside it: Missing key") as caught:
+        load_model(run)
+    assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

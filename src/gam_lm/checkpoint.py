@@ -97,7 +97,8 @@ def load_model(directory: Path | str, *, device: torch.device | str = "cpu", dty
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit config.json beside it: {str(error).splitlines()[-1].strip()}") from error
+        said = str(error).splitlines()[-1].strip()  # may list every weight there is
+        raise InputError(f"{path} does not fit config.json beside it: {said if len(said) <= 300 else said[:300] + ' …'}") from error
     if config.tie_word_embeddings and not quantized:
         model.lm_head.weight = model.embed_tokens.weight
     return model.to(device=device, dtype=dtype).eval()

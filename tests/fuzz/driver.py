@@ -21,7 +21,8 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from inputs import KINDS
 
-SHARES = {"configurations": 30, "recipes": 20, "safetensors files": 25, "HTTP bodies": 10, "results and block files": 8, "flags": 3, "run directories": 3, "resumed runs": 1}
+SHARES = {"configurations": 30, "recipes": 20, "safetensors files": 25, "HTTP bodies": 10, "results and block files": 8, "flags": 3, "run directories": 3, "resumed runs": 1,
+          "data files": 6, "tokenizer files": 2, "folders of texts": 4}  # fmt: skip
 SHOWN = 20
 PART = 500
 

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from data_inputs import data_files, folder, folders, outcome, tokenizer_file
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gam_lm import LanguageModel, ModelConfig, save_model
 from gam_lm.checkpoint import load_model, load_tensors, load_tokenizer_of
-from gam_lm.cli.main import VERBS, parse
+from gam_lm.cli.flag_list import flags_of
+from gam_lm.cli.main import VERBS, parse, verb_class
 from gam_lm.cli.numbers import check_numbers
 from gam_lm.data.tokens import prepare
 from gam_lm.errors import InputError
@@ -129,6 +131,7 @@ def recipe(values):
 # Files of a run -------------------------------------------------------------------------------------------------------------------------------------
 
 
+@cache
 def tokenizer():
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -243,6 +246,12 @@ def tensors(raw):
         return in_one_line(work)
 
 
+@st.composite
+def damaged_tokenizer(draw):
+    whole = json.loads(tokenizer().to_str())
+    return json.dumps(draw(damaged(whole))).encode() if draw(st.integers(0, 3)) else draw(damaged_bytes(json.dumps(whole).encode()))
+
+
 # Results --------------------------------------------------------------------------------------------------------------------------------------------
 
 MACHINE = {"device": "cpu", "processor": "x", "cores": 2, "memory_gb": 8, "python": "3.11", "torch": "2.9", "commit": None, "dirty": None}
@@ -333,8 +342,21 @@ WHOLE = [
 """Commands that are parsed as they are."""
 
 
+@cache
+def flags_of_verb(verb):
+    return sorted("--" + flag.name.replace("_", "-") for flag in flags_of(verb_class(verb), positional_required=VERBS[verb].positional) if not flag.positional)
+
+
 @st.composite
 def commands(draw):
+    if draw(st.integers(0, 2)) == 0:  # flags that the verb has, some misspelled
+        verb = draw(st.sampled_from(sorted(VERBS)))
+        words = verb.split(" ")
+        for _ in range(draw(st.integers(1, 3))):
+            flag = draw(st.sampled_from(flags_of_verb(verb) or ["--help"]))
+            cut = draw(st.integers(2, len(flag)))
+            words += [draw(st.sampled_from([flag, flag, flag[:cut], flag[:cut] + flag[cut + 1 :], flag.replace("-", "_"), flag + "="])), *draw(st.lists(WORDS, max_size=2))]
+        return words
     if draw(st.booleans()):
         return [*draw(st.sampled_from(WHOLE)), *draw(st.lists(st.sampled_from(FLAGS) | WORDS, max_size=2))]
     verb = draw(st.sampled_from(sorted(VERBS)) | st.text(max_size=6))
@@ -416,6 +438,9 @@ KINDS = {
     "resumed runs": Kind(st.deferred(lambda: damaged_run("stopped")), resumed_run),
     "safetensors files": Kind(safetensors(), tensors),
     "results and block files": Kind(damaged_results(), results),
+    "data files": Kind(data_files, lambda made: outcome(*made)),
+    "tokenizer files": Kind(st.deferred(lambda: damaged_tokenizer()), tokenizer_file),
+    "folders of texts": Kind(folders(), folder),
     "flags": Kind(commands(), flags),
     "HTTP bodies": Kind(requests(), http),
 }

@@ -10,84 +10,19 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from data_inputs import documents_of, documents_of_file, is_unicode, outcome, rows, unicode_texts, values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gam_lm.data.folders import splits
-from gam_lm.data.text_files import read
-from gam_lm.data.tokenizer import END_OF_TEXT
-from gam_lm.data.tokens import describe, prepare
-from gam_lm.errors import InputError
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 150))
 fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
-parts = st.sampled_from(
-    [
-        END_OF_TEXT,
-        END_OF_TEXT[:-3],
-        "<|",
-        "\r\n",
-        "\r",
-        "\n",
-        " ",
-        "\x85",
-        "\u2028",
-        "\x0b",
-        "\x1c",
-        "\ufeff",
-        "\xa0",
-        "word ",
-        "日本",
-        "🙂",
-        "'s",
-        "\0",
-        "12",
-    ]
-)
-texts = st.lists(parts | st.text(max_size=6), max_size=40).map("".join)
-unicode_texts = texts.map(lambda text: text.encode("utf-8", "ignore").decode())
-
-
-def documents_of(text):
-    """The rule: what stands between ends of text, but white space alone."""
-    return [document for document in text.split(END_OF_TEXT) if document.strip()]
-
-
-def outcome(name, raw, expected):
-    """Prepare a file as a training split; ``expected`` gives its documents, or None where they are not known."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "data"
-        folder.mkdir()
-        (folder / name).write_bytes(raw)
-        (folder / "valid.txt").write_text("some text to validate on")
-        try:
-            found = list(read(folder / name))
-        except InputError as error:
-            assert "\n" not in str(error) and name in str(error)
-            str(error).encode()  # can be printed
-            return False
-        if expected is not None:
-            assert found == expected
-        if len(raw) * 2 < 24:  # less than half of the folder is named: it is one text
-            return True
-        if not found:
-            with pytest.raises(InputError, match="no text"):
-                prepare(str(folder), vocab_size=270, cache=Path(place) / "tokens")
-            return True
-        corpus = prepare(str(folder), vocab_size=270, cache=Path(place) / "tokens")
-        train = corpus.splits["train"]
-        text = corpus.tokenizer.decode(train.ids.tolist(), skip_special_tokens=False)
-        assert text == "".join(document + END_OF_TEXT for document in found)
-        assert train.documents == len(found) and train.bytes == sum(len(document.encode()) for document in found)
-        describe(corpus).encode()
-        return True
-
-
 @fuzz
 @given(text=unicode_texts)
 def test_text_comes_back(text):
-    usable = outcome("train.txt", text.encode(), documents_of(text.removeprefix("\ufeff").replace("\r\n", "\n")))
+    usable = outcome("train.txt", text.encode(), documents_of_file(text))
     assert usable == ("\0" not in text)
 
 
@@ -104,15 +39,6 @@ def test_any_bytes_are_text_or_refused(raw):
     assert usable == (text is not None and b"\0" not in raw)
 
 
-rows = st.lists(
-    st.fixed_dictionaries({"text": texts | st.none()}, optional={"id": st.text(max_size=5), "n": st.integers() | st.floats()}), max_size=30
-)
-
-
-def is_unicode(text):
-    return text is None or not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 @fuzz
 @given(rows=rows, escaped=st.booleans(), end=st.sampled_from(["\n", "\r\n", "\n\n"]))
 def test_rows_come_back(rows, escaped, end):
@@ -121,11 +47,6 @@ def test_rows_come_back(rows, escaped, end):
     usable = outcome("train.jsonl", raw, expected if all(is_unicode(row["text"]) for row in rows) else None)
     if escaped:
         assert usable == all(is_unicode(row["text"]) for row in rows)
-
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | texts, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner)
-)
 
 
 @fuzz
@@ -143,7 +64,7 @@ def test_packed_text_comes_back_or_is_refused(text, cut, flip):
         raw[flip[0] % len(raw)] ^= flip[1]
     if cut is not None:
         raw = raw[: len(raw) - cut]
-    whole = documents_of(text.removeprefix("\ufeff").replace("\r\n", "\n"))
+    whole = documents_of_file(text)
     usable = outcome("train.txt.gz", bytes(raw), whole if raw else [])
     if flip is None and not cut:
         assert usable
@@ -178,5 +99,5 @@ def test_no_text_is_lost_between_the_splits(texts):
             Path(place, f"{i:02}.txt").write_bytes(text.encode())
         parts = splits(Path(place))
         found = [document for documents in parts.values() for document in documents()]
-        expected = [d for text in texts for d in documents_of(text.removeprefix("\ufeff").replace("\r\n", "\n"))]
+        expected = [d for text in texts for d in documents_of_file(text)]
         assert sorted("".join(found)) == sorted("".join(expected))

@@ -13,7 +13,7 @@ pytest.importorskip("jinja2", reason="pip install 'gam-lm[plot]'")
 
 from inputs import KINDS
 
-FEW = {"resumed runs": 20, "run directories": 100, "flags": 40, "results and block files": 150}
+FEW = {"resumed runs": 20, "run directories": 100, "flags": 40, "results and block files": 150, "data files": 100, "tokenizer files": 40, "folders of texts": 60}
 ROOT = Path(__file__).parents[2]
 EXAMPLES = os.environ.get("FUZZ_EXAMPLES")
 

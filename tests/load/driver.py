@@ -89,9 +89,9 @@ def serving(run: Path, *flags: str) -> Iterator[tuple[Address, int, list[str]]]:
         process.stderr.close()
 
 
-def ask(server: Address, path: str, body: dict[str, Any] | bytes | None) -> tuple[int, Any]:
+def ask(server: Address, path: str, body: dict[str, Any] | bytes | None, timeout: float = 120) -> tuple[int, Any]:
     """Status and parsed JSON of an answer."""
-    connection = http.client.HTTPConnection(*server, timeout=120)
+    connection = http.client.HTTPConnection(*server, timeout=timeout)
     try:
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         connection.request("GET" if body is None else "POST", path, data, {"Content-Type": "application/json"})

@@ -127,7 +127,7 @@ def content(run):
         elif path.name == "progress.json":
             progress = json.loads(path.read_text())
             curve = [{key: value for key, value in point.items() if key != "seconds"} for point in progress.pop("curve")]
-            found[name] = {key: value for key, value in progress.items() if key != "seconds"} | {"curve": curve}
+            found[name] = {key: value for key, value in progress.items() if key not in ("seconds", "sha256")} | {"curve": curve}
         else:
             found[name] = path.read_bytes() if path.is_file() else None
     return found

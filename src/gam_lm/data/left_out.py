@@ -20,25 +20,23 @@ class LeftOut:
     """Counts what is left out, by kind and reason. Reading the same text again changes nothing."""
 
     def __init__(self) -> None:
-        self._files: dict[str, list[str]] = {}
-        self._documents: dict[str, dict[str, int]] = {}
+        self._files: dict[str, dict[Path, None]] = {}
+        self._documents: dict[str, dict[Path, int]] = {}
         self.few: int | None = None
         """Documents that were found, where they are so few that their blocks are split in place of them."""
 
     def file(self, path: Path, reason: str) -> None:
         """Note a file or folder that is not read."""
-        names = self._files.setdefault(reason, [])
-        if path.name not in names:
-            names.append(path.name)
+        self._files.setdefault(reason, {})[path] = None
 
     def documents(self, path: Path, reason: str, count: int) -> None:
         """Note how many documents of a file are left out, once the file was read to its end."""
         if count:
-            self._documents.setdefault(reason, {})[path.name] = count
+            self._documents.setdefault(reason, {})[path] = count
 
     def in_files(self) -> list[str]:
         """One line for each reason why files and folders are left out."""
-        return [f"{_number(len(names), 'file or folder', 'files and folders')} {reason}: {_shown(names)}" for reason, names in self._files.items()]
+        return [f"{_number(len(paths), 'file or folder', 'files and folders')} {reason}: {_shown(list(paths))}" for reason, paths in self._files.items()]
 
     def in_documents(self) -> list[str]:
         """One line for each reason why documents are left out."""
@@ -57,5 +55,6 @@ def printable(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
-def _shown(names: list[str]) -> str:
+def _shown(paths: list[Path]) -> str:
+    names = list(dict.fromkeys(path.name for path in paths))
     return ", ".join(map(printable, names[:NAMES_SHOWN])) + (", …" if len(names) > NAMES_SHOWN else "")

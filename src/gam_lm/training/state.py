@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import shutil
@@ -22,6 +23,9 @@ logger = logging.getLogger("gam_lm")
 
 UNRECORDED = "-unrecorded"
 """Ends the name of a state whose last step is not in the metrics yet."""
+
+DIGEST = "sha256"
+"""The field of progress.json that holds the digest of the others."""
 
 RESTART = "remove the folder state to start over, or choose a new run directory"
 
@@ -65,7 +69,8 @@ def save_state(
             if average is not None:
                 write_tensors(temporary / "average.safetensors", dict(average), shown=path)
             write_tensors(temporary / "generators.safetensors", generators(), shown=path)
-            (temporary / "progress.json").write_text(json.dumps(dataclasses.asdict(progress), allow_nan=False), encoding="utf-8")
+            values = dataclasses.asdict(progress)
+            (temporary / "progress.json").write_text(json.dumps(values | {DIGEST: _digest(values)}, allow_nan=False), encoding="utf-8")
     for other in (directory / "state").glob("step-*"):
         if other != path:
             shutil.rmtree(other)
@@ -126,13 +131,23 @@ def set_generators(states: Mapping[str, Tensor]) -> None:
 
 def _read_progress(path: Path) -> Progress:
     values = read_json(path)
+    digest = values.pop(DIGEST, None)  # states of before 0.2 have none
     try:
+        if absent := [field.name for field in dataclasses.fields(Progress) if field.name not in values]:
+            raise InputError(f"{absent[0]} is missing")
         progress = Progress(**values)
     except (InputError, TypeError) as error:
         raise InputError(f"{path} is broken ({error}): {RESTART}") from error
     if progress.recorded > progress.step or (progress.recorded < progress.step and not progress.pending):
         raise InputError(f"{path} is broken (recorded is {progress.recorded} at step {progress.step}, pending is {list(progress.pending)[:3]}): {RESTART}")
+    if digest is not None and digest != _digest(values):
+        raise InputError(f"{path} is broken ({DIGEST} is not that of the values: they were changed): {RESTART}")
     return progress
+
+
+def _digest(values: Mapping[str, object]) -> str:
+    """Of progress: a number of it that was changed is as wrong as one that is missing, and looks right."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _shared(model: nn.Module) -> dict[str, str]:

@@ -385,12 +385,24 @@ BODIES = [
     {"model": "cat", "messages": [{"role": "system", "content": "be a cat"}, {"role": "user", "content": "hi"}], "max_tokens": 2, "temperature": 0, "stop": "x"},
 ]
 PATHS = ("/v1/completions", "/v1/chat/completions")
+SAID = st.text(max_size=12) | st.sampled_from(["the cat", "<|endoftext|>", "\0", "🙂", "日本", "\ud83d", " " * 300])
+SENSIBLE = {
+    "max_tokens": st.integers(0, 5), "temperature": st.floats(0, 3), "top_p": st.floats(0.01, 1), "stop": SAID | st.lists(SAID, max_size=5) | st.none(), "n": st.integers(1, 3),
+    "seed": st.integers(-(2**63), 2**63), "stream": st.booleans(), "echo": st.booleans(), "user": SAID, "logit_bias": st.just({}), "best_of": st.integers(1, 2),
+    "stream_options": st.just({"include_usage": True}), "top_k": st.integers(0, 300), "max_completion_tokens": st.integers(1, 5),
+}  # fmt: skip
+"""Values that requests have, or might."""
+MESSAGES = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": SAID}), max_size=4)
 
 
 @st.composite
 def requests(draw):
     number = draw(st.integers(0, 1))
-    how = draw(st.sampled_from(["json", "json", "json", "bytes", "any"]))
+    how = draw(st.sampled_from(["sensible", "sensible", "json", "json", "json", "bytes", "any"]))
+    if how == "sensible":
+        asked = {"prompt": draw(SAID | st.lists(st.integers(0, 259), max_size=6) | st.lists(SAID, max_size=3))} if number == 0 else {"messages": draw(MESSAGES)}
+        chosen = draw(st.sets(st.sampled_from(sorted(SENSIBLE)), max_size=4))
+        return PATHS[number], json.dumps({"model": "cat"} | asked | {name: draw(SENSIBLE[name]) for name in sorted(chosen)}).encode()
     if how == "json":
         body = json.dumps(draw(damaged(BODIES[number]))).encode()
     else:
@@ -425,6 +437,8 @@ def http(request):
     if answer.status_code == 200:
         if "json" in answer.headers["content-type"]:
             assert answer.json()["choices"]
+        else:
+            assert answer.text.endswith("data: [DONE]\n\n") and "the server made a mistake" not in answer.text, answer.text[-300:]
         return True
     assert 400 <= answer.status_code < 500, (answer.status_code, answer.text[:300])
     assert isinstance(answer.json()["error"]["message"], str)

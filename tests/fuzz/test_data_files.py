@@ -6,6 +6,7 @@ FUZZ_EXAMPLES=100000 tries so many of each kind.
 import gzip
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from data_inputs import documents_of, documents_of_file, is_unicode, outcome, ro
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gam_lm.data.folders import splits
+from gam_lm.data.folders import find, splits
+from gam_lm.data.left_out import LeftOut
+from gam_lm.data.text_files import read
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 150))
 fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -101,3 +104,24 @@ def test_no_text_is_lost_between_the_splits(texts):
         found = [document for documents in parts.values() for document in documents()]
         expected = [d for text in texts for d in documents_of_file(text)]
         assert sorted("".join(found)) == sorted("".join(expected))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such names")
+def test_a_parquet_file_in_a_folder_whose_name_is_no_utf8_is_read(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "\udcff" / "a.parquet"
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        pq.write_table(pa.table({"text": ["one", None, "two"]}), file)
+    assert list(read(path)) == ["one", "two"]
+
+
+def test_files_of_one_name_in_two_folders_are_counted_as_two(tmp_path):
+    (tmp_path / "a.txt").write_text("some text that is read")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scan.pdf").write_bytes(b"")
+    left_out = LeftOut()
+    find(tmp_path, left_out)
+    find(tmp_path, left_out)  # counts nothing twice
+    assert left_out.in_files() == ["2 files and folders of a kind that is not read: scan.pdf"]

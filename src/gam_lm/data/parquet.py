@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except ImportError as error:
         raise MissingExtraError("pyarrow", "data", f"data {str(path)!r}") from error
     try:
-        with pq.ParquetFile(path) as file:
+        with pa.OSFile(os.fsencode(path)) as raw, pq.ParquetFile(raw) as file:  # as bytes: a name may be no UTF-8
             yield file
     except UnicodeDecodeError as error:
         raise InputError(f"data {str(path)!r} holds text that is not UTF-8: write the file again from UTF-8 text") from error

@@ -46,6 +46,20 @@ def opened(path, corpus=CORPUS, machine=MACHINE):
     return Results.open(path, command="gam bench", environment=machine, corpus=corpus)
 
 
+def test_a_file_that_another_process_began_meanwhile_keeps_its_rows(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    other = opened(path)
+    other.add(row())
+    exists, asked = Path.exists, []
+
+    def late(self):
+        asked.append(self)
+        return len([each for each in asked if each == path]) > 1 and exists(self)  # not yet there when it was looked for first
+
+    monkeypatch.setattr(Path, "exists", late)
+    assert len(opened(path).rows) == 1
+
+
 def test_a_row_is_on_the_disk_at_once_and_found_again(tmp_path):
     results = opened(tmp_path / "results.json")
     results.add(row())

@@ -6,6 +6,8 @@ import json
 import os
 import random
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -321,3 +323,29 @@ def test_writing_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         temporary.write_text("ne")
         raise RuntimeError("halfway")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders there")
+def test_the_next_write_removes_what_a_killed_one_left_and_not_what_another_is_writing(tmp_path):
+    left, others, foreign = (tmp_path / f".{name}.{'0' * 16}.gam-part" for name in ("a.txt", "b.txt", "a.tx"))
+    for path in (left, others, foreign):
+        path.write_text("half")
+    with replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("one")
+        assert not left.exists() and others.exists() and foreign.exists()
+        write_text(tmp_path / "a.txt", "two")  # beside the one that is at work
+        assert temporary.exists()
+    assert (tmp_path / "a.txt").read_text() == "one" and others.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")
+def test_a_process_killed_while_it_writes_leaves_nothing_once_the_file_is_written_again(tmp_path):
+    child = os.fork()
+    if not child:
+        with replacing(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+    write_text(tmp_path / "a.txt", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

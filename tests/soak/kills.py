@@ -81,6 +81,17 @@ def die_before(operation, run):
 
 def start(corpus, run, operation=None):
     """A process that trains; its id."""
+
+    def work():
+        if operation is not None:
+            die_before(operation, run)
+        train(corpus, run)
+
+    return forked(work)
+
+
+def forked(work):
+    """A process that does ``work`` and exits with the code that it returns, None being 0; its id."""
     asked = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, asked)  # one that comes at once waits until the new process can answer it
     child = os.fork()
@@ -91,10 +102,7 @@ def start(corpus, run, operation=None):
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, asked)
         torch.set_num_threads(1)
-        if operation is not None:
-            die_before(operation, run)
-        train(corpus, run)
-        code = 0
+        code = work() or 0
     except KeyboardInterrupt:
         code = 130
     except BaseException:
@@ -163,32 +171,43 @@ def at_every_operation(corpus, folder, expected):
 def at_random(corpus, folder, expected, runs, seed, seconds):
     rng, kills, failures = random.Random(seed), 0, []
     for number in range(runs):
-        run, trail = folder / f"random-{number}", []
-        for _ in range(rng.randint(1, 3)):
-            how, delay = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]), rng.uniform(0, seconds)
-            child = start(corpus, run)
-            time.sleep(delay)
-            os.kill(child, how)  # nobody has waited for it: the id is still its own
-            code = wait(child)
-            trail.append([how.name, round(delay, 3), code])
-            kills += code != 0
-            if code not in (0, 130, -how):
-                failures.append({"run": number, "trail": trail, "differs": [f"exit code {code}"]})
+        run = folder / f"random-{number}"
+        stopped, trail, wrong = stop_at_random(lambda: start(corpus, run), rng, seconds)  # noqa: B023 (called at once)
+        kills += stopped
+        failures += [{"run": number, "trail": trail, "differs": [each]} for each in wrong]
         failures += finish(corpus, run, expected, {"run": number, "trail": trail})
     return {"kills": kills, "failures": failures}
 
 
-def keep(out, report):
-    """Add the kills and the runs that differ to the rows that are there."""
+def stop_at_random(begin, rng, seconds):
+    """Begin up to three times and stop each at a random moment: how many were stopped, how, and what was wrong."""
+    kills, trail, wrong = 0, [], []
+    for _ in range(rng.randint(1, 3)):
+        how, delay = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]), rng.uniform(0, seconds)
+        child = begin()
+        time.sleep(delay)
+        os.kill(child, how)  # nobody has waited for it: the id is still its own
+        code = wait(child)
+        trail.append([how.name, round(delay, 3), code])
+        kills += code != 0
+        if code not in (0, 130, -how):
+            wrong.append(f"exit code {code}")
+    return kills, trail, wrong
+
+
+KEPT = {"operations": "before every file operation", "random": "at random moments"}
+
+
+def keep(out, variant, report):
+    """Add the kills and the runs that differ to the row that is there."""
     from gam_lm.results import Results
     from gam_lm.runtime.measure import environment
 
     results = Results.open(out / "results.json", command=shlex.join(["python", *sys.argv]), environment=environment(), corpus=None)
-    for name in report.keys() & {"operations", "random"}:
-        row = {"model": "gam", "task": "kills", "variant": {"operations": "before every file operation", "random": "at random moments"}[name]}
-        before = results.find(row) or {}
-        counts = {"kills": report[name]["kills"], "differing": len(report[name]["failures"])}
-        results.add(row | {key: before.get(key, 0) + value for key, value in counts.items()})
+    row = {"model": "gam", "task": "kills", "variant": variant}
+    before = results.find(row) or {}
+    counts = {"kills": report["kills"], "differing": len(report["failures"])}
+    results.add(row | {key: before.get(key, 0) + value for key, value in counts.items()})
 
 
 def main():
@@ -217,7 +236,8 @@ def main():
             report["random"] = at_random(corpus, folder, expected, chosen.random, chosen.seed, seconds)
     print(json.dumps(report, indent=1))
     if chosen.out is not None:
-        keep(chosen.out, report)
+        for name in report.keys() & KEPT.keys():
+            keep(chosen.out, KEPT[name], report[name])
     parts = [part for part in report.values() if isinstance(part, dict)]
     return 1 if report["differences_without_kills"] or any(part["failures"] for part in parts) else 0
 

@@ -61,13 +61,16 @@ class Results:
         Raises:
             InputError: where the file is broken, of another corpus, or cannot be written.
         """
-        if path.exists():
-            content = read_results(path)
-            if content["corpus"] != _plain(corpus):
-                raise InputError(f"{path} holds results of another corpus or tokenizer: choose a new folder, or give the same data")
-        else:
+        if not path.exists():
             content = {"command": command, "environment": _plain(environment), "corpus": _plain(corpus), "rows": []}
-            write_text(path, json.dumps(content, indent=1) + "\n")
+            with explained(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path):
+                if not path.exists():  # another process may have begun, and added rows
+                    write_text(path, json.dumps(content, indent=1) + "\n")
+        content = read_results(path)
+        if content["corpus"] != _plain(corpus):
+            raise InputError(f"{path} holds results of another corpus or tokenizer: choose a new folder, or give the same data")
         return cls(path, content, _plain(environment), command)
 
     def name_primary(self, pairs: Sequence[tuple[str, str]], margin: float | None) -> None:

@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gam_lm.errors import InputError
@@ -60,23 +60,24 @@ def cannot(path: Path, reason: str, doing: str = "write") -> InputError:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``, a file or a folder, that takes its place when the block ends well and is removed when not.
 
-    The content is on the disk before it gets its name. A killed process leaves at most the temporary path, see `remove_leftovers`.
+    The content is on the disk before it gets its name. A killed process leaves at most the temporary path; the next one that writes ``path`` removes it.
 
     Raises InputError where the place cannot be written.
     """
     temporary = _beside(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            _sync(temporary)
-            if path.is_dir() and not path.is_symlink():
-                _replace_folder(path, temporary)
-            else:
-                os.replace(temporary, path)
-            _sync_names(path.parent)
-        finally:
-            remove(temporary)
+        with _writing(path):
+            try:
+                yield temporary
+                _sync(temporary)
+                if path.is_dir() and not path.is_symlink():
+                    _replace_folder(path, temporary)
+                else:
+                    os.replace(temporary, path)
+                _sync_names(path.parent)
+            finally:
+                remove(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -85,11 +86,14 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left in ``folder`` of `replacing`. Only its owner may (see gam_lm.runtime.ownership)."""
+def remove_leftovers(folder: Path, start: str = ".") -> None:
+    """Remove what killed processes left in ``folder`` of `replacing`, of names that begin with ``start``.
+
+    Only the folder's owner may (see gam_lm.runtime.ownership), or whoever knows that nobody writes there now.
+    """
     if folder.is_dir():
         for path in folder.iterdir():
-            if TEMPORARY.fullmatch(path.name):
+            if path.name.startswith(start) and TEMPORARY.fullmatch(path.name):
                 remove(path)
 
 
@@ -101,9 +105,39 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Share the folder of ``path`` with others who write there. Where there are none, what killed ones left of ``path`` is removed first.
+
+    The system takes the lock of a process that dies. Where there are no locks on folders (Windows, some network file systems) nothing is removed.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(path.parent, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_leftovers(path.parent, _start(path))
+            finally:
+                fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _start(path: Path) -> str:
+    """How temporary names of ``path`` begin. Long names are cut: a file system takes some 255 bytes."""
+    return f".{path.name[:40]}."
+
+
 def _beside(path: Path) -> Path:
-    """A name that no other process has, whatever its id. Long names are cut: a file system takes some 255 bytes."""
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.gam-part")
+    """A name that no other process has, whatever its id."""
+    return path.with_name(f"{_start(path)}{secrets.token_hex(8)}.gam-part")
 
 
 def _replace_folder(path: Path, new: Path) -> None:

@@ -151,7 +151,8 @@ def test_bench_compares_models_and_goes_on_where_it_stopped(text, tmp_path, caps
         ),
         (["train", "--data", "{text}", "--out", "{text}", *TINY], "not empty and no run directory"),
         (["train", "--data", "{text}", "--out", "{trained}", "--steps", "9", *TINY], "holds another run"),
-        (["bench", "--data", "{text}", "--out", "{trained}", *TINY], "not empty and has no results.json"),
+        (["bench", "--data", "{text}", "--out", "{trained}", *TINY], "which is the run directory of a training"),
+        (["bench", "--data", "{text}", "--out", "{folder}", *TINY], "not empty and has no results.json"),
         (["eval", "{trained}", "--data", "{text}", "--split", "test", "--context", "100000"], "needs 100001"),
         (["eval", "{out}", "--data", "{text}"], "does not exist"),
         (["eval", "{trained}"], "data is not given"),
@@ -163,7 +164,7 @@ def test_bench_compares_models_and_goes_on_where_it_stopped(text, tmp_path, caps
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, said, text, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    places = {"text": text, "trained": trained, "out": tmp_path / "new"}
+    places = {"text": text, "trained": trained, "out": tmp_path / "new", "folder": text.parent}
     assert said in refused(capsys, [argument.format(**places) for argument in arguments])
     assert not (tmp_path / "new").exists()
 

@@ -73,7 +73,7 @@ def _fault(verb: str, flags: Sequence[Flag], words: Sequence[str]) -> str | None
                 return f"{name} is {shortened(value)}: it takes no value, write {' or '.join(_spellings(flag))}"
             continue
         values = [value] if attached else []
-        count = _count(flag.hint)
+        count = 1 if flag.appended else _count(flag.hint)
         while left and (count is None or len(values) < count) and left[0] != "--" and not _is_flag(left[0]):
             values.append(left.pop(0))
         if fault := _wrong_values(name, flag.hint, values, count):

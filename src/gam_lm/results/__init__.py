@@ -194,6 +194,8 @@ def _options_set(mixer: str, fields: str, hidden_size: int | None) -> tuple[str,
 def results_file(out: Path) -> Path:
     """The results.json of an output folder. Raises InputError for a folder that holds something else."""
     path = out / "results.json"
+    if (out / "recipe.json").is_file():
+        raise InputError(f"out is {str(out)!r}, which is the run directory of a training: choose a new folder")
     if out.is_dir() and any(out.iterdir()) and not path.is_file():
         raise InputError(f"out is {str(out)!r}, which is not empty and has no results.json: choose a new folder")
     return path

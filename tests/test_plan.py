@@ -152,5 +152,7 @@ def test_the_ladder_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     rows = read_results(tmp_path / "out/results.json")["rows"]
     assert rows[0] == first and [row["rate"] for row in rows] == [1.0, 2.0]
     assert rows[1]["train_config"]["learning_rate"] == 2 * first["train_config"]["learning_rate"]
+    assert run([*command, "--batch-sizes", "2"]) == 0
+    assert read_results(tmp_path / "out/results.json")["rows"][2]["train_config"]["batch_size"] == 2 != first["train_config"]["batch_size"]
     assert first["val_bits_per_byte"] > 0 and first["bigram_bits_per_byte"] < first["unigram_bits_per_byte"]
     assert "**" in capsys.readouterr().out

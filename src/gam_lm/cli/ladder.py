@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from gam_lm.cli.flags import command_line
 from gam_lm.cli.numbers import Above, Count, Seed
@@ -34,10 +35,14 @@ class BenchPlan:
     """Entries of the tokenizers; by default what the rule gives."""
     rates: tuple[Above, ...] = (1.0,)
     """Times the learning rates of the rule."""
+    batch_sizes: tuple[Count, ...] = ()
+    """Sequences in a batch; by default what the rule gives."""
     models: tuple[str, ...] = (DEFAULT_MODEL,)
     """Names of the models."""
     seeds: tuple[Seed, ...] = (0,)
     """One run for each."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the matrix products; auto takes bf16 where the device computes it natively."""
     device: str = "auto"
     """auto, cpu, cuda …"""
 
@@ -52,13 +57,14 @@ class BenchPlan:
 
         rungs = [
             Rung(
-                text_bytes=text_bytes, minutes=minutes, hidden_size=width, num_hidden_layers=layers, vocab_size=vocab_size, rate=rate, seed=seed, model=model
+                text_bytes=text_bytes, minutes=minutes, hidden_size=width, num_hidden_layers=layers, vocab_size=vocab_size, rate=rate, batch_size=batch_size,
+                seed=seed, model=model, precision=self.precision,
             )
-            for text_bytes, minutes, model, (width, layers), rate, seed in product(
-                self.bytes, self.minutes, self.models, map(_size, self.sizes), self.rates, self.seeds
+            for text_bytes, minutes, model, (width, layers), rate, batch_size, seed in product(
+                self.bytes, self.minutes, self.models, map(_size, self.sizes), self.rates, self.batch_sizes or (None,), self.seeds
             )
             for vocab_size in self.vocab_sizes or (vocabulary_for(text_bytes),)
-        ]
+        ]  # fmt: skip
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
         climb(rungs, load_corpus(self.data), results, self.out, choose_device(self.device))
         print(write_ladder(self.out))

@@ -50,15 +50,21 @@ class Rung:
     vocab_size: int
     rate: float
     """Times the learning rates of the rule."""
+    batch_size: int | None = None
+    """Sequences in a batch; None takes the rule's."""
     seed: int
     model: str
     """Name of the model."""
+    precision: str = "auto"
+    """Number format of the matrix products."""
 
     @property
     def label(self) -> str:
         """Its run's folder."""
         size = f"{self.hidden_size}x{self.num_hidden_layers}"
-        return f"{self.model}-{self.text_bytes}B-{self.minutes:g}min-{size}-v{self.vocab_size}-r{self.rate:g}-seed{self.seed}"
+        batch = "" if self.batch_size is None else f"-b{self.batch_size}"
+        precision = "" if self.precision == "auto" else f"-{self.precision}"
+        return f"{self.model}-{self.text_bytes}B-{self.minutes:g}min-{size}-v{self.vocab_size}-r{self.rate:g}{batch}-seed{self.seed}{precision}"
 
 
 def climb(rungs: Sequence[Rung], source: Corpus, results: Results, out: Path, device: torch.device) -> None:
@@ -105,7 +111,7 @@ def _row(rung: Rung, source: Corpus, out: Path, device: torch.device) -> dict[st
     measured = evaluate(model, whole.splits["valid"], context=recipe.context)
     return own | measured.figures("val") | {
         "last_val_nats_per_token": trained.curve[-1]["val_nats"], "best_val_nats_per_token": trained.validation.nats_per_token,
-        "kept_step": trained.kept_step, "steps": trained.steps,
+        "precision": trained.precision, "threads": torch.get_num_threads(), "kept_step": trained.kept_step, "steps": trained.steps,
         "train_tokens": trained.tokens, "train_seconds": trained.seconds, "curve": trained.curve,
     }  # fmt: skip
 
@@ -123,7 +129,9 @@ def _decided(rung: Rung, corpus: TokenCorpus, run: Path, device: torch.device) -
         return named_model(rung.model, base)
 
     muon = recipe_for(hidden_size=rung.hidden_size, tokens_seen=0).muon_learning_rate or 0.0
-    fixed = {"seed": rung.seed, "learning_rate": rung.rate * learning_rate_for(rung.hidden_size), "muon_learning_rate": rung.rate * muon}
+    fixed: dict[str, Any] = {"seed": rung.seed, "precision": rung.precision, "learning_rate": rung.rate * learning_rate_for(rung.hidden_size), "muon_learning_rate": rung.rate * muon}
+    if rung.batch_size is not None:
+        fixed["batch_size"] = rung.batch_size
     planner = Planner(corpus=corpus, device=device, minutes=rung.minutes, config_at=config_at, fixed=fixed, sizes=(size,), most_passes=math.inf)
     config, recipe, schedule = planner.plan()
     return config, recipe, schedule.valid_tokens, schedule.seconds

@@ -21,18 +21,22 @@ def ladder_table(results: Mapping[str, Any]) -> Table:
     lines = []
     for (text_bytes, minutes), rows in sorted(groups.items()):
         figures = [row["val_bits_per_byte"] for row in rows if "val_bits_per_byte" in row]
-        for row in sorted(rows, key=lambda row: (row["parameters"], row["vocab_size"], row["rate"])):
+        for row in sorted(rows, key=lambda row: (row["parameters"], row["vocab_size"], row["rate"], row["train_config"]["batch_size"])):
             bits = row.get("val_bits_per_byte")
             said = "diverged" if bits is None else f"{bits:.3f}"
             floor = row["bigram_bits_per_byte"]
-            config = row["model_config"]
+            config, recipe = row["model_config"], row["train_config"]
+            seen = f"{row['train_tokens'] / 1e6:.2f} M, {row['text_passes']:.2g}" if "train_tokens" in row else ""
             lines.append([
                 f"{text_bytes / 1e6:g} MB, {minutes:g} min", f"{row['model']} {config['hidden_size']} × {config['num_hidden_layers']}",
-                f"{row['vocab_size']:,}" + ("*" if row["vocab_size"] == vocabulary_for(text_bytes) else ""), f"{row['rate']:g}", f"{row['text_passes']:.2g}",
-                f"**{said}**" if bits is not None and bits == min(figures) else said, f"{floor:.3f}",
+                f"{row['vocab_size']:,}" + ("*" if row["vocab_size"] == vocabulary_for(text_bytes) else ""),
+                f"{recipe['batch_size']}, {recipe['muon_learning_rate']:.2g}", seen, f"**{said}**" if bits is not None and bits == min(figures) else said, f"{floor:.3f}",
             ])  # fmt: skip
-    columns = ["Text and time", "Model", "Vocabulary", "Times the learning rate", "Passes", "Bits a byte", "Bigram counts"]
-    note = "Validation is on one text for all. A star marks the vocabulary of the rule. Other vocabularies have other bigram counts."
+    columns = ["Text and time", "Model", "Vocabulary", "Batch, Muon's rate", "Tokens seen, passes", "Bits a byte", "Bigram counts"]
+    note = (
+        "Validation is on one text for all. AdamW's rate is changed as Muon's is. A star marks the vocabulary of the rule. "
+        "Other vocabularies have other bigram counts."
+    )
     return Table(columns=columns, rows=lines, title="The ladder of sizes, texts and times", note=note)
 
 

@@ -44,7 +44,7 @@ SIZES = (
 VOCABULARY = ((0, 512), (1e5, 1024), (6e5, 2048), (1e7, 4096), (5e7, 8192), (4e8, 16_384))
 """Bytes of text → entries of the tokenizer."""
 
-BATCH = ((0, 8), (1e7, 16), (1e8, 32), (1e9, 64))
+BATCH = ((0, 4), (4e6, 8), (3e7, 16), (1e8, 32), (1e9, 64))
 """Tokens seen → sequences in a batch, on a CPU."""
 
 GPU_BATCH = 4
@@ -59,10 +59,10 @@ DROPOUT = ((0, 0.0), (3, 0.05), (6, 0.1), (9, 0.15), (15, 0.2), (25, 0.3))
 MOST_PASSES = 40
 """Beyond these a model only learns the text by heart: the run ends earlier than it may."""
 
-LEARNING_RATE, AT_WIDTH, POWER = 8e-3, 128, 0.5
+LEARNING_RATE, AT_WIDTH, POWER = 1.2e-2, 128, 0.5
 """AdamW's, of embeddings and vectors, falls with this power of the width from this width on. Muon's is the same at every width."""
 
-MUON_LEARNING_RATE = 0.02
+MUON_LEARNING_RATE = 0.03
 
 FINE_TUNING = 0.25
 """Share of the learning rates that a trained model goes on with."""
@@ -167,7 +167,7 @@ def recipe_for(*, hidden_size: int, tokens_seen: float, gpu: bool = False, minut
     share = FINE_TUNING if fine_tuning else 1.0
     return TrainConfig(
         batch_size=at(BATCH, tokens_seen) * (GPU_BATCH if gpu else 1), optimizer="muon", learning_rate=share * learning_rate_for(hidden_size),
-        muon_learning_rate=share * MUON_LEARNING_RATE, keep="best", compile="on" if minutes >= COMPILE_FROM else "off",
+        muon_learning_rate=share * MUON_LEARNING_RATE, schedule="wsd", cooldown=1.0, keep="best", compile="on" if minutes >= COMPILE_FROM else "off",
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from gam_lm.report.ablation import ablation, ablation_plot
 from gam_lm.report.compare import NO_DIFFERENCE, corrected, difference, measured, named_primary
 from gam_lm.report.decode import decode_plots, decoding
+from gam_lm.report.ladder import ladder_table
 from gam_lm.report.plots import context_plots, loss_curves
 from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3
 from gam_lm.report.recall import recall, recall_by_gap, recall_by_length, recall_differences, recall_plots
@@ -134,6 +135,10 @@ KINDS: Mapping[str, Kind] = {
     "tuning": Kind(
         title="Tuning on another text", intro="What a text is worth to the initial memory alone, to adapters of the same size, and to all weights.",
         belongs=lambda row: "trained_parameters" in row, tables=lambda results, directory: [state_tuning_table(results)],
+    ),
+    "ladder": Kind(
+        title="The ladder of `gam train`", intro="Models of several sizes on texts of several lengths, each for so many minutes: what the plan's rules rest on.",
+        belongs=lambda row: "text_bytes" in row, tables=lambda results, directory: [ladder_table(results)],
     ),
     "quality": Kind(
         title="Quality (Table 1)", intro="Every model reads the same tokens in the same order. The floors take no model: what does not beat them has learned no context.",

@@ -44,7 +44,7 @@ SIZES = (
 VOCABULARY = ((0, 512), (1e5, 1024), (6e5, 2048), (1e7, 4096), (5e7, 8192), (4e8, 16_384))
 """Bytes of text → entries of the tokenizer."""
 
-BATCH = ((0, 4), (4e6, 8), (3e7, 16), (1e8, 32), (1e9, 64))
+BATCH = ((0, 4), (1e7, 8), (4e7, 16), (2e8, 32), (1e9, 64))
 """Tokens seen → sequences in a batch, on a CPU."""
 
 GPU_BATCH = 4
@@ -53,10 +53,10 @@ GPU_BATCH = 4
 CONTEXTS = (256, 128, 64, 32, 16)
 """Tokens in a sequence: the longest of these that leaves a text enough sequences."""
 
-DROPOUT = ((0, 0.0), (3, 0.05), (6, 0.1), (9, 0.15), (15, 0.2), (25, 0.3))
+DROPOUT = ((0, 0.0), (3, 0.1), (5, 0.15), (7, 0.2), (12, 0.25), (20, 0.3))
 """Passes over the text → dropout."""
 
-MOST_PASSES = 40
+MOST_PASSES = 12
 """Beyond these a model only learns the text by heart: the run ends earlier than it may."""
 
 LEARNING_RATE, AT_WIDTH, POWER = 1.2e-2, 128, 0.5

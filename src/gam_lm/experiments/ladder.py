@@ -129,7 +129,8 @@ def _decided(rung: Rung, corpus: TokenCorpus, run: Path, device: torch.device) -
         return named_model(rung.model, base)
 
     muon = recipe_for(hidden_size=rung.hidden_size, tokens_seen=0).muon_learning_rate or 0.0
-    fixed: dict[str, Any] = {"seed": rung.seed, "precision": rung.precision, "learning_rate": rung.rate * learning_rate_for(rung.hidden_size), "muon_learning_rate": rung.rate * muon}
+    rates = {"learning_rate": rung.rate * learning_rate_for(rung.hidden_size), "muon_learning_rate": rung.rate * muon}
+    fixed: dict[str, Any] = {"seed": rung.seed, "precision": rung.precision, **rates}
     if rung.batch_size is not None:
         fixed["batch_size"] = rung.batch_size
     planner = Planner(corpus=corpus, device=device, minutes=rung.minutes, config_at=config_at, fixed=fixed, sizes=(size,), most_passes=math.inf)

@@ -1,6 +1,7 @@
 """The command line, as a person meets it."""
 
 import dataclasses
+import io
 import json
 import shutil
 import subprocess
@@ -160,6 +161,13 @@ def test_bench_compares_models_and_goes_on_where_it_stopped(text, tmp_path, caps
         (["generate", "{trained}", "--temperature", "-1"], "temperature is -1.0"),
         (["generate", "{trained}", "--device", "cuda:77"], "device is 'cuda:77'"),
         (["train", "--data", "tinystories", "--out", "{out}", *TINY], "gam data prepare tinystories"),
+        (["train", "--data", "{text}", "--out", "{out}", *TINY[2:], "--hidden-size", "1000000000"], "the memory does not suffice"),
+        (["generate", "{trained}", "--prompt", "a\ud800"], "prompt holds half of a surrogate pair or a byte that is no UTF-8 at character 2"),
+        (["inspect", "trace", "{trained}", "--text", "ab\udcff", "--out", "{out}.json"], "text holds half of a surrogate pair"),
+        (["data", "prepare", "{text}", "--vocab-size", "2147483647"], "vocab_size is 2147483647: a tokenizer of more than 16777216 entries"),
+        (["data", "prepare", "/dev/null"], "which is neither a file nor a folder"),
+        (["serve", "{trained}", "--host", "", "--port", "0"], "cannot listen on :0 (no address)"),
+        (["serve", "{trained}", "--host", "\0", "--port", "0"], "cannot listen on"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, said, text, trained, tmp_path, capsys, monkeypatch):
@@ -193,6 +201,8 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, said, text, trained, t
         ("eval run --json=3", "--json is '3': it takes no value, write --json or --no-json"),
         ("eval run --device", "--device has no value: give it a text"),
         ("env more", "unknown word 'more': gam env takes flags alone"),
+        ("bench --out x --seeds", "--seeds has no value: give it a whole number, or several"),
+        ("recall --models --out x", "--models has no value: give it a text, or several"),
         ("train --tyro-print-completion csh", "use one of bash, zsh, tcsh, fish"),
         ("trian --steps 3", "unknown verb 'trian': did you mean 'train'?"),
         ("inspect slot run", "verb 'inspect slot' is not known: use"),
@@ -200,6 +210,41 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, said, text, trained, t
 )
 def test_words_that_are_no_command_are_one_line_with_flag_value_and_fix(command, said, capsys):
     assert said in refused(capsys, command.split(" "))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("GAM_LM_IMPORT", "{", "use a JSON list"), ("GAM_LM_IMPORT", "3", "use a JSON list"), ("GAM_LM_IMPORT", "[3]", "use a JSON list"),
+        ("RANK", "x", "RANK is 'x'"), ("RANK", "-1", "RANK is '-1'"),
+    ],
+)  # fmt: skip
+def test_an_environment_variable_that_makes_no_sense_is_named(variable, value, said, monkeypatch, capsys):
+    monkeypatch.setenv(variable, value)
+    assert said in refused(capsys, ["models"])
+
+
+@pytest.mark.parametrize(("size", "said"), [("y", "WORLD_SIZE is 'y'"), ("-1", "WORLD_SIZE is '-1'"), ("0", "WORLD_SIZE is '0'"), ("2", "MASTER_ADDR is not set")])
+def test_a_launcher_that_says_too_little_is_named(size, said, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert said in refused(capsys, ["train", "--data", str(text), "--out", str(tmp_path / "run"), "--steps", "1", *TINY])
+
+
+def test_a_file_never_takes_the_place_of_a_folder(trained, text, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear reader")
+    assert "it is a folder" in refused(capsys, ["read", str(trained), str(text), "--out", str(tmp_path / "mine")])
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear reader" and len(list(tmp_path.glob("*mine*"))) == 1
+
+
+def test_a_chat_in_another_encoding_is_one_line(trained, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), encoding="utf-8"))
+    assert "standard input is not UTF-8" in refused(capsys, ["chat", str(trained), "--device", "cpu"])
+
+
+def test_a_config_that_is_nested_too_deeply_is_one_line(tmp_path, capsys):
+    (tmp_path / "deep.toml").write_text("steps = " + "[" * 5000 + "]" * 5000)
+    assert "is nested too deeply" in refused(capsys, ["train", "--config", str(tmp_path / "deep.toml")])
 
 
 @pytest.mark.parametrize("verb", VERBS)

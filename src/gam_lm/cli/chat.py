@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gam_lm.cli.numbers import Count, DrawSeed, Temperature, TopP
+from gam_lm.errors import InputError
 
 if TYPE_CHECKING:
     from gam_lm.inference.context import Context
@@ -105,5 +106,7 @@ def _lines() -> Iterator[str]:
             line = input(PROMPT) if sys.stdin.isatty() else next(sys.stdin)
         except (EOFError, StopIteration):
             return
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input is not UTF-8 (byte {error.start} of what was read): convert it to UTF-8") from error
         if line := line.strip():
             yield line

@@ -130,6 +130,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with explained(path, "read"):
             return tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise InputError(f"config {str(path)!r} is nested too deeply: write lines such as batch_size = 16") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"config {str(path)!r} is no TOML ({error}): write lines such as batch_size = 16") from error
 

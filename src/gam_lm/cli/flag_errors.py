@@ -47,6 +47,17 @@ def in_one_line(verb: str, flags: Sequence[Flag], words: Sequence[str]) -> Itera
     sys.stderr.write(box.getvalue())  # what else was said on the way
 
 
+def refuse_empty(flags: Sequence[Flag], words: Sequence[str]) -> None:
+    """Raise InputError for a flag of any number of values that is given with none: it would do nothing, and say nothing."""
+    known = {spelling: flag for flag in flags if not flag.positional for spelling in _spellings(flag)}
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        if word == "--":
+            return
+        flag = known.get(word.replace("_", "-"))
+        if flag is not None and flag.hint is not bool and _count(flag.hint) is None and (following == "--" or _is_flag(following)):
+            raise InputError(f"{word} has no value: give it {_kinds(flag.hint)}, or several")
+
+
 def _fault(verb: str, flags: Sequence[Flag], words: Sequence[str]) -> str | None:
     """What is wrong: a flag that is unknown, a value that is missing or of another kind, a word too many, or a flag that must be given."""
     known = {spelling: flag for flag in flags if not flag.positional for spelling in _spellings(flag)}

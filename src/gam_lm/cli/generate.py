@@ -40,8 +40,10 @@ class Generate:
         """Print the text as it comes."""
         from gam_lm.checkpoint import load_tokenizer_of
         from gam_lm.cli.tune_state import load_started
+        from gam_lm.data.tokenizer import check_characters
         from gam_lm.inference.generation import generate_text
 
+        check_characters(self.prompt, "prompt")
         model = load_started(self.run_directory, self.start, self.device)
         tokenizer = load_tokenizer_of(self.run_directory)
         if self.state is not None:
@@ -57,6 +59,7 @@ class Generate:
         print()
 
     def _from_state(self, model: Any, tokenizer: Any, state: Path) -> None:
+        from gam_lm.data.tokenizer import ids_of
         from gam_lm.errors import InputError
         from gam_lm.inference.context import Context
         from gam_lm.inference.continuation import Sampling, continue_text
@@ -65,7 +68,7 @@ class Generate:
             raise InputError("compile is true: leave out --compile or --state, a saved state is continued step by step")
         sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed)
         context = Context.load(state, model, tokenizer)
-        if ids := tokenizer.encode(self.prompt).ids:
+        if ids := ids_of(tokenizer, self.prompt, "prompt"):
             context.read(ids)
         print(self.prompt, end="", flush=True)
         for piece in continue_text(context, tokenizer, sampling, max_new_tokens=self.max_new_tokens or None):

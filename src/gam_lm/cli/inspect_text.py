@@ -39,8 +39,10 @@ class Text:
         """Its token ids. Raises InputError where not one text is named, or it is too short."""
         if (self.text is None) == (self.data is None):
             raise InputError("the text is not given: use either --text with the text itself or --data with a corpus name or a path")
+        from gam_lm.data.tokenizer import ids_of
+
         if self.text is not None:
-            return self._first(tokenizer.encode(self.text, add_special_tokens=False).ids)
+            return self._first(ids_of(tokenizer, self.text, "text"))
         from gam_lm.data.tokens import prepare
 
         corpus = prepare(str(self.data), tokenizer=str(run / "tokenizer.json"))

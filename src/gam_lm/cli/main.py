@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -95,10 +96,10 @@ def run(arguments: list[str]) -> int:
     for noisy in ("httpx", "datasets", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     origin = ""
-    if processes.rank():  # the first process speaks for all, and of trouble every one
-        logger.setLevel(logging.WARNING)
-        origin = f"process {processes.rank()}: "
     try:
+        if processes.rank():  # the first process speaks for all, and of trouble every one
+            logger.setLevel(logging.WARNING)
+            origin = f"process {processes.rank()}: "
         arguments = take_imports(arguments)
         if not arguments or arguments[0] in ("-h", "--help"):
             print(_help())
@@ -118,6 +119,11 @@ def run(arguments: list[str]) -> int:
         return 3
     except KeyboardInterrupt:
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if (said := out_of_memory(error)) is None:
+            raise
+        print(f"gam: {origin}{said}", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         _close_output()  # whoever read our output has gone
     except OSError as error:
@@ -152,6 +158,14 @@ def _close_output() -> None:
     sys.stdout = None
 
 
+def out_of_memory(error: BaseException) -> str | None:
+    """One line for a lack of memory, which torch reports as a RuntimeError; None for any other error."""
+    asked = re.search(r"tried to allocate ([\d.]+ ?\w+)", str(error))
+    known = isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+    amount = f" (asked for {asked[1]} more)" if asked else ""
+    return f"the memory does not suffice{amount}: use a smaller hidden_size, batch_size, context or vocab_size" if known else None
+
+
 def show_anything() -> None:
     """Let printing never fail: what a terminal's encoding lacks is shown as an escape, such as \\u2211."""
     for stream in (sys.stdout, sys.stderr):
@@ -164,13 +178,14 @@ def parse(arguments: list[str]) -> list[Verb]:
     import tyro
 
     from gam_lm.cli.config_file import with_config
-    from gam_lm.cli.flag_errors import in_one_line
+    from gam_lm.cli.flag_errors import in_one_line, refuse_empty
     from gam_lm.cli.flag_list import flags_of, short_help
 
     name, rest = _name(arguments)
     entry = VERBS[name]
     kind = verb_class(name)
     flags = list(flags_of(kind, positional_required=entry.positional))
+    refuse_empty(flags, rest)
     rest = with_config(rest, flags)
     first = getattr(kind, "first", ())
     if first and any(word in ("-h", "--help") for word in rest):

@@ -91,8 +91,10 @@ class Serve:
         name = self.run_directory.resolve().name
         app = make_app(engine, chat, name=name, limits=limits, api_key=None if key is None else key.strip(), hosts=(self.host, *self.allow_host), cors=self.cors)
         try:
+            if not self.host or "\0" in self.host:  # an empty one would be every address of the machine
+                raise ValueError("no address")
             listener = listen(self.host, self.port)
-        except (OSError, OverflowError, UnicodeError) as error:
+        except (OSError, OverflowError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"cannot listen on {self.host}:{self.port} ({reason}): choose another --host or --port") from error
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -97,6 +97,8 @@ def find(path: Path, left_out: LeftOut | None = None) -> list[Path]:
             return [path]
         if not path.exists():
             raise InputError(f"data is {str(path)!r}: there is no such file or folder")
+        if not path.is_dir():
+            raise InputError(f"data is {str(path)!r}, which is neither a file nor a folder: use a file of {known}")
     except OSError as error:
         raise InputError(f"data is {str(path)!r}, which cannot be opened: {error.strerror}") from error
     found = sorted(_walk(path, left_out))

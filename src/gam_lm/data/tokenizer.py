@@ -17,6 +17,9 @@ from gam_lm.errors import InputError
 
 PAPER_TOKENS = ("[UNK]", "[PAD]", "[SOS]", "[EOS]")
 
+MOST_ENTRIES = 2**24
+"""The library that trains takes memory for all entries ahead, and aborts the process where there is none."""
+
 WHOLE_BYTES = 60_000_000
 """A tokenizer is trained on all of a text that is no longer than this."""
 
@@ -35,6 +38,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     if vocab_size < 257:
         raise InputError(f"vocab_size is {vocab_size}: a byte-level tokenizer needs at least 257 entries")
+    _check_most(vocab_size)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -48,10 +52,16 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def _check_most(vocab_size: int) -> None:
+    if vocab_size > MOST_ENTRIES:
+        raise InputError(f"vocab_size is {vocab_size}: a tokenizer of more than {MOST_ENTRIES} entries is not trained, use fewer")
+
+
 def train_paper(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """The published protocol: BPE over white-space separated words with [UNK] [PAD] [SOS] [EOS]. White space is lost."""
     if vocab_size < len(PAPER_TOKENS) + 1:
         raise InputError(f"vocab_size is {vocab_size}: the paper's tokenizer needs at least {len(PAPER_TOKENS) + 1} entries")
+    _check_most(vocab_size)
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(PAPER_TOKENS), show_progress=False)
@@ -127,6 +137,21 @@ def literal(tokenizer: Tokenizer) -> Tokenizer:
     copy = plain(tokenizer)
     copy.encode_special_tokens = True
     return copy
+
+
+def ids_of(tokenizer: Tokenizer, text: str, name: str) -> list[int]:
+    """The ids of a text that a user typed. Raises InputError as `check_characters` does."""
+    check_characters(text, name)
+    ids: list[int] = tokenizer.encode(text).ids
+    return ids
+
+
+def check_characters(text: str, name: str) -> None:
+    """Raise InputError, with the ``name`` of what holds ``text``, where that holds what is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} holds half of a surrogate pair or a byte that is no UTF-8 at character {error.start + 1}: remove it") from error
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
+from gam_lm.data.tokenizer import ids_of
 from gam_lm.errors import InputError
 from gam_lm.inference.compiling import decoder, why_not_decoding
 from gam_lm.model import LanguageModel, State
@@ -91,7 +92,7 @@ def generate_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, **opt
     Ends at <|endoftext|>, which also starts the text where the prompt is empty.
     """
     end = tokenizer.token_to_id("<|endoftext|>")
-    ids = tokenizer.encode(prompt).ids or ([end] if end is not None else [])
+    ids = ids_of(tokenizer, prompt, "prompt") or ([end] if end is not None else [])
     stream = DecodeStream(skip_special_tokens=True)
     for token in generate(model, ids, stop=frozenset() if end is None else frozenset({end}), **options):  # type: ignore[arg-type]
         if text := stream.step(tokenizer, token):

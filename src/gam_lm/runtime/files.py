@@ -72,6 +72,8 @@ def replacing(path: Path) -> Iterator[Path]:
                 yield temporary
                 _sync(temporary)
                 if path.is_dir() and not path.is_symlink():
+                    if not temporary.is_dir():  # a file never takes the place of a folder and of all that is in it
+                        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
                     _replace_folder(path, temporary)
                 else:
                     os.replace(temporary, path)

@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from gam_lm.errors import InputError
+from gam_lm.errors import InputError, shortened
 
 FLAG = "--import"
 
@@ -50,6 +50,8 @@ def load_imports() -> None:
 
 
 def _load(place: str) -> None:
+    if not place:
+        raise InputError("import is '': name a Python file or an installed module")
     if _is_file(place):
         _load_file(Path(place))
         return
@@ -81,7 +83,13 @@ def _load_file(path: Path) -> None:
 
 
 def _of_environment() -> list[str]:
-    found: list[str] = json.loads(os.environ.get(VARIABLE, "[]"))
+    said = os.environ.get(VARIABLE, "[]")
+    try:
+        found = json.loads(said)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(place, str) for place in found):
+        raise InputError(f"the environment variable {VARIABLE} is {shortened(said)}: use a JSON list of Python files and modules, or unset it")
     return found
 
 

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import os
 
+from gam_lm.errors import InputError, shortened
+
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def local_rank() -> int:
     """Its number on this machine, from 0."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0)
 
 
 def world_size() -> int:
     """Number of processes; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
+
+
+def _number(variable: str, least: int) -> int:
+    """What a launcher says. Raises InputError for what is no number of at least ``least``."""
+    said = os.environ.get(variable, str(least))
+    if not (said.isascii() and said.isdecimal() and int(said) >= least):
+        raise InputError(f"the environment variable {variable} is {shortened(said)}: a launcher sets it to a whole number of at least {least}, or unset it")
+    return int(said)

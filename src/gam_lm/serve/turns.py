@@ -1,7 +1,8 @@
 """Who may use the model now: one thread reads prompts, one draws tokens, and they take turns that are short.
 
-A piece of a prompt takes many times as long as a token. The thread that reads it therefore gives way between two blocks of the model, once it has had as long as a
-token takes: a token waits for one block or for as long as it takes itself, not for a piece; and the piece is computed as it would have been alone.
+A piece of a prompt takes many times as long as a token. The thread that reads it therefore gives way between two blocks of the model, once it has had half as long as
+a token takes: a token waits for one block or for half of its own time, not for a piece, so that a stream's gaps stay below twice their usual length; and the piece is
+computed as it would have been alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+SHARE = 0.5
+"""Of a drawing turn's usual length: what a reader has before it gives way to one that waits."""
 
 
 class Turns:
@@ -60,7 +64,7 @@ class Turns:
     def _between_blocks(self, block: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if not getattr(self._reader, "yielding", False) or not self._queue:
             return
-        if time.perf_counter() - self._reader.since < self._usual:
+        if time.perf_counter() - self._reader.since < SHARE * self._usual:
             return
         if inputs[0].device.type == "cuda":
             torch.cuda.synchronize(inputs[0].device)  # what is queued on the device has its turn too

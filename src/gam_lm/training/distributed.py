@@ -7,6 +7,7 @@ so that it must lie where all see it. A batch is a function of its step whatever
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ def joined(device: str) -> Iterator[tuple[World, str]]:
     if processes.world_size() == 1:
         yield World(), device
         return
+    if absent := [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK") if name not in os.environ]:
+        raise InputError(f"the environment variable WORLD_SIZE is {processes.world_size()} and {absent[0]} is not set: start with torchrun, or unset WORLD_SIZE")
     has_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if has_gpu:
         device = f"cuda:{processes.local_rank()}"

@@ -13,7 +13,7 @@ MEASURING_VERBS = sorted(name for name in VERBS if name in MEASURING or name.sta
 
 @pytest.mark.parametrize("name", MEASURING_VERBS)
 def test_the_file_of_a_verb_gives_the_same_verb(tmp_path, name):
-    first = parse([name, "--out", str(tmp_path)])
+    first = parse([name, *(["runs/x"] if VERBS[name].positional else []), "--out", str(tmp_path)])
     for verb in first:
         (tmp_path / "run.toml").write_text(repeating(verb), encoding="utf-8")
         assert parse([name, "--config", str(tmp_path / "run.toml")]) == [verb]

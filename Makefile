@@ -28,9 +28,11 @@ test-fast: .venv/installed-dev
 test-browser: .venv/installed-dev
 	$(BIN)/python -m pytest -m browser -rs
 
-# Hundreds of kills, for an evening: every file operation, and random moments.
+# Hundreds of kills, for an evening: every file operation, and random moments, also of bench, tune and recall; then 20,000 steps.
 soak: .venv/installed-dev
 	$(BIN)/python tests/soak/kills.py --operations --random 500 --out results/reliability
+	$(BIN)/python tests/soak/commands.py --runs 50 --out results/reliability
+	$(BIN)/python tests/soak/steps.py --out results/reliability
 
 # As many damaged inputs as one likes, of every kind; the counts go to results/reliability.
 N ?= 2000

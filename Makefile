@@ -1,12 +1,12 @@
 # The two commands: `make run` compares GAM, a Transformer and Mamba on real text; `make test` runs every check.
-# Each sets up .venv by itself and is quick when run again. PYTHON and OUT may be set. `make docs` builds the site.
+# Each sets up .venv by itself and is quick when run again. PYTHON and OUT may be set. `make docs` builds the site and serves it.
 
 PYTHON ?= python3
 OUT ?= runs/laptop
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-fast test-browser soak fuzz lint docs wheel-test bench-gpu clean
+.PHONY: run test test-fast test-browser soak fuzz lint docs docs-build wheel-test bench-gpu clean
 
 run: .venv/installed-plot
 	$(BIN)/gam bench --preset laptop --out $(OUT)
@@ -44,9 +44,15 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-docs: .venv/installed-dev
+# The site with its search; DOCS_PORT may be set. Ctrl-C ends it.
+DOCS_PORT ?= 8001
+docs: docs-build
+	@echo "The site: http://127.0.0.1:$(DOCS_PORT)/"
+	@$(BIN)/python -m http.server --directory site --bind 127.0.0.1 $(DOCS_PORT) 2> /dev/null || { echo "port $(DOCS_PORT) is taken: make docs DOCS_PORT=8002"; exit 2; }
+
+docs-build: .venv/installed-dev
 	$(BIN)/zensical build --strict --clean --config-file mkdocs.yml
-	@echo "The site is in site/."
+	@echo "The site is in site/; its search needs a server: make docs."
 
 # The wheel alone in a new environment: nothing is compiled, no extra comes along, and it trains.
 wheel-test: .venv/installed-plot

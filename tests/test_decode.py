@@ -30,6 +30,12 @@ MODELS = ["gam-static", "gam-mean", "gam", "gam-hybrid", "transformer-learned", 
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def bf16_is_measured(monkeypatch):
+    """Also on a processor that only emulates it: times do not matter here."""
+    monkeypatch.setattr("gam_lm.experiments.measuring.has_bf16", lambda device: True)
+
+
 def opened(path):
     return Results.open(path / "results.json", command="", environment={}, corpus=None)
 

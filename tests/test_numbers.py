@@ -10,8 +10,9 @@ import typing
 
 import pytest
 
-from gam_lm.cli.main import VERBS, parse, run, show_anything, verb_class
+from gam_lm.cli.main import VERBS, parse, run, verb_class
 from gam_lm.cli.numbers import check_numbers
+from gam_lm.cli.terminal import show_anything
 from gam_lm.errors import InputError
 
 

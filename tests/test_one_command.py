@@ -1,5 +1,6 @@
 """`gam train my_text.txt` and what follows it, from an empty folder."""
 
+import dataclasses
 import json
 import math
 import signal
@@ -7,12 +8,16 @@ import tomllib
 
 import pytest
 import torch
+import tyro
 from one_command import SMALL, WORDS, make_folder, refused
 
 import gam_lm.training.loop as loop
 from gam_lm.checkpoint import load_model, read_json
-from gam_lm.cli.main import parse, run, verb_class
+from gam_lm.cli.flag_list import flags_of
+from gam_lm.cli.main import VERBS, parse, run, verb_class
 from gam_lm.cli.outcome import meaning
+from gam_lm.cli.train import Train
+from gam_lm.cli.training_job import job_of
 from gam_lm.presets.setups import preset
 from gam_lm.results import read_results
 from gam_lm.training.recipe import TrainConfig
@@ -230,18 +235,45 @@ def test_bad_input_is_one_line(folder, capsys, arguments, said):
     assert not (folder / "runs").exists()
 
 
-def test_help_shows_what_people_use_first_and_help_all_the_rest(capsys):
-    shown = {}
-    for flag in ("--help", "--help-all"):
-        with pytest.raises(SystemExit) as done:
-            run(["train", flag])
-        assert done.value.code == 0
-        shown[flag] = capsys.readouterr().out
-    first = verb_class("train").first
-    assert len(first) <= 12 and "--help-all" in shown["--help"]
-    for name in first:
-        assert name == "texts" or f"--{name.replace('_', '-')}" in shown["--help"]
-    assert "--weight-decay" not in shown["--help"] and "--weight-decay" in shown["--help-all"] and "--gam.write" in shown["--help-all"]
+def shown_help(capsys, *arguments):
+    with pytest.raises(SystemExit) as done:
+        run(list(arguments))
+    assert done.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_what_people_use_first_and_help_all_every_flag_that_is_read(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    kind = verb_class(verb)
+    known = {flag.name: flag for flag in flags_of(kind, positional_required=VERBS[verb].positional)}
+    first = [name for names in getattr(kind, "first", {}).values() for name in names]
+    short, whole = (shown_help(capsys, *verb.split(), flag) for flag in ("--help", "--help-all"))
+    assert set(first) <= known.keys() and len(first or known) <= 12 and len(set(first)) == len(first)
+    assert all(":`" not in each and "``" not in each for each in (short, whole))
+    listed = {word.rstrip(",") for line in whole.splitlines() for word in line.split() if line.startswith("    --") and word.startswith("--")}
+    with pytest.raises(SystemExit):  # what reads the flags lists them too
+        tyro.cli(kind, args=["--help"], default=kind.defaults([])[0] if hasattr(kind, "defaults") else None)
+    read = capsys.readouterr().out
+    for name, flag in known.items():
+        plain = f"--{name}".replace("_", "-")
+        assert flag.positional or plain in read, plain
+        before, _, last = plain.removeprefix("--").rpartition(".")
+        assert flag.positional or listed & {plain, "--" + ".".join(filter(None, (before, f"no-{last}")))}, plain
+    assert ("--help-all" in short) == (bool(first) and len(first) < len(known))
+
+
+def test_help_shows_the_defaults_that_act(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    plain, preset = (shown_help(capsys, "train", *more, "--help-all") for more in ([], ["--preset", "laptop"]))
+    lines = {name: [next(line for line in each.splitlines() if line.startswith(f"    --{name} ")) for each in (plain, preset)] for name in ("steps", "hidden-size")}
+    assert all("planned" in before and "by default" in after for before, after in lines.values())
+    # What the plan decides is what the help calls planned.
+    (train,) = parse(["train", "my_text.txt", "--minutes", "0.01", "--device", "cpu"])
+    job = job_of(train, torch.device("cpu"))
+    differs = {each.name for each in dataclasses.fields(TrainConfig) if getattr(job.recipe, each.name) != getattr(train.recipe, each.name)}
+    differs |= {name for name in ("hidden_size", "num_hidden_layers", "vocab_size", "dropout") if getattr(job.config, name) != getattr(train.architecture, name)}
+    assert differs <= set(Train.planned) and {"steps", "optimizer", "hidden_size"} <= differs
 
 
 def test_what_a_figure_means():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -13,6 +13,7 @@ from gam_lm.cli.architecture import Architecture, config_of_flags, model_on_flag
 from gam_lm.cli.data import Data
 from gam_lm.cli.flags import FLAT, command_line, peek
 from gam_lm.cli.numbers import Seed
+from gam_lm.cli.terminal import show
 from gam_lm.presets.setups import ABLATION, ablation_preset
 from gam_lm.training.recipe import TrainConfig
 
@@ -22,6 +23,13 @@ DEFAULT = ABLATION["minutes"]
 @dataclass(frozen=True, kw_only=True)
 class Ablate:
     """Take the full model apart, one thing at a time, on the same tokens in the same order; the same command goes on with what is missing."""
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "What is compared": ("preset", "model", "rows", "seeds", "data"),
+        "Training": ("steps", "batch_size"),
+        "Output": ("out", "dry_run"),
+        "Machine": ("device",),
+    }
 
     out: Path
     """Folder for results.json, table.md, ablation.svg and .png, and the runs."""
@@ -76,7 +84,7 @@ class Ablate:
         content = read_results(path)
         table = ablation_table(content, self.out)
         write_text(self.out / "table.md", table)
-        print(table)
+        show(table)
         print(f"runs:  {self.out / 'runs'}\ntable: {self.out / 'table.md'}")
         for picture in ablation_plot(content, self.out, self.out / "ablation"):
             print(f"plot:  {picture}")

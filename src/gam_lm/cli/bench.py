@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 from tyro.conf import Suppress, UseAppendAction
@@ -14,6 +14,7 @@ from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.data import Data
 from gam_lm.cli.flags import FLAT, command_line, peek, share_out
 from gam_lm.cli.numbers import Above, Seed
+from gam_lm.cli.terminal import show
 from gam_lm.presets.compared import COMPARED
 from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
@@ -25,6 +26,13 @@ PARTS = {"paper": ("paper-wikitext2", "paper-tinystories")}
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """Train several models on the same tokens in the same order and compare them; the same command goes on with what is missing."""
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "What is compared": ("preset", "models", "seeds", "data", "tuned"),
+        "Training": ("steps", "batch_size"),
+        "Output": ("out", "dry_run"),
+        "Machine": ("workers", "device"),
+    }
 
     out: Path
     """Folder for results.json, table.md, loss_curves.svg and .png, and the runs."""
@@ -125,7 +133,7 @@ def _show(out: Path) -> None:
     results = read_results(out / "results.json")
     table = quality_table(results, out)
     write_text(out / "table.md", table)
-    print(table)
+    show(table)
     print(f"runs:  {out / 'runs'}\ntable: {out / 'table.md'}")
     for picture in loss_curves(results, out / "loss_curves"):
         print(f"plot:  {picture}")

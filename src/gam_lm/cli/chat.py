@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gam_lm.cli.numbers import Count, DrawSeed, Temperature, TopP
 from gam_lm.errors import InputError
@@ -24,6 +24,12 @@ class Chat:
     """Talk to a model: a line is a message, /new starts anew, Ctrl-C ends an answer, Ctrl-D ends the chat. What you write stays text: `<|endoftext|>` in a
     message is no special token.
     """
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Model": ("run_directory", "system", "max_new_tokens"),
+        "Sampling": ("temperature", "top_k", "top_p", "seed"),
+        "Machine": ("device",),
+    }
 
     run_directory: Path
     """Run directory of the model; `gam train --chat` makes one that answers."""

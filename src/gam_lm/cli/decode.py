@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gam_lm.cli.architecture import fields_of
 from gam_lm.cli.measuring import Measuring
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class BenchDecode(Measuring):
     """Time one more token after long contexts, beside the limit that reading the weights sets; the same command goes on with what is missing."""
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "What is measured": ("models", "contexts", "batch_sizes", "precisions", "variants", "steps"),
+        "Limits": ("limit_seconds", "limit_mb"),
+        "Output": ("out",),
+        "Machine": ("device",),
+    }
 
     out: Path
     """Folder for results.json, table.md and decode*.svg and .png."""

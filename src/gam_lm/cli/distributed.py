@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gam_lm.cli.flags import command_line
 from gam_lm.cli.numbers import Count
+from gam_lm.cli.terminal import show
 from gam_lm.presets.compared import DISTRIBUTED
 
 
@@ -34,5 +35,5 @@ class BenchDistributed:
 
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
         measure_distributed(self.models, self.processes, Protocol(steps=self.steps, speed_steps=self.speed_steps), results)
-        print(write_distributed(self.out))
+        show(write_distributed(self.out))
         print(f"table: {self.out / 'table.md'}")

@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from gam_lm.cli.flags import command_line
 from gam_lm.cli.numbers import Count
@@ -26,6 +26,12 @@ STREAMED_AT_ONCE = 4096
 @dataclass(frozen=True, kw_only=True)
 class Eval:
     """Measure a trained model on a whole split."""
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Model and text": ("run_directory", "data", "split"),
+        "What is measured": ("context", "context_use", "stream", "harness"),
+        "Output": ("out", "json", "device"),
+    }
 
     run_directory: Path
     """Run directory of the model."""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """Write a trained model as an ONNX or torch.export graph, as a run directory in int8, or as a page that runs it in a browser."""
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Model": ("run_directory", "out"),
+        "Format": ("format", "portable", "weights"),
+        "Check": ("data",),
+    }
 
     run_directory: Path
     """Run directory of the model."""

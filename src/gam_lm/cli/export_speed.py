@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 class BenchExport(Measuring):
     """Time the export to ONNX and the graphs in ONNX Runtime on the CPU: one graph against the portable two."""
 
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "What is measured": ("models", "hidden_size", "num_hidden_layers", "prompt_tokens", "rounds"),
+        "Output": ("out",),
+    }
+
     whole: ClassVar[tuple[str, ...]] = ("prompt_tokens", "rounds", "warmup")
     positive: ClassVar[tuple[str, ...]] = ()
 

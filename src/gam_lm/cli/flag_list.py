@@ -27,17 +27,20 @@ class Flag(NamedTuple):
     """Whether it is written without its name."""
     required: bool
     """Whether it has no default."""
+    group: str
+    """The field of the group of flags that holds it; empty for one of the verb itself."""
     appended: bool = False
     """Whether several values are given by writing it several times."""
 
 
-def flags_of(kind: Any, *, positional_required: bool = False, prefix: str = "") -> Iterator[Flag]:
+def flags_of(kind: Any, *, positional_required: bool = False, prefix: str = "", group: str = "") -> Iterator[Flag]:
     """All flags of a verb's class, groups without a name flattened.
 
     Args:
         kind: a dataclass.
         positional_required: whether what has no default is written without its name.
         prefix: of all names.
+        group: the field that holds ``kind``.
     """
     hints, helps = get_type_hints(kind, include_extras=True), explained(kind)
     for field in dataclasses.fields(kind):
@@ -47,13 +50,13 @@ def flags_of(kind: Any, *, positional_required: bool = False, prefix: str = "") 
             continue
         if dataclasses.is_dataclass(hint):
             flat = own is not None and own.name == ""
-            yield from flags_of(hint, prefix=prefix if flat else f"{prefix}{field.name}.")
+            yield from flags_of(hint, prefix=prefix if flat else f"{prefix}{field.name}.", group=field.name)
             continue
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         name = own.name if own is not None and own.name else field.name
         says = own.help if own is not None and own.help else helps.get(field.name, "")
         positional = tyro.conf.Positional in marks or (positional_required and required)
-        yield Flag(prefix + name, field.name, hint, says, positional, required, tyro.conf.UseAppendAction in marks)
+        yield Flag(prefix + name, field.name, hint, says, positional, required, group, tyro.conf.UseAppendAction in marks)
 
 
 def given(arguments: Sequence[str]) -> frozenset[str]:
@@ -65,32 +68,6 @@ def given(arguments: Sequence[str]) -> frozenset[str]:
             before, dot, last = name.rpartition(".")
             found |= {name, f"{before}{dot}{last.removeprefix('no_')}"}
     return frozenset(found)
-
-
-def short_help(kind: type[Any], default: Any, first: Sequence[str], name: str) -> None:
-    """Print the help of the flags called ``first`` alone.
-
-    Args:
-        kind: class of the verb.
-        default: holds the defaults, or None. Where it has no preset, flags that the class names as ``planned`` have none.
-        first: names of flags of the verb itself, or of its groups without a name.
-        name: of the verb.
-    """
-    flags = {flag.name: flag for flag in flags_of(kind)}
-    fields: list[Any] = []
-    values = dict(values_of(default)) if default is not None else {}
-    planned = getattr(kind, "planned", ())
-    for each in first:
-        flag = flags[each]
-        hint: Any = Annotated[flag.hint, tyro.conf.Positional] if flag.positional else flag.hint
-        value = values.get(each, tyro.MISSING)
-        if each in planned and not getattr(default, "preset", None):
-            hint, value, flag = flag.hint | None, None, flag._replace(help=f"{flag.help} Planned where it is not given.")
-        shown = dataclasses.field(default=value)
-        fields.append((flag.field, Annotated[hint, tyro.conf.arg(name=each, help=flag.help)], shown))
-    short = dataclasses.make_dataclass(kind.__name__, fields, kw_only=True)
-    short.__doc__ = f"{(inspect.getdoc(kind) or '').strip()}\n\n`gam {name} --help-all` lists the other {len(flags) - len(fields)} flags."
-    tyro.cli(short, args=["--help"], prog=f"gam {name}")
 
 
 def values_of(verb: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -107,6 +84,32 @@ def values_of(verb: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from values_of(value, prefix if flat else f"{prefix}{field.name}.")
         else:
             yield prefix + (own.name if own is not None and own.name else field.name), value
+
+
+def defaults_of(kind: Any, default: Any = None, *, prefix: str = "") -> dict[str, Any]:
+    """The value of each flag where it is not given, by its name; a flag that has to be given is left out.
+
+    Args:
+        kind: a dataclass.
+        default: holds the values, or None for those of the class.
+        prefix: of all names.
+    """
+    found: dict[str, Any] = {}
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint, marks = _unwrapped(hints[field.name])
+        own = next((mark for mark in marks if hasattr(mark, "name") and hasattr(mark, "help")), None)
+        value: Any = field.default
+        if default is not None:
+            value = getattr(default, field.name)
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        if dataclasses.is_dataclass(hint):
+            flat = own is not None and own.name == ""
+            found |= defaults_of(hint, None if value is dataclasses.MISSING else value, prefix=prefix if flat else f"{prefix}{field.name}.")
+        elif value is not dataclasses.MISSING and not isinstance(value, type(tyro.MISSING)):
+            found[prefix + (own.name if own is not None and own.name else field.name)] = value
+    return found
 
 
 def _unwrapped(hint: Any) -> tuple[Any, tuple[Any, ...]]:

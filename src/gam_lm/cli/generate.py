@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gam_lm.cli.numbers import Count, DrawSeed, Natural, Temperature, TopP
 
@@ -12,6 +12,12 @@ from gam_lm.cli.numbers import Count, DrawSeed, Natural, Temperature, TopP
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     """Continue a prompt; GAM and Mamba take the same time and memory for every token."""
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Model and text": ("run_directory", "prompt", "state", "max_new_tokens"),
+        "Sampling": ("temperature", "top_k", "top_p", "seed"),
+        "Machine": ("compile", "device"),
+    }
 
     run_directory: Path
     """Run directory of the model."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gam_lm.cli.flags import command_line
 from gam_lm.cli.numbers import Above
+from gam_lm.cli.terminal import show
 from gam_lm.errors import InputError
 
 
@@ -40,7 +41,7 @@ class BenchGPU:
             return Results.open(results_file(self.out / part), command=command_line(), environment=machine, corpus=None)
 
         failed = bench_gpu(DRY if self.dry else FULL, opened, device, seconds=60 * self.minutes)
-        print(write_gpu(self.out))
+        show(write_gpu(self.out))
         print(f"table: {self.out / 'table.md'}; tables and plots of each part below {self.out}")
         if failed:
             raise RuntimeError(f"{len(failed)} steps failed, their errors stand above: {'; '.join(failed)}")

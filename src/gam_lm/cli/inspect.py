@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
 from gam_lm.cli.numbers import Count
+from gam_lm.cli.terminal import show
 from gam_lm.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class InspectCost:
     With --plan: what a training of that size takes on many GPUs, on paper.
     """
 
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Model": ("target", "model", "context"),
+        "A planned training": ("plan", "tokens", "gpus", "device", "plan_context", "tokens_per_step", "utilisation"),
+        "Output": ("json",),
+    }
+
     target: Annotated[str | None, tyro.conf.Positional] = None
     """Run directory, or the name of a preset; with --plan the kind of model, by default gam."""
     model: str | None = None
@@ -84,7 +91,10 @@ class InspectCost:
         if self.target is None:
             raise InputError("target is not given: name a run directory or a preset, or a size with --plan")
         report = cost_report(config_of(self.target, self.model), self.context)
-        print(json.dumps(report) if self.json else explain(report))
+        if self.json:
+            print(json.dumps(report))
+        else:
+            show(explain(report))
 
     def _plan(self, size: str) -> None:
         """What a larger model of the kind takes on many GPUs."""
@@ -105,7 +115,7 @@ class InspectCost:
             figures = dataclasses.asdict(found) | {"days": found.days(plan), "model_config": plan.config.to_dict()}
             print(json.dumps(figures))
         else:
-            print(describe(plan, found))
+            show(describe(plan, found))
 
 
 VOCABULARY = 32_768

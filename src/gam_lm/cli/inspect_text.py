@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 from gam_lm.cli.flags import FLAT
 from gam_lm.cli.numbers import Count, Natural
+from gam_lm.cli.terminal import show
 from gam_lm.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,6 +61,13 @@ class Text:
 class InspectTrace:
     """What happened at each token: gates, slots, what each path added, and where its information came from; in bounded memory for a text of any length."""
 
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Model and text": ("run_directory", "text", "data", "split", "tokens"),
+        "What is shown": ("top", "window"),
+        "Output": ("out",),
+        "Machine": ("device",),
+    }
+
     run_directory: Path
     """Run directory of the model."""
     words: Annotated[Text, FLAT] = Text()
@@ -92,7 +100,7 @@ class InspectTrace:
                     pass
             else:
                 means = write(found, _about(self.run_directory, model.config.to_dict()), self.out)
-        print(means.table().markdown())
+        show(means.table().markdown())
         if self.out is not None:
             print(f"trace: {self.out}")
 
@@ -100,6 +108,13 @@ class InspectTrace:
 @dataclass(frozen=True, kw_only=True)
 class InspectSlots:
     """What each slot of a memory is for: the tokens near it, where it fires, whether it is dead, and the loss without it."""
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Model and text": ("run_directory", "text", "data", "split", "tokens"),
+        "What is measured": ("top", "remove", "remove_tokens", "window"),
+        "Output": ("out",),
+        "Machine": ("device",),
+    }
 
     run_directory: Path
     """Run directory of a GAM model."""
@@ -134,7 +149,7 @@ class InspectSlots:
                 model, ids, tokenizer, window=self.window, top=self.top, remove=self.remove, remove_tokens=self.remove_tokens, advance=bar.advance
             )
         found = [use.to_dict() for use in uses]
-        print(overview(found).markdown())
+        show(overview(found).markdown())
         if write is not None:
             write(found, _about(self.run_directory, model.config.to_dict()) | {"tokens": len(ids)}, self.out)
             print(f"slots: {self.out}")

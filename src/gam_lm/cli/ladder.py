@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gam_lm.cli.flags import command_line
 from gam_lm.cli.numbers import Above, Count, Seed
+from gam_lm.cli.terminal import show
 from gam_lm.errors import InputError
 from gam_lm.presets.models import DEFAULT_MODEL
 from gam_lm.training.plan import SIZES, vocabulary_for
@@ -20,6 +21,13 @@ class BenchPlan:
 
     The rules of `gam train` (gam_lm/training/plan.py) are read off its table.
     """
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "What is trained": ("models", "data", "bytes", "sizes", "vocab_sizes", "rates", "seeds"),
+        "Time": ("minutes",),
+        "Output": ("out",),
+        "Machine": ("device",),
+    }
 
     out: Path
     """Folder for results.json, table.md, the texts and the runs."""
@@ -67,7 +75,7 @@ class BenchPlan:
         ]  # fmt: skip
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
         climb(rungs, load_corpus(self.data), results, self.out, choose_device(self.device))
-        print(write_ladder(self.out))
+        show(write_ladder(self.out))
         print(f"table: {self.out / 'table.md'}")
 
 

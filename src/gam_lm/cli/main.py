@@ -1,13 +1,12 @@
 """The command ``gam``: verbs → functions.
 
 A verb is a frozen dataclass whose fields are its flags and whose ``run`` does the work; where a preset or another flag sets the defaults of the others,
-its ``defaults`` says how. Its ``first`` names the flags that ``--help`` shows; ``--help-all`` shows all, as ``--help`` does where it names none. ``--config
-FILE.toml`` gives any flags of any verb. Exit codes: 0 done, 2 the user's input (one line), 3 training diverged, 130 interrupted, 1 our bug.
+its ``defaults`` says how. Its ``first`` names the flags that ``--help`` shows, by title; ``--help-all`` shows all, as ``--help`` does where it names none.
+``--config FILE.toml`` gives any flags of any verb. Exit codes: 0 done, 2 the user's input (one line), 3 training diverged, 130 interrupted, 1 our bug.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from gam_lm import __version__
 from gam_lm.cli.numbers import check_numbers
+from gam_lm.cli.terminal import StandardError, show_anything
 from gam_lm.errors import DivergedError, InputError, unknown_name
 from gam_lm.runtime import processes
 from gam_lm.runtime.allocator import keep_freed_memory
@@ -92,7 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one verb and return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[StandardError()])
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, StandardError):
+            handler.said.clear()
     for noisy in ("httpx", "datasets", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     origin = ""
@@ -166,20 +169,13 @@ def out_of_memory(error: BaseException) -> str | None:
     return f"the memory does not suffice{amount}: use a smaller hidden_size, batch_size, context or vocab_size" if known else None
 
 
-def show_anything() -> None:
-    """Let printing never fail: what a terminal's encoding lacks is shown as an escape, such as \\u2211."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def parse(arguments: list[str]) -> list[Verb]:
     """The verb that the arguments name, with its flags; several for a preset of several setups. Raises InputError for words that are none of its flags."""
     import tyro
 
     from gam_lm.cli.config_file import with_config
     from gam_lm.cli.flag_errors import in_one_line, refuse_empty
-    from gam_lm.cli.flag_list import flags_of, short_help
+    from gam_lm.cli.flag_list import flags_of
 
     name, rest = _name(arguments)
     entry = VERBS[name]
@@ -187,11 +183,14 @@ def parse(arguments: list[str]) -> list[Verb]:
     flags = list(flags_of(kind, positional_required=entry.positional))
     refuse_empty(flags, rest)
     rest = with_config(rest, flags)
-    first = getattr(kind, "first", ())
-    if first and any(word in ("-h", "--help") for word in rest):
-        asked = [word for word in rest if word not in ("-h", "--help")]
-        short_help(kind, (kind.defaults(asked) if hasattr(kind, "defaults") else [None])[0], first, name)
-    rest = ["--help" if word == "--help-all" else word for word in rest]
+    asked = {"-h", "--help", "--help-all"} & set(rest)
+    if asked:
+        from gam_lm.cli.help import show_help
+
+        others = [word for word in rest if word not in asked]
+        default = kind.defaults(others)[0] if hasattr(kind, "defaults") else None
+        show_help(kind, default, name, all_flags="--help-all" in asked, positional=entry.positional)
+        raise SystemExit(0)
     # `gam eval RUN`: what has no default is positional; elsewhere everything is a flag.
     positional = (tyro.conf.PositionalRequiredArgs,) if entry.positional else ()
     defaults = kind.defaults(rest) if hasattr(kind, "defaults") else [None]

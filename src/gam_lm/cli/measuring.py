@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from gam_lm.cli.architecture import Architecture, on_flags
 from gam_lm.cli.flags import command_line
 from gam_lm.cli.numbers import Above
+from gam_lm.cli.terminal import show
+from gam_lm.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -46,5 +48,7 @@ class Measuring(ABC):
         device = choose_device(self.device)
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
         self.measure(results, device)
-        print(self.write())
+        if not results.rows:
+            raise InputError("nothing could be measured on this machine, for the reasons above: choose other variants or precisions")
+        show(self.write())
         print(f"table and plots: {self.out}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 from gam_lm.cli.numbers import Count, Natural
 from gam_lm.errors import InputError
@@ -19,6 +19,12 @@ CHARACTERS = 1 << 16
 @dataclass(frozen=True, kw_only=True)
 class Read:
     """Read a text once, in bounded memory, and write the state: `gam generate RUN --state FILE` goes on from there at once."""
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Model and text": ("run_directory", "text", "state"),
+        "Output": ("out", "every", "keep"),
+        "Machine": ("device",),
+    }
 
     run_directory: Path
     """Run directory of the model."""

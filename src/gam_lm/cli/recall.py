@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 from pydantic import Field
@@ -12,6 +12,7 @@ from pydantic import Field
 from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.flags import FLAT, command_line, peek
 from gam_lm.cli.numbers import Count, Seed
+from gam_lm.cli.terminal import show
 from gam_lm.errors import InputError
 from gam_lm.presets.setups import RECALL, recall_preset
 from gam_lm.training.recipe import TrainConfig
@@ -22,6 +23,13 @@ DEFAULT = RECALL["minutes"]
 @dataclass(frozen=True, kw_only=True)
 class Recall:
     """Train models on synthetic recall and measure what they find again, against the size of their state."""
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "What is compared": ("preset", "models", "seeds"),
+        "Task": ("task", "pairs", "length", "filler", "test_lengths"),
+        "Output": ("out",),
+        "Machine": ("device",),
+    }
 
     out: Path
     """Folder for results.json, table.md and recall*.svg and .png."""
@@ -84,5 +92,5 @@ class Recall:
         results = Results.open(path, command=command_line(), environment=environment(), corpus=None)
         search = Search(space=tuple(map(Range.parse, self.search)), trials=self.trials) if self.trials else None
         recall(models, tasks, self.seeds, self.recipe, results, choose_device(self.device), test_lengths=self.test_lengths, search=search)
-        print(write_recall(self.out))
+        show(write_recall(self.out))
         print(f"table and plots: {self.out}")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from gam_lm.cli.terminal import show
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -59,4 +61,4 @@ class Models:
         """Print the list."""
         from gam_lm.presets.models import explain_models
 
-        print(explain_models())
+        show(explain_models())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import tyro
 
@@ -25,6 +25,13 @@ DEFAULT = SCALING["cpu"]
 @dataclass(frozen=True, kw_only=True)
 class Scale(Measuring):
     """Measure one block of each model at each length, every cell in a process of its own; the same command goes on with what is missing."""
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "What is measured": ("preset", "models", "lengths", "batch_size", "precision", "compile"),
+        "Limits": ("limit_seconds", "limit_mb"),
+        "Output": ("out",),
+        "Machine": ("device",),
+    }
 
     out: Path
     """Folder for results.json, table.md, compute_time.svg and .png, peak_memory.svg and .png."""
@@ -60,9 +67,13 @@ class Scale(Measuring):
 
     def measure(self, results: Results, device: torch.device) -> None:
         """See `Measuring.measure`."""
+        from gam_lm.errors import InputError
+        from gam_lm.experiments.measuring import emulated
         from gam_lm.experiments.scaling import Protocol, scale
         from gam_lm.training.precision import choose_dtype
 
+        if reason := emulated(self.precision, device):
+            raise InputError(f"precision is 'bf16', and {reason}: use fp32")
         dtype = self.precision
         if dtype == "auto":
             dtype = "bf16" if choose_dtype("auto", device).itemsize == 2 else "fp32"

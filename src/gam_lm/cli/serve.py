@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -17,6 +17,12 @@ from gam_lm.errors import InputError, MissingExtraError
 @dataclass(frozen=True, kw_only=True)
 class Serve:
     """Answer the OpenAI clients: /v1/models, /v1/completions, /v1/chat/completions; a chat page at /, Prometheus figures at /metrics."""
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Model": ("run_directory", "device"),
+        "Address": ("host", "port", "api_key", "allow_host", "cors"),
+        "Speed": ("batch", "cache_mb", "speculate"),
+    }
 
     run_directory: Path
     """Run directory of the model; its folder's name is the model's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gam_lm.cli.architecture import fields_of
 from gam_lm.cli.measuring import Measuring
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 class BenchTrain(Measuring):
     """Time whole training steps, the plain way and ours, beside the machine's matmul peak; the same command goes on with what is missing."""
 
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "What is measured": ("models", "hidden_size", "num_hidden_layers", "batch_sizes", "context", "variants", "rounds"),
+        "Limits": ("limit_seconds",),
+        "Output": ("out",),
+        "Machine": ("device",),
+    }
+
     out: Path
     """Folder for results.json, table.md, training_speed.svg and .png."""
     models: tuple[str, ...] = TRAINED
@@ -30,7 +37,7 @@ class BenchTrain(Measuring):
     context: Count = 256
     """Tokens per sequence."""
     variants: tuple[Literal["plain", "eager", "compiled"], ...] = ("plain", "eager", "compiled")
-    """Ways of taking a step; plain in fp32 and bf16, the others in bf16."""
+    """Ways of taking a step; plain in fp32 and bf16, the others in bf16; all in fp32 on a machine without bf16 instructions."""
     rounds: Count = 5
     """Steps of each variant that are timed, in turns; their median counts."""
     warmup: Count = 2
@@ -40,13 +47,12 @@ class BenchTrain(Measuring):
 
     def measure(self, results: Results, device: torch.device) -> None:
         """See `Measuring.measure`."""
-        from gam_lm.experiments.training_speed import VARIANTS, Protocol, bench_train, matched
+        from gam_lm.experiments.training_speed import Protocol, bench_train, matched, variants_of
 
         protocol = Protocol(rounds=self.rounds, warmup=self.warmup, limit_seconds=self.limit_seconds, limit_mb=self.limit_mb)
-        variants = [each for each in VARIANTS if each[0] in self.variants]
         base = fields_of(self.architecture)
         base |= {"max_position_embeddings": max(self.context, base["max_position_embeddings"])}
-        bench_train(matched(self.models, base), self.batch_sizes, self.context, variants, protocol, results, device)
+        bench_train(matched(self.models, base), self.batch_sizes, self.context, variants_of(self.variants, device), protocol, results, device)
 
     def write(self) -> str:
         """See `Measuring.write`."""

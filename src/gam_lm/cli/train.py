@@ -26,10 +26,17 @@ class Train:
     overrides what follows. The same command goes on with a run that was stopped.
     """
 
-    first: ClassVar[tuple[str, ...]] = (
-        "texts", "minutes", "out", "from", "chat", "model", "vocab_size", "hidden_size", "num_hidden_layers", "steps", "device",
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Text": ("texts", "chat", "from"),
+        "Time": ("minutes", "steps"),
+        "Model": ("model", "vocab_size", "hidden_size", "num_hidden_layers"),
+        "Run": ("out", "device"),
+    }
+    planned: ClassVar[tuple[str, ...]] = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "dropout", "steps", "epochs", "batch_size", "context", "optimizer", "learning_rate",
+        "muon_learning_rate", "keep", "compile", "validate_every", "valid_tokens",
     )  # fmt: skip
-    planned: ClassVar[tuple[str, ...]] = ("vocab_size", "hidden_size", "num_hidden_layers", "steps")
+    """Flags whose values follow from the text and the machine where there is no preset."""
 
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
     """Text files, folders, or the name of a corpus: .txt .md .py .jsonl, also as .gz and .zst, and .parquet. Several paths are one text."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -12,6 +12,7 @@ from gam_lm.cli.architecture import Architecture, fields_of, on_flags
 from gam_lm.cli.data import Data
 from gam_lm.cli.flags import FLAT, command_line, peek, share_out
 from gam_lm.cli.numbers import Count, Natural
+from gam_lm.cli.terminal import show
 from gam_lm.presets.compared import COMPARED
 from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
@@ -26,6 +27,13 @@ SPACES = {"adamw": ("learning_rate=1e-3:1.6e-2",), "muon": ("muon_learning_rate=
 @dataclass(frozen=True, kw_only=True)
 class Tune:
     """Find the best recipe of each model: the same number of trials over the same ranges for all; the same command goes on with what is missing."""
+
+    first: ClassVar[dict[str, tuple[str, ...]]] = {
+        "What is tuned": ("preset", "models", "data", "search", "trials"),
+        "Training": ("steps", "batch_size"),
+        "Output": ("out",),
+        "Machine": ("workers", "device"),
+    }
 
     out: Path
     """Folder for results.json, table.md, tune.svg and .png, study.db and the runs."""
@@ -105,5 +113,5 @@ class Tune:
                     tune(study, corpus, results, self.out, device, storage=storage)
             except Timeout:
                 raise InputError(f"out is {str(self.out)!r}, where another process tunes: wait for it, or share a database with --storage") from None
-        print(write_study(self.out))
+        show(write_study(self.out))
         print(f"table and plot: {self.out}")

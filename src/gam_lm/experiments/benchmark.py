@@ -25,6 +25,7 @@ from gam_lm.model import LanguageModel
 from gam_lm.presets.models import Fields
 from gam_lm.results import Results, write_blocks
 from gam_lm.runtime.measure import interleaved_times, step_times
+from gam_lm.runtime.progress import progress
 from gam_lm.runtime.workers import claimed
 from gam_lm.training.compiled import compile_for_training
 from gam_lm.training.evaluate import Evaluation, evaluate
@@ -94,17 +95,19 @@ def benchmark(
     """
     _add_floors(corpus, results)
     elsewhere = 0
-    for each in contenders:
-        with claimed(directory, each.label) as ours:
-            results.reread()
-            if results.find(identity_of(each)) is not None:
-                logger.info("%s: already in %s", each.label, results.path)
-            elif ours:
-                logger.info("%s: %d parameters", each.label, parameters(each.config))
-                train_row(each, corpus, results, directory, device, test=test)
-            else:
-                logger.info("%s: another process trains it", each.label)
-                elsewhere += 1
+    with progress("models", len(contenders), "trainings") as bar:
+        for each in contenders:
+            with claimed(directory, each.label) as ours:
+                results.reread()
+                if results.find(identity_of(each)) is not None:
+                    logger.info("%s: already in %s", each.label, results.path)
+                elif ours:
+                    bar.now(f"{each.label}, {parameters(each.config):,} parameters")
+                    train_row(each, corpus, results, directory, device, test=test)
+                else:
+                    logger.info("%s: another process trains it", each.label)
+                    elsewhere += 1
+            bar.advance()
     if elsewhere:
         logger.info("%d rows are trained by other processes; the same command goes on with what they leave", elsewhere)
     elif timed:

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from gam_lm.data.tokens import prepare
 from gam_lm.presets.compared import DISTRIBUTED_SMALL, DISTRIBUTED_TINY
 from gam_lm.presets.models import named_model
 from gam_lm.results import Results
+from gam_lm.runtime.progress import progress
 from gam_lm.runtime.workers import CORES
 from gam_lm.training.loop import fit, new_model
 from gam_lm.training.recipe import TrainConfig
@@ -63,20 +64,27 @@ def measure_distributed(models: Sequence[str], counts: Sequence[int], protocol: 
     with tempfile.TemporaryDirectory() as folder:
         data = write_text_of_words(Path(folder) / "words")
         prepare(data, vocab_size=DISTRIBUTED_TINY["vocab_size"])  # once, for all processes
-        for name in models:
-            _measure(name, counts, protocol, data, results)
+        with progress("several processes", len(models) * (3 * len(counts) + 2), "runs") as bar:
+            for name in models:
+                for variant, measure in _measurements(name, counts, protocol, data, results):
+                    bar.now(f"{name}, {variant}")
+                    measure()
+                    bar.advance()
 
 
-def _measure(name: str, counts: Sequence[int], protocol: Protocol, data: str, results: Results) -> None:
+def _measurements(name: str, counts: Sequence[int], protocol: Protocol, data: str, results: Results) -> Iterator[tuple[str, Callable[[], None]]]:
+    """What is measured of a model, and how."""
     circle = (max(counts), *(count for count in (2, 1) if count < max(counts)), max(counts))
     tiny, small = named_model(name, DISTRIBUTED_TINY), named_model(name, DISTRIBUTED_SMALL)
     for dtype in ("fp64", "fp32"):
         for count in counts:
-            _fill(results, name, tiny, protocol.recipe, dtype, f"{count} processes", partial(_equality, tiny, protocol, data, dtype, [count]))
+            several = f"{count} processes"
+            yield f"{dtype}, {several}", partial(_fill, results, name, tiny, protocol.recipe, dtype, several, partial(_equality, tiny, protocol, data, dtype, [count]))
     moved = f"stopped and gone on, {'→'.join(map(str, circle))} processes"
-    _fill(results, name, tiny, protocol.recipe, "fp64", moved, partial(_equality, tiny, protocol, data, "fp64", circle))
+    yield moved, partial(_fill, results, name, tiny, protocol.recipe, "fp64", moved, partial(_equality, tiny, protocol, data, "fp64", circle))
     for count in (1, *counts):
-        _fill(results, name, small, protocol.timed, "fp32", f"speed, {count} processes", partial(_speed, small, protocol, data, count))
+        speed = f"speed, {count} processes"
+        yield speed, partial(_fill, results, name, small, protocol.timed, "fp32", speed, partial(_speed, small, protocol, data, count))
 
 
 def _fill(

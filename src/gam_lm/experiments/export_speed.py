@@ -26,6 +26,7 @@ from gam_lm.model import LanguageModel
 from gam_lm.presets.models import Fields, named_model
 from gam_lm.results import Results
 from gam_lm.runtime.measure import interleaved_times
+from gam_lm.runtime.progress import progress
 
 logger = logging.getLogger("gam_lm")
 
@@ -52,14 +53,20 @@ def bench_export(models: Sequence[str], base: Fields, prompt_tokens: int, rounds
         InputError: for an unknown name, or a model that is not exported.
         MissingExtraError: where the packages of ONNX are missing.
     """
-    for name in models:
-        config = named_model(name, base)
-        rows = [{"model": name, **described(config), "sequence_length": prompt_tokens, "batch_size": 1, "variant": form} for form in FORMS]
-        if all(results.find(row) is not None for row in rows):
-            continue
-        for row, figures in zip(rows, measure_forms(config, prompt_tokens, rounds, warmup), strict=True):
-            results.add({**row, **figures})
-            logger.info("%s, %s: export %.1f s, prompt %.1f ms", name, row["variant"], figures["export_seconds"], figures["prompt_ms"])
+    with progress("exports", len(models), "models") as bar:
+        for name in models:
+            bar.now(name)
+            _bench_model(name, named_model(name, base), prompt_tokens, rounds, warmup, results)
+            bar.advance()
+
+
+def _bench_model(name: str, config: ModelConfig, prompt_tokens: int, rounds: int, warmup: int, results: Results) -> None:
+    rows = [{"model": name, **described(config), "sequence_length": prompt_tokens, "batch_size": 1, "variant": form} for form in FORMS]
+    if all(results.find(row) is not None for row in rows):
+        return
+    for row, figures in zip(rows, measure_forms(config, prompt_tokens, rounds, warmup), strict=True):
+        results.add({**row, **figures})
+        logger.info("%s, %s: export %.1f s, prompt %.1f ms", name, row["variant"], figures["export_seconds"], figures["prompt_ms"])
 
 
 @torch.no_grad()

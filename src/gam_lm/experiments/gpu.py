@@ -20,6 +20,7 @@ import torch
 from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import enlarged
 from gam_lm.experiments import decode, scaling, training_speed
+from gam_lm.experiments.measuring import emulated
 from gam_lm.experiments.parity import FLA, PARITY_TOKENS, compiles_at, measure_parity
 from gam_lm.presets import compared
 from gam_lm.presets.models import Fields, named_model
@@ -143,7 +144,7 @@ class _Run:
 
     def train(self, configs: Mapping[str, ModelConfig], tokens: int, T: int, ways: Sequence[str]) -> None:
         """Training speed of each model at T tokens a row."""
-        variants = [each for each in training_speed.VARIANTS if each[0] in ways]
+        variants = training_speed.variants_of(ways, self.device)
         for name, config in configs.items():
             self.take(f"training of {name} at {T} tokens", partial(
                 training_speed.bench_train, {name: config}, [max(1, tokens // T)], T, variants, training_speed.Protocol(rounds=5), self.opened("training"), self.device,
@@ -153,7 +154,8 @@ class _Run:
     def decode(self, models: Sequence[str]) -> None:
         """Decoding of each model, on a GPU with CUDA graphs."""
         plan = self.plan
-        settings = [("bf16", "eager")] + [("bf16", "graph")] * (self.device.type == "cuda")
+        dtype = "fp32" if emulated("bf16", self.device) else "bf16"
+        settings = [(dtype, "eager")] + [(dtype, "graph")] * (self.device.type == "cuda")
         for name in models:
             self.take(f"decoding of {name}", partial(
                 decode.bench_decode, [name], plan.decoded, plan.batches, settings, plan.base, decode.Protocol(steps=30), self.opened("decode"), self.device,

@@ -24,6 +24,7 @@ from gam_lm.model import count_parameters
 from gam_lm.presets.models import named_model
 from gam_lm.results import Results
 from gam_lm.runtime.files import write_text
+from gam_lm.runtime.progress import progress
 from gam_lm.training.directory import corpus_figures
 from gam_lm.training.evaluate import evaluate
 from gam_lm.training.loop import fit, new_model
@@ -80,9 +81,12 @@ def climb(rungs: Sequence[Rung], source: Corpus, results: Results, out: Path, de
     Raises:
         InputError: for a text that is too short.
     """
-    for rung in rungs:
-        if not any(row.get("variant") == rung.label for row in results.rows):
-            results.add({"variant": rung.label, **_row(rung, source, out, device)})
+    with progress("ladder", len(rungs), "runs") as bar:
+        for rung in rungs:
+            if not any(row.get("variant") == rung.label for row in results.rows):
+                bar.now(rung.label)
+                results.add({"variant": rung.label, **_row(rung, source, out, device)})
+            bar.advance()
 
 
 def _row(rung: Rung, source: Corpus, out: Path, device: torch.device) -> dict[str, Any]:

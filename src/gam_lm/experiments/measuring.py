@@ -13,6 +13,7 @@ from gam_lm.inference.compiling import obstacle
 from gam_lm.results import Results
 from gam_lm.runtime.isolation import OK, Isolated, Peak, measured
 from gam_lm.runtime.progress import progress
+from gam_lm.training.precision import has_bf16
 
 logger = logging.getLogger("gam_lm")
 
@@ -76,18 +77,33 @@ def measure_missing(
             missing = [row for row in group.rows if results.find(row) is None]
             if missing and not go_on():
                 return
+            if missing:
+                bar.now(group.label)
             for row, found in measure(missing) if missing else ():
                 full = {**row, "outcome": found.outcome, **found.figures}
                 results.add(full)
                 logger.info("%s: %s", name_of(row), words(full) if found.outcome == OK else found.outcome)
-            bar.advance(1, group.label)
+            bar.advance()
 
 
 def possible(variants: Sequence[tuple[str, str]], device: torch.device) -> list[tuple[str, str]]:
-    """The pairs without "compiled" where nothing can be compiled, and without "graph" where there are no CUDA graphs; why is logged."""
+    """The pairs without "compiled" where nothing can be compiled, without "graph" where there are no CUDA graphs, and without "bf16" where the device would
+    only emulate it; why is logged.
+
+    Args:
+        variants: pairs of a way of computing and a number format, in either order.
+        device: where.
+    """
     no_graphs = None if device.type == "cuda" else f"{device.type} has no CUDA graphs"
-    for way, reason in (("compiled", obstacle(device)), ("graph", no_graphs)):
+    for way, reason in (("compiled", obstacle(device)), ("graph", no_graphs), ("bf16", emulated("bf16", device))):
         if reason and any(way in each for each in variants):
             logger.warning("%s variants are left out: %s", way, reason)
             variants = [each for each in variants if way not in each]
     return list(variants)
+
+
+def emulated(dtype: str, device: torch.device) -> str | None:
+    """Why times of a number format would say nothing about it on a device; None where it computes the format natively."""
+    if dtype != "bf16" or has_bf16(device):
+        return None
+    return f"this {'processor' if device.type == 'cpu' else device.type} has no bf16 instructions and would emulate them"

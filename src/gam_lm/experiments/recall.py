@@ -89,9 +89,12 @@ def recall(
         runs = [_Run(name, _sized(config, task), task, recipe, results, device, test_sequences) for name, config in models]
         if search is not None:
             runs = [_tuned(run, search) for run in runs]
-        for seed in seeds:
-            for run in runs:
-                run.row(seed, test_lengths)
+        with progress(f"recall of {task.pairs} pairs", len(seeds) * len(runs), "trainings") as bar:
+            for seed in seeds:
+                for run in runs:
+                    bar.now(f"{run.name}, seed {seed}")
+                    run.row(seed, test_lengths)
+                    bar.advance()
 
 
 def _sized(config: ModelConfig, task: RecallTask) -> ModelConfig:

@@ -8,6 +8,7 @@ Shapes: B rows, T tokens, C channels, V = vocab_size.
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import model_cost
-from gam_lm.experiments.measuring import Group, Limits, Row, measure_missing, possible
+from gam_lm.experiments.measuring import Group, Limits, Row, emulated, measure_missing, possible
 from gam_lm.experiments.models import build, contender, described, is_baseline
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.presets.models import Fields
@@ -33,6 +34,8 @@ from gam_lm.training.compiled import compile_for_training
 from gam_lm.training.loop import make_optimizer, train_step
 from gam_lm.training.precision import autocast
 from gam_lm.training.recipe import TrainConfig
+
+logger = logging.getLogger("gam_lm")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -88,6 +91,15 @@ def bench_train(
     )
 
 
+def variants_of(ways: Sequence[str], device: torch.device) -> list[tuple[str, str]]:
+    """Of `VARIANTS` those of some ways of taking a step; in fp32 alone where the device would emulate bf16, which is logged."""
+    reason = emulated("bf16", device)
+    if reason is None:
+        return [each for each in VARIANTS if each[0] in ways]
+    logger.warning("bf16 variants are left out: %s; all steps are measured in fp32", reason)
+    return [(way, "fp32") for way in dict.fromkeys(way for way, _ in VARIANTS) if way in ways]
+
+
 def matched(names: Sequence[str], base: Fields) -> dict[str, ModelConfig]:
     """The named models, sized to the parameters of the static GAM."""
     return dict(contender(name, base, match=True) for name in names)
@@ -124,9 +136,9 @@ def _measure(rows: Sequence[Row], protocol: Protocol, device: torch.device, isol
 def measure_times(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
     """All ``variants`` in turns: ``{"model": {…}, "variants": {"way dtype": {…}}}``; a model that gains nothing by being compiled has no such variant.
 
-    Of the model: ``parameters``, ``flops_per_token`` (counted, of a training step) and the matmul peaks ``peak_fp32_flops`` and ``peak_bf16_flops``. Of a
-    variant: ``step_ms`` (median) with its quartiles, ``tokens_per_second``, ``flops_per_second``, ``share_of_peak`` (that of its format), ``first_loss``, and ``mfu`` (share of
-    the data sheet's bf16) where the device is known.
+    Of the model: ``parameters``, ``flops_per_token`` (counted, of a training step) and the matmul peaks ``peak_fp32_flops`` and, where it is not emulated,
+    ``peak_bf16_flops``. Of a variant: ``step_ms`` (median) with its quartiles, ``tokens_per_second``, ``flops_per_second``, ``share_of_peak`` (that of its
+    format), ``first_loss``, and ``mfu`` (share of the data sheet's bf16) where the device is known.
     """
     device, config = torch.device(parameters["device"]), ModelConfig.from_dict(parameters["model_config"])
     B, T = parameters["batch_size"], parameters["context"]
@@ -137,7 +149,7 @@ def measure_times(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
             steps[f"{way} {dtype}"] = step
     first = {name: float(step()) for name, step in steps.items()}
     times = interleaved_times(dict(steps), device, warmup=parameters["warmup"], rounds=parameters["rounds"])
-    peaks = {name: matmul_peak(device, dtype) for name, dtype in DTYPES.items()}
+    peaks = {name: matmul_peak(device, dtype) for name, dtype in DTYPES.items() if emulated(name, device) is None}
     flops = _training_flops(config, T)
     found = {}
     for name, each in times.items():

@@ -23,6 +23,7 @@ from gam_lm.errors import MissingExtraError
 from gam_lm.experiments.benchmark import Contender, identity_of, train_row
 from gam_lm.experiments.search import Range, best_rows, edges, more_trials, points
 from gam_lm.results import Results
+from gam_lm.runtime.progress import Progress, progress
 from gam_lm.training.recipe import TrainConfig
 from gam_lm.training.trackers import NoTracker
 
@@ -99,6 +100,15 @@ def _run_all(
 ) -> None:
     """Every point of the plan for every model, point by point, so that an interrupted study has whole points."""
     _enqueue(plan, studies, directory)
+    with progress("trials", len(plan) * len(studies), "trials") as bar:
+        _run_waiting(study, plan, studies, corpus, results, directory, device, bar)
+
+
+def _run_waiting(
+    study: Study, plan: Sequence[Mapping[str, float]], studies: Mapping[str, Any], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device,
+    bar: Progress,
+) -> None:  # fmt: skip
+    """What waits, until nothing does."""
     while True:
         waiting = [
             (trial.user_attrs["index"], name) for name, each in studies.items() for trial in each.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -116,6 +126,9 @@ def _run_all(
         def objective(trial: Any, name: str = name) -> float:
             return _trial(study, name, trial, plan, corpus, results, directory, device)
 
+        done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for each in studies.values() for trial in each.get_trials(deepcopy=False))
+        bar.advance(done - bar.done)
+        bar.now(name)
         studies[name].optimize(objective, n_trials=1)
 
 

@@ -35,7 +35,8 @@ def speed_table(results: Mapping[str, Any]) -> str:
 def speed(results: Mapping[str, Any]) -> list[Table]:
     """A table for each batch size, context and width: tokens per second of every model and variant, over its plain ones, operations beside the peak, memory of the step."""
     done = [row for row in results["rows"] if row["outcome"] == "ok"]
-    peaks = [f"{format} {max(row[f'peak_{format}_flops'] for row in done) / 1e9:,.0f} GFLOP/s" for format in ("fp32", "bf16")] if done else []
+    found = {format: [row[f"peak_{format}_flops"] for row in done if f"peak_{format}_flops" in row] for format in ("fp32", "bf16")}
+    peaks = [f"{format} {max(each) / 1e9:,.0f} GFLOP/s" for format, each in found.items() if each]
     note = (
         "plain: Conv1d, logits held whole, PyTorch's default AdamW; eager and compiled: this library's step. Operations are counted from the model, three times "
         f"the forward pass. Peak of a matrix product as measured: {', '.join(peaks)}. {machine_line(results)}"

@@ -7,8 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from gam_lm.runtime import processes
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 logger = logging.getLogger("gam_lm")
 
@@ -21,8 +25,11 @@ class Progress:
     def __init__(self, description: str, total: int | None, unit: str) -> None:
         self.description, self.total, self.unit = description, total, unit
         self.done = 0
-        self._bar: object | None = None
         self._started = self._said = time.monotonic()
+
+    def now(self, what: str) -> None:
+        """Say what is under way, before it is done."""
+        logger.info("%s %d%s: %s", self.description, self.done + 1, f" of {self.total}" if self.total else "", what)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count ``amount`` more, with a word on how it goes."""
@@ -45,36 +52,56 @@ class Progress:
 
 
 class _Bar(Progress):
-    def __init__(self, description: str, total: int | None, unit: str, bars: object) -> None:
+    def __init__(self, description: str, total: int | None, unit: str, bars: Bars) -> None:
         super().__init__(description, total, unit)
-        self._bars = bars
-        self._task = bars.add_task(description, total=total, note="")  # type: ignore[attr-defined]
+        self.bars = bars
+        self.task = bars.add_task(description, total=total, note="", unit=unit)
+
+    def now(self, what: str) -> None:
+        self.bars.update(self.task, note=what)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self.done += amount
-        self._bars.update(self._task, advance=amount, note=note)  # type: ignore[attr-defined]
+        self.bars.update(self.task, advance=amount, note=note)
+
+
+_open: list[Bars] = []
+"""The display of the outermost bar; a terminal has one for all."""
 
 
 @contextmanager
 def progress(description: str, total: int | None, unit: str = "steps") -> Iterator[Progress]:
-    """Show how far ``total`` pieces of work are; None where their number is not known.
+    """Show how far ``total`` pieces of work are; None where their number is not known. Inside another one it shows a second bar below.
 
     Only the first process of a distributed run shows anything.
     """
     if processes.rank() or not sys.stderr.isatty():
         yield Progress(description, total, unit)
         return
+    if _open:
+        bar = _Bar(description, total, unit, _open[0])
+        try:
+            yield bar
+        finally:
+            bar.bars.remove_task(bar.task)
+        return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        yield _Bar(description, total, unit, bars)
+    with RichProgress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
+        _open.append(bars)
+        try:
+            yield _Bar(description, total, unit, bars)
+        finally:
+            _open.remove(bars)

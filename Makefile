@@ -52,6 +52,7 @@ docs: docs-build
 
 docs-build: .venv/installed-dev
 	$(BIN)/zensical build --strict --clean --config-file mkdocs.yml
+	@for picture in $$(grep -oh 'results/[^)" ]*\.svg' docs/*.md | sort -u); do mkdir -p site/$$(dirname $$picture) && cp $$picture site/$$picture; done
 	@echo "The site is in site/; its search needs a server: make docs."
 
 # The wheel alone in a new environment: nothing is compiled, no extra comes along, and it trains.

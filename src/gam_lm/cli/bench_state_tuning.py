@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gam_lm.cli.flags import command_line
+from gam_lm.cli.terminal import show
 from gam_lm.cli.numbers import Above, Count, Seed
 
 
@@ -50,5 +51,5 @@ class BenchTuneState:
         tuning = Tuning(run=self.run_directory, texts=self.data, rates=self.rates, seeds=self.seeds, recipe=recipe, valid_tokens=self.valid_tokens)
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
         tuning.measure(results, choose_device(self.device))
-        print(write_state_tuning(self.out))
+        show(write_state_tuning(self.out))
         print(f"table: {self.out / 'table.md'}")

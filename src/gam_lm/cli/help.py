@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from gam_lm.cli.flag_list import Flag, flags_of, defaults_of
+from gam_lm.cli.flag_list import Flag, defaults_of, flags_of
 from gam_lm.cli.terminal import readable
 
 TITLES = {"text": "Text", "words": "Text", "architecture": "Model", "recipe": "Training"}

@@ -5,31 +5,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
-from pathlib import Path
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
-import torch
+from browsing import brightness, chromium, fits  # noqa: F401 (a fixture)
+from pages import BLOCK, PAGES, ROOT, blocks, commands, make_home
 
-from gam_lm.checkpoint import save_model
 from gam_lm.cli.main import VERBS, parse, run
-from gam_lm.config import ModelConfig
-from gam_lm.data.tokenizer import train_bpe
-from gam_lm.mixers.gam_options import GAMOptions
-from gam_lm.model import LanguageModel
-
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TEXT = "Once upon a time there was a cat. It sat on the mat, and the dog sat on the log.\n"
-
-
-def blocks(page, language):
-    return [code for found, code in BLOCK.findall(page.read_text()) if found == language]
-
-
-def commands(page):
-    return [line for code in blocks(page, "sh") for line in code.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def test_snippets_are_of_the_kinds_that_are_tested():
@@ -75,18 +61,7 @@ def test_verbs_and_flags_in_the_text_exist(page, capsys):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder as the pages suppose it: a text and a small model trained on it."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "my_texts").mkdir()
-    for i in range(40):
-        (folder / "my_texts" / f"{i:02}.txt").write_text(TEXT * 20)
-    tokenizer = train_bpe([TEXT * 4], 300)
-    torch.manual_seed(0)
-    config = ModelConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=16, num_hidden_layers=2, options=(GAMOptions(num_memory_slots=8, num_heads=2),)
-    )
-    save_model(folder / "runs" / "mine", LanguageModel(config), tokenizer)
-    return folder
+    return make_home(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture
@@ -101,24 +76,6 @@ def server(home, request):
     process.terminate()
     process.wait(timeout=120)
     process.stdout.close()
-
-
-SMALL = ["--steps", "2", "--batch-size", "2", "--context", "16", "--vocab-size", "300", "--hidden-size", "16", "--num-hidden-layers", "1", "--device", "cpu"]
-"""Behind a command that trains: what a test can wait for."""
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
-def test_the_first_commands_of_a_page_run_in_their_order_in_an_empty_folder(page, tmp_path, monkeypatch, capsys):
-    (tmp_path / "my_text.txt").write_text(TEXT * 200)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for line in blocks(ROOT / page, "sh")[0].splitlines():
-        name, *arguments = shlex.split(line, comments=True)
-        if name != "gam":
-            continue
-        assert run([*arguments, *(SMALL if arguments[0] == "train" else ["--device", "cpu"])]) == 0, capsys.readouterr().err
-    assert (tmp_path / "runs" / "my_text" / "model.safetensors").is_file()
-    assert page != "README.md" or "</html>" in (tmp_path / "trace.html").read_text()
 
 
 class Hub:
@@ -160,19 +117,98 @@ def test_python_snippets_run_one_after_the_other(page, home, server, monkeypatch
     assert names
 
 
-def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path):
+def test_the_site_builds_without_a_warning_with_its_pictures_and_asks_no_other_host(tmp_path):
     pytest.importorskip("zensical", reason="pip install 'gam-lm[dev]'")
-    for name in ("docs", "src"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", "mkdocs.yml"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    make_site(tmp_path)
+    site = tmp_path / "site"
     for page in PAGES[1:]:
-        html = (tmp_path / "site" / page.with_suffix(".html").name).read_text()
+        html = (site / page.with_suffix(".html").name).read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="https?://', html)
-    assert "num_memory_slots" in (tmp_path / "site" / "api.html").read_text()
+        for picture in re.findall(r'<img[^>]*src="([^"]+)"', html):
+            assert (site / re.sub(r"^(\.\./)+", "", picture)).is_file(), f"{page.name} shows {picture}"
+    assert "num_memory_slots" in (site / "api.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_site_is_searched_fits_a_phone_and_is_dark_where_the_system_is(tmp_path, chromium):
+    pytest.importorskip("zensical", reason="pip install 'gam-lm[dev]'")
+    make_site(tmp_path)
+    handler = partial(QuietHandler, directory=str(tmp_path / "site"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        for width in (1280, 390):
+            chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600})
+            for page in ("index", "quickstart", "memory-worth", "speed", "serve"):
+                chromium.get(f"{address}/{page}.html")
+                assert fits(chromium), (page, width)
+                wide = chromium.execute_script(WIDER_THAN_ITS_COLUMN)
+                assert not wide, (page, width, wide)
+        brightnesses = []
+        for scheme in ("light", "dark"):
+            chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+            chromium.get(f"{address}/index.html")
+            brightnesses.append(brightness(chromium))
+        (light, ink), (dark, pale) = brightnesses
+        assert light > ink and dark < pale
+        assert chromium.get_log("browser") == []
+        # The search finds a page by a word that stands on it.
+        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False})
+        chromium.get(f"{address}/index.html")
+        assert not chromium.execute_script(SEARCH_RESULT)
+        chromium.find_element("tag name", "body").send_keys("/")
+        assert wait_for(chromium, "return !!document.activeElement && document.activeElement !== document.body")
+        chromium.switch_to.active_element.send_keys("Prometheus")
+        assert wait_for(chromium, SEARCH_RESULT)
+        server.shutdown()
+
+
+WIDER_THAN_ITS_COLUMN = """
+    const column = document.querySelector("article");
+    const right = column.getBoundingClientRect().right + 1;
+    const frame = (box) => box === column || ["auto", "scroll"].includes(getComputedStyle(box).overflowX) ? box : frame(box.parentElement);
+    return [...column.querySelectorAll("table")].filter((table) => Math.min(table.getBoundingClientRect().right, frame(table).getBoundingClientRect().right) > right)
+      .map((table) => table.innerText.slice(0, 40));
+"""
+"""Tables that reach out of the text; one that scrolls in a frame of its own does not."""
+
+SEARCH_RESULT = """
+    const links = (root) => [...root.querySelectorAll("*")].flatMap((each) => [...(each.tagName === "A" ? [each.innerText] : []), ...(each.shadowRoot ? links(each.shadowRoot) : [])]);
+    return links(document).some((text) => text.includes("Prometheus"));
+"""
+
+
+def wait_for(browser, script, seconds=60):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if browser.execute_script(script):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def make_site(folder):
+    """What `make docs-build` makes, in a folder of its own."""
+    for name in ("docs", "src"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("mkdocs.yml", "Makefile"):
+        shutil.copy(ROOT / name, folder)
+    for picture in (ROOT / "results").rglob("*.svg"):
+        target = folder / picture.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, target)
+    tools = folder / "tools"  # what .venv/bin has, whatever runs the tests
+    tools.mkdir()
+    (tools / "zensical").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m zensical "$@"\n')
+    (tools / "zensical").chmod(0o755)
+    done = subprocess.run(["make", "-o", ".venv/installed-dev", "docs-build", "BIN=tools"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_page_is_in_the_navigation():

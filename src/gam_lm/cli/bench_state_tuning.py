@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gam_lm.cli.flags import command_line
-from gam_lm.cli.terminal import show
 from gam_lm.cli.numbers import Above, Count, Seed
+from gam_lm.cli.terminal import show
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,7 +131,7 @@ def test_the_site_builds_without_a_warning_with_its_pictures_and_asks_no_other_h
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_site_is_searched_fits_a_phone_and_is_dark_where_the_system_is(tmp_path, chromium):
+def test_the_site_is_searched_fits_a_phone_and_is_dark_where_the_system_is(tmp_path, chromium):  # noqa: F811
     pytest.importorskip("zensical", reason="pip install 'gam-lm[dev]'")
     make_site(tmp_path)
     handler = partial(QuietHandler, directory=str(tmp_path / "site"))
@@ -174,7 +174,8 @@ WIDER_THAN_ITS_COLUMN = """
 """Tables that reach out of the text; one that scrolls in a frame of its own does not."""
 
 SEARCH_RESULT = """
-    const links = (root) => [...root.querySelectorAll("*")].flatMap((each) => [...(each.tagName === "A" ? [each.innerText] : []), ...(each.shadowRoot ? links(each.shadowRoot) : [])]);
+    const links = (root) => [...root.querySelectorAll("*")].flatMap(
+      (each) => [...(each.tagName === "A" ? [each.innerText] : []), ...(each.shadowRoot ? links(each.shadowRoot) : [])]);
     return links(document).some((text) => text.includes("Prometheus"));
 """
 

@@ -5,12 +5,14 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from gam_lm.cli.completion import script
 from gam_lm.cli.main import run
 from gam_lm.cli.terminal import StandardError, show, show_anything
 from gam_lm.experiments import measuring, training_speed
@@ -156,3 +158,26 @@ def test_a_measurement_of_emulated_bf16_alone_is_refused(no_bf16, tmp_path, caps
     assert run(["scale", "--precision", "bf16", "--lengths", "16", "--out", str(tmp_path / "scale"), *tiny]) == 2
     assert "precision is 'bf16'" in capsys.readouterr().err
     assert json.loads((tmp_path / "decode" / "results.json").read_text())["rows"] == []
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory):
+    if shutil.which("bash") is None:
+        pytest.skip("no bash")
+    file = tmp_path_factory.mktemp("shell") / "gam.bash"
+    file.write_text(script())
+    return file
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        ("tra", {"train"}), ("inspect tr", {"trace"}), ("train --min", {"--minutes"}), ("inspect slots --remove", {"--remove", "--remove-tokens"}),
+        ("train --gam.write m", {"mean"}), ("bench-decode --precisions b", {"bf16"}), ("generate runs/x --top-", {"--top-k", "--top-p"}), ("train my_te", set()),
+    ],
+)  # fmt: skip
+def test_the_shell_completes_verbs_flags_and_choices(completion, typed, wanted):
+    words = ["gam", *typed.split(" ")]
+    ask = f"source {completion}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _gam; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    assert (set(done.stdout.split()), done.stderr) == (wanted, "")

@@ -67,6 +67,7 @@ VERBS = {
     "compare": Entry("compare:Compare", "whether one result is better than another: DIR or DIR:MODEL, two or more", True),
     "report": Entry("report:Report", "one page of everything measured: HTML or Markdown from results.json files"),
     "models": Entry("report:Models", "every model by its name: what it changes, and where it comes from"),
+    "completion": Entry("completion:Completion", "print a script that completes verbs and flags in bash or zsh", True),
     "env": Entry("report:Env", "what this machine is and which backends it has"),
 }
 """Every verb; of one or of two words."""

@@ -29,6 +29,8 @@ def test_commands_are_understood(page, command):
         code = "import sys; from gam_lm.cli.main import parse; from gam_lm.runtime.imports import take_imports; assert parse(take_imports(sys.argv[1:]))"
         done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+    elif name == "eval":  # of what `gam completion` prints
+        assert parse(shlex.split(command.removeprefix('eval "$(').removesuffix(')"'))[1:])
     elif name == "gam":
         assert parse(arguments)
     elif name == "pip" and arguments[-1].startswith("gam-lm"):

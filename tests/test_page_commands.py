@@ -36,6 +36,7 @@ PRESET_TEXT = ("laptop", "small-cpu", "paper-wikitext2")
 
 NOT_RUN = {
     r"pip install .*": "the environment is what `make test` made; the extras are checked in test_docs",
+    r"eval .*": "tests/test_terminal.py runs what `gam completion` prints",
     r"make .*": "each is a target of the Makefile, which is checked in test_docs",
     r"torchrun .*": "processes of a run are tested in test_distributed",
     r"gam eval runs/mine --harness .*": "the tasks are on the network; tests/test_harness.py runs one of its own",

@@ -65,7 +65,7 @@ class ModelConfig:
     """Longest sequence that learned positions allow; without them there is no limit."""
     initialization: Literal["fan_in", "scaled", "paper"] = "fan_in"
     """fan_in: every weight matrix and embedding N(0, 1/√inputs), outputs into the residual stream smaller with depth; scaled: the same with N(0, 0.02);
-    paper: the official initialisation, in which N(0, 1) positions drown the tokens."""
+    paper: the official initialisation, in which N(0, 1) positions outweigh the tokens."""
     stack: Literal["residual", "bare"] = "residual"
     """residual: pre-norm residual blocks; bare: mixers on top of each other with neither norm, residual nor feed-forward network, as in the paper's Mamba
     baseline."""

@@ -24,9 +24,9 @@ class Data:
     tokenizer: str = "bpe"
     """bpe (byte-level, trained on the training split), paper (the paper's protocol), or the path of a tokenizer.json."""
     train_rows: Count | None = None
-    """Rows of the training split that are used; None uses all."""
+    """Rows of the training split that are used; by default all."""
     valid_rows: Count | None = None
-    """Rows of the validation split that are used; None uses all."""
+    """Rows of the validation split that are used; by default all."""
 
     @classmethod
     def of(cls, preset: Preset) -> Data:

@@ -52,7 +52,7 @@ class Scale(Measuring):
     iterations: Count = DEFAULT.iterations
     """Passes that are timed; their median counts."""
     seconds: Above | None = DEFAULT.seconds
-    """The most that warm-up, forward passes and training passes may take, each; None is as long as it takes."""
+    """The most that warm-up, forward passes and training passes may take, each; by default as long as it takes."""
     limit_seconds: Above = DEFAULT.limit_seconds
     """The most that a cell may take before it is "over time"."""
 

@@ -19,7 +19,7 @@ class AttentionOptions(MixerOptions):
     rotary: bool = True
     """Whether queries and keys are turned by their positions; without it the model needs learned positions to tell order."""
     window: Positive | None = None
-    """Tokens that a token sees, itself included: with a window the state does not grow. None is all."""
+    """Tokens that a token sees, itself included: with a window the state does not grow. Where it is not given, all tokens."""
     qk_norm: bool = False
     """Whether queries and keys pass through an RMSNorm per head."""
     conv_kernel_size: Annotated[int, Field(ge=0)] = 0

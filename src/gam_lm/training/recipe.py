@@ -25,7 +25,7 @@ class TrainConfig:
     """A training recipe. Raises InputError for a value that cannot be used."""
 
     steps: Count | None = None
-    """Optimiser steps; None trains for ``epochs``."""
+    """Optimiser steps; where it is not given, ``epochs`` decides."""
     epochs: Annotated[float, Field(gt=0, le=1e9)] = 1.0
     """Passes over the training split where ``steps`` is not given."""
     batch_size: Count = 16
@@ -39,7 +39,7 @@ class TrainConfig:
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Highest learning rate of AdamW, after the warm-up."""
     muon_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Highest learning rate of Muon; None is 0.02."""
+    """Highest learning rate of Muon; 0.02 where it is not given."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """After the warm-up: cosine to 0, or wsd, a constant learning rate with a linear cool-down to 0."""
     cooldown: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -63,7 +63,7 @@ class TrainConfig:
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initialisation, the order of the blocks and dropout."""
     validate_every: Count | None = None
-    """Steps between validations over the whole split; None validates at the end alone."""
+    """Steps between validations over the whole split; where it is not given there is one at the end."""
     checkpoint_every: Count = 200
     """Steps between checkpoints from which a killed run goes on; one is also written every minute and after each validation."""
     blocks: Literal["overlapping", "paper"] = "overlapping"

@@ -61,7 +61,8 @@ def test_help_lists_every_verb_quickly():
 def test_every_verb_explains_its_flags(verb, capsys):
     with pytest.raises(SystemExit) as done:
         run([*verb.split(" "), "--help"])
-    assert done.value.code == 0 and "--" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert done.value.code == 0 and ("--config" in said or "It has no flags." in said)
 
 
 def test_a_preset_gives_the_defaults_and_flags_change_them():

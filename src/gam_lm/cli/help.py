@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from gam_lm.cli.flag_list import Flag, defaults_of, flags_of
-from gam_lm.cli.terminal import readable
+from gam_lm.cli.terminal import readable, standard_output
 
 TITLES = {"text": "Text", "words": "Text", "architecture": "Model", "recipe": "Training"}
 """By field: the title of a group of flags."""
@@ -33,7 +33,6 @@ def show_help(kind: type[Any], default: Any, name: str, *, all_flags: bool, posi
         all_flags: whether to show the flags besides the first ones too.
         positional: whether what has no default is given without its name.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -41,7 +40,7 @@ def show_help(kind: type[Any], default: Any, name: str, *, all_flags: bool, posi
     values = defaults_of(kind, default)
     planned = getattr(kind, "planned", ()) if not getattr(default, "preset", None) else ()
     shown = _groups(flags, getattr(kind, "first", {}), all_flags)
-    console = Console(highlight=False, soft_wrap=False)
+    console = standard_output()
     console.width = min(console.width, WIDEST)
     words = ["usage:", "gam", name, *(_label(flag) for flag in flags.values() if flag.positional), *(["[flags]"] if flags else [])]
     console.print(Text(readable(" ".join(words)), "bold"))
@@ -62,7 +61,7 @@ def show_help(kind: type[Any], default: Any, name: str, *, all_flags: bool, posi
         console.print(table)
     rest = len(flags) - sum(map(len, shown.values()))
     end = [f"gam {name} --help-all shows {'the other flag' if rest == 1 else f'the other {rest} flags'}."] if rest else []
-    console.print(Text("\n" + " ".join([*end, "--config FILE.toml gives any of them."])) if flags else Text(""))
+    console.print(Text("\n" + " ".join([*end, "--config FILE.toml gives any of them."])) if flags else Text("\nIt has no flags."))
 
 
 def _groups(flags: Mapping[str, Flag], first: Mapping[str, Sequence[str]], all_flags: bool) -> dict[str, list[str]]:

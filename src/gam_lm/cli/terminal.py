@@ -70,15 +70,25 @@ class StandardError(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
+def standard_output() -> Console:
+    """Standard output for rich. A reader that leaves is the end of the command, as it is for what is printed plainly."""
+    from rich.console import Console
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:  # rich would exit with 1
+            raise BrokenPipeError
+
+    return Output(highlight=False)
+
+
 def show(markdown: str) -> None:
     """Print Markdown: as it is into a pipe, with aligned tables on a terminal. There, what is the same in all rows is said once, below."""
     if not sys.stdout.isatty():
         print(markdown)
         return
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = standard_output()
     lines = readable(markdown).split("\n")
     while lines:
         if lines[0].startswith("|") and len(lines) > 1 and re.fullmatch(r"\|[-:|]+\|", lines[1]):

@@ -42,13 +42,12 @@ def shown(monkeypatch, markdown, *, encoding="utf-8", columns=80, kind=Terminal)
     raw = io.BytesIO()
     with monkeypatch.context() as patched:
         patched.setenv("COLUMNS", str(columns))
-        patched.setenv("NO_COLOR", "1")
         patched.setenv("TERM", "xterm")
         patched.setattr(sys, "stdout", kind(raw, encoding=encoding))
         show_anything()
         show(markdown)
         sys.stdout.flush()
-        return raw.getvalue().decode(encoding)
+        return re.sub(r"\x1b\[[0-9;]*m", "", raw.getvalue().decode(encoding))
 
 
 def test_a_pipe_gets_the_markdown_as_it_is(monkeypatch):

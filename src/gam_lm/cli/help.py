@@ -61,6 +61,8 @@ def show_help(kind: type[Any], default: Any, name: str, *, all_flags: bool, posi
         console.print(table)
     rest = len(flags) - sum(map(len, shown.values()))
     end = [f"gam {name} --help-all shows {'the other flag' if rest == 1 else f'the other {rest} flags'}."] if rest else []
+    if all_flags and getattr(kind, "first", {}):
+        end = [f"gam {name} --help shows the first of them alone."]
     console.print(Text("\n" + " ".join([*end, "--config FILE.toml gives any of them."])) if flags else Text("\nIt has no flags."))
 
 

@@ -162,9 +162,9 @@ def test_the_page_works_on_a_phone_in_the_dark(show, pages):  # noqa: F811
 
 
 def test_fp16_and_a_hostile_name_stay_what_they_are(show, tmp_path):  # noqa: F811
-    folder = run_directory(tmp_path / "a<img src=x onerror=alert(1)>{weights}", "gam")
-    browser = opened(show, exported(folder, "--weights", "fp16"))
-    assert texts(browser, "h1") == [folder.name] and not browser.find_elements("css selector", "img")
+    folder, note = run_directory(tmp_path / "a<img src=x onerror=alert(1)>{weights}{note}", "gam"), "Of <img src=y> and {data}."
+    browser = opened(show, exported(folder, "--weights", "fp16", "--note", note))
+    assert texts(browser, "h1") == [folder.name] and note in texts(browser, "header p") and not browser.find_elements("css selector", "img")
     model, ids = load_model(folder), [5, 9, 2]
     logits = browser.execute_script("return arguments[0].map((id) => [...model.step(id)])", ids)
     with torch.no_grad():

@@ -28,6 +28,8 @@ class Export:
     """Of onnx: prefill.onnx and step.onnx of plain operators, for runtimes without the operator LinearAttention."""
     weights: Literal["fp32", "fp16", "int8"] | None = None
     """How the weights are stored: onnx fp32 (the default) or int8; page int8 (the default) or fp16."""
+    note: str = ""
+    """Of a page: a sentence under the title, such as what the model was trained on."""
     data: str | None = None
     """Corpus name or path on whose validation split int8 is measured beside the run itself."""
 
@@ -37,7 +39,7 @@ class Export:
 
         name = self.run_directory.name
         out = self.out or self.run_directory.with_name(f"{name}.html" if self.format == "page" else f"{name}-{self.format}")
-        done = export(self.run_directory, self.format, out, portable=self.portable, weights=self.weights)
+        done = export(self.run_directory, self.format, out, portable=self.portable, weights=self.weights, note=self.note)
         print(f"weights: {done.bytes_before / 2**20:.2f} MB before, {done.bytes_after / 2**20:.2f} MB after")
         if done.largest_difference is not None:
             print(f"largest difference of a logit from the model's: {done.largest_difference:.1e}")

@@ -36,13 +36,14 @@ LARGE = 32 << 20
 """Bytes from which on a page takes long to open."""
 
 
-def write_page(run_directory: Path, out: Path, weights: str = "int8") -> None:
+def write_page(run_directory: Path, out: Path, weights: str = "int8", note: str = "") -> None:
     """Write the page of the model in ``run_directory`` to the file ``out``.
 
     Args:
         run_directory: of a model whose mixers are all GAM's with a bank.
         out: the HTML file.
         weights: int8, with a scale for each row of the matrices, or fp16.
+        note: a sentence under the title, such as what the model was trained on.
 
     Raises:
         InputError: for another model or a tokenizer that is not byte-level BPE.
@@ -56,8 +57,8 @@ def write_page(run_directory: Path, out: Path, weights: str = "int8") -> None:
     parts |= {"config": model.config.to_dict(), "tensors": tensors, "weights": weights, "parameters": _parameters(tensors)}
     browser = files("gam_lm.export") / "browser"
     page = (browser / "page.html").read_text(encoding="utf-8")
-    page = page.replace("{title}", html.escape(str(parts["name"]))).replace("{style}", (browser / "page.css").read_text(encoding="utf-8"))
-    page = page.replace("{code}", "\n".join((browser / name).read_text(encoding="utf-8") for name in SCRIPTS))
+    page = page.replace("{title}", _text(str(parts["name"]))).replace("{style}", (browser / "page.css").read_text(encoding="utf-8"))
+    page = page.replace("{note}", f"<p>{_text(note)}</p>" if note else "").replace("{code}", "\n".join((browser / name).read_text(encoding="utf-8") for name in SCRIPTS))
     head, tail = page.split("{data}")
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(head)
@@ -66,6 +67,11 @@ def write_page(run_directory: Path, out: Path, weights: str = "int8") -> None:
         file.write(before + base64.b64encode(blob).decode("ascii") + after)
     if (size := out.stat().st_size) > LARGE:
         logger.warning("the page has %.0f MB: a phone takes long to open it", size / 2**20)
+
+
+def _text(words: str) -> str:
+    """Words as HTML, in which no place of the page's template is found again."""
+    return html.escape(words).replace("{", "&#123;")
 
 
 def _check(model: LanguageModel) -> None:

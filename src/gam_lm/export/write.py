@@ -58,7 +58,7 @@ class Exported:
     """Of int8: median time of one step of decoding before and after, taken in turns."""
 
 
-def export(run_directory: Path, format: str, out: Path, *, portable: bool = False, weights: str | None = None) -> Exported:
+def export(run_directory: Path, format: str, out: Path, *, portable: bool = False, weights: str | None = None, note: str = "") -> Exported:
     """Write ``run_directory`` as "onnx", "torch" or "int8" to the folder ``out``, whole or not at all, or as "page" to the file ``out``.
 
     Args:
@@ -67,6 +67,7 @@ def export(run_directory: Path, format: str, out: Path, *, portable: bool = Fals
         out: where to.
         portable: of "onnx": two graphs of plain operators in place of one.
         weights: of "onnx": fp32 or int8; of "page": int8 or fp16. None is the first.
+        note: of "page": a sentence under the title.
 
     Raises:
         InputError: where the run cannot be read or exported, or ``out`` exists and is no earlier export.
@@ -77,11 +78,13 @@ def export(run_directory: Path, format: str, out: Path, *, portable: bool = Fals
         raise InputError(f"weights is {weights!r} with format {format!r}: " + (f"use {' or '.join(allowed)}" if allowed else "leave it out"))
     if portable and format != "onnx":
         raise InputError(f"portable is given with format {format!r}: it is a kind of format 'onnx', leave it out")
+    if note and format != "page":
+        raise InputError(f"note is given with format {format!r}: it is a part of format 'page', leave it out")
     if out.resolve() == run_directory.resolve():
         raise InputError(f"out is {str(out)!r}, the run itself: choose another folder")
     weights = weights or next(iter(allowed), None)
     if format == "page":
-        return _page(run_directory, out, str(weights))
+        return _page(run_directory, out, str(weights), note)
     if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out is {str(out)!r}, which is not empty and no earlier export: choose a new folder")
     model = load_model(run_directory)
@@ -116,12 +119,12 @@ def weight_bytes(run_directory: Path) -> int:
     return sum(path.stat().st_size for path in run_directory.glob("model*.safetensors"))
 
 
-def _page(run_directory: Path, out: Path, weights: str) -> Exported:
+def _page(run_directory: Path, out: Path, weights: str, note: str) -> Exported:
     from gam_lm.export.page import write_page
 
     if out.exists() and not (out.is_file() and out.suffix == ".html"):
         raise InputError(f"out is {str(out)!r}, which is no page: name a file that ends in .html")
-    write_page(run_directory, out, weights)
+    write_page(run_directory, out, weights, note)
     return Exported(bytes_before=weight_bytes(run_directory), bytes_after=out.stat().st_size, largest_difference=None)
 
 

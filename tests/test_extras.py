@@ -17,7 +17,7 @@ from gam_lm.errors import MissingExtraError
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 PACKAGES = {
     "matplotlib": "plot", "datasets": "data", "pyarrow": "data", "tensorboard": "track", "transformers": "hf", "accelerate": "hf", "peft": "hf",
-    "onnx": "export", "onnxscript": "export", "onnxruntime": "export", "starlette": "serve", "uvicorn": "serve", "lm_eval": "eval", "fla": "fla",
+    "onnx": "export", "onnxscript": "export", "onnxruntime": "export", "starlette": "serve", "uvicorn": "serve", "lm_eval": "eval", "fla": "fla", "triton": "triton",
     "jinja2": "plot", "optuna": "tune", "zstandard": "data", "prometheus_client": "serve",
 }  # fmt: skip
 """What is imported from each extra."""
@@ -52,7 +52,7 @@ def test_parquet_and_the_kernels_ask_for_their_extras_too(tmp_path, capsys, monk
 
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from gam_lm.ops.delta_rule import fla_delta_memory
+    from gam_lm.ops.delta_rule_kernels import fla_delta_memory
 
     monkeypatch.setitem(sys.modules, "fla.ops.gated_delta_rule", None)
     with FakeTensorMode():  # a GPU that is not there
@@ -84,7 +84,7 @@ print(json.dumps([codes, loaded]))
 
 def test_every_extra_and_every_package_of_it_is_declared():
     extras = PROJECT["optional-dependencies"]
-    assert {"hf", "data", "plot", "eval", "serve", "export", "track", "fla", "tune", "dev"} == extras.keys()
+    assert {"hf", "data", "plot", "eval", "serve", "export", "track", "fla", "triton", "tune", "dev"} == extras.keys()
     named = {extra: {re.match(r"[\w-]+", each)[0].replace("-", "_") for each in packages} for extra, packages in extras.items()}
     distribution = {"fla": "flash_linear_attention"}
     for package, extra in PACKAGES.items():

@@ -24,6 +24,7 @@ from torch import Tensor
 from gam_lm.config import MODEL_TYPE, ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.inference.int8 import check_method, is_int8, quantization_config, quantize_int8
+from gam_lm.mixers.registry import log_backends
 from gam_lm.model import LanguageModel
 from gam_lm.runtime.files import REASONS, cannot, explained, replacing, write_text
 
@@ -101,6 +102,7 @@ def load_model(directory: Path | str, *, device: torch.device | str = "cpu", dty
         raise InputError(f"{path} does not fit config.json beside it: {said if len(said) <= 300 else said[:300] + ' …'}") from error
     if config.tie_word_embeddings and not quantized:
         model.lm_head.weight = model.embed_tokens.weight
+    log_backends(config, str(device))
     return model.to(device=device, dtype=dtype).eval()
 
 

@@ -153,6 +153,11 @@ class Attention(Mixer):
         )
 
     @classmethod
+    def rule(cls, config: ModelConfig) -> str:
+        """See `Mixer.rule`."""
+        return "attention"
+
+    @classmethod
     def reach(cls, config: ModelConfig) -> int | None:
         """Everything before, or the window."""
         options = config.options_of(AttentionOptions)

@@ -152,6 +152,11 @@ class Mixer(nn.Module, ABC):
         return cls.backends[0] if name == "auto" else name
 
     @classmethod
+    def rule(cls, config: ModelConfig) -> str:
+        """What its backends compute, as the log names it; empty where ``config`` leaves no choice of them."""
+        return ""
+
+    @classmethod
     @abstractmethod
     def cost(cls, config: ModelConfig, context: int) -> Cost:
         """What one layer costs at ``context`` tokens."""

@@ -53,7 +53,7 @@ class GAMMixer(Mixer):
 
     options_type = GAMOptions
     options: GAMOptions
-    backends = ("torch", "fla")
+    backends = ("torch", "fla", "triton")
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -77,7 +77,7 @@ class GAMMixer(Mixer):
 
     def compiles(self, context: int) -> bool:
         """See `Mixer.compiles`."""
-        return not self.options.written or context <= MAX_UNROLLED * self.options.chunk_size
+        return not self.options.written or self.backend == "triton" or context <= MAX_UNROLLED * self.options.chunk_size
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See `Mixer.matrices`."""
@@ -222,6 +222,12 @@ class GAMMixer(Mixer):
         if not with_heads:
             return common
         return common + (AttentionMemory if options.memory == "attention" else WrittenMemory).cost(config, context)
+
+    @classmethod
+    def rule(cls, config: ModelConfig) -> str:
+        """See `Mixer.rule`."""
+        options = config.options_of(GAMOptions)
+        return "delta rule" if options.written and options.write == "delta" else ""
 
     @classmethod
     def reach(cls, config: ModelConfig) -> int | None:

@@ -41,8 +41,8 @@ class GAMOptions(MixerOptions):
     """Whether the paper's static bank stands beside a written one."""
     chunk_size: Positive = 64
     """Tokens that the written memory handles at once: speed and memory only, never the result."""
-    backend: Literal["auto", "torch", "fla"] = "auto"
-    """torch, or flash-linear-attention's kernel of the delta rule on a GPU; auto is torch."""
+    backend: Literal["auto", "torch", "fla", "triton"] = "auto"
+    """torch, or a kernel of the delta rule for a GPU: flash-linear-attention's, or the library's own (triton); auto is torch."""
 
     def __post_init__(self) -> None:
         alone = self.fusion in ("global", "local")
@@ -64,8 +64,8 @@ class GAMOptions(MixerOptions):
             raise InputError("write_address is 'keys' with write='mean', whose weights are shares of slots: use 'slots', or write='delta'")
         if self.max_write != 1 and self.write != "delta":
             raise InputError(f"max_write is {self.max_write} with write={self.write!r}: it belongs to write='delta'")
-        if self.backend == "fla" and (self.write != "delta" or self.memory != "bank"):
-            raise InputError("backend is 'fla', which has the delta rule alone: use write='delta' with memory='bank', or backend='auto'")
+        if self.backend in ("fla", "triton") and (self.write != "delta" or self.memory != "bank"):
+            raise InputError(f"backend is {self.backend!r}, which has the delta rule alone: use write='delta' with memory='bank', or backend='auto'")
 
     @property
     def written(self) -> bool:

@@ -22,7 +22,8 @@ from gam_lm.mixers.base import MOST_LOG_RATE, Cost, Mixer, MixerState, init_line
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.gated_deltanet_options import GatedDeltaNetOptions
 from gam_lm.ops.context_parallel import delta_over_pieces, number_segments
-from gam_lm.ops.delta_rule import delta_memory, fla_delta_memory
+from gam_lm.ops.delta_rule import delta_memory
+from gam_lm.ops.delta_rule_kernels import DELTA_KERNELS
 
 RATE_RANGE, STEP_RANGE = (1.0, 16.0), (1e-3, 0.1)
 """Decays at initialisation, as published: exp(A) uniform, softplus(dt) log-uniform."""
@@ -46,7 +47,7 @@ class GatedDeltaNet(Mixer):
 
     options_type = GatedDeltaNetOptions
     options: GatedDeltaNetOptions
-    backends = ("torch", "fla")
+    backends = ("torch", "fla", "triton")
     over_pieces = True
 
     def __init__(self, config: ModelConfig) -> None:
@@ -79,7 +80,7 @@ class GatedDeltaNet(Mixer):
             gate_BTH, log_decay_BTH = (each * segments.real_BT[..., None] for each in (gate_BTH, log_decay_BTH))
             index_BT = segments.index_BT
         M, E = q.shape[-1], v.shape[-1]
-        rule = fla_delta_memory if self.options.backend == "fla" else delta_memory
+        rule = DELTA_KERNELS.get(self.options.backend) or delta_memory
         bank_HME = v.new_zeros(self.num_heads, M, E)
         g_BTHE, (memory,) = delta_over_pieces(rule)(
             q / math.sqrt(M), k, v, gate_BTH, log_decay_BTH, bank_HME, None if memory is None else (memory,),
@@ -90,7 +91,7 @@ class GatedDeltaNet(Mixer):
 
     def compiles(self, context: int) -> bool:
         """See `Mixer.compiles`."""
-        return context <= MAX_UNROLLED * self.options.chunk_size
+        return self.backend == "triton" or context <= MAX_UNROLLED * self.options.chunk_size
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See `Mixer.matrices`."""
@@ -134,6 +135,11 @@ class GatedDeltaNet(Mixer):
             activations=D + 3 * (2 * Q + V) + 4 * Q + 8 * V + 9 * H + 3 * H * L + H * M * E / L,
             state_bytes=4 * (K - 1) * (2 * Q + V) + 4 * H * M * E,
         )
+
+    @classmethod
+    def rule(cls, config: ModelConfig) -> str:
+        """See `Mixer.rule`."""
+        return "delta rule"
 
     @classmethod
     def reach(cls, config: ModelConfig) -> int | None:

@@ -26,8 +26,8 @@ class GatedDeltaNetOptions(MixerOptions):
     """The strongest write: 1, or up to 2, which allows negative eigenvalues."""
     chunk_size: Positive = 64
     """Tokens that the rule handles at once: speed and memory only, never the result."""
-    backend: Literal["auto", "torch", "fla"] = "auto"
-    """torch, or flash-linear-attention's kernel on a GPU; auto is torch."""
+    backend: Literal["auto", "torch", "fla", "triton"] = "auto"
+    """torch, or a kernel for a GPU: flash-linear-attention's, or the library's own (triton); auto is torch."""
 
     def resolved(self, hidden_size: int) -> GatedDeltaNetOptions:
         """See `MixerOptions.resolved`."""

@@ -5,6 +5,8 @@ A name that ends with a colon is a family: ``hf:llama`` belongs to ``hf:``.
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +14,10 @@ from gam_lm.errors import InputError, unknown_name
 from gam_lm.mixers.options import MixerOptions
 
 if TYPE_CHECKING:
+    from gam_lm.config import ModelConfig
     from gam_lm.mixers.base import Mixer
+
+logger = logging.getLogger("gam_lm")
 
 
 class Entry(NamedTuple):
@@ -66,6 +71,19 @@ def mixer_class(name: str) -> type[Mixer]:
         raise InputError(f"mixer {name!r} is a whole model of another library: it is a baseline of `gam bench`, not a part of a stack")
     found: type[Mixer] = _loaded(entry.mixer)
     return found
+
+
+def log_backends(config: ModelConfig, device: str) -> None:
+    """Say which implementation each rule of a model takes on ``device`` ("cpu", "cuda:1"), each choice once a process."""
+    for name in dict.fromkeys(config.mixers):
+        kind = mixer_class(name)
+        if rule := kind.rule(config):
+            _log_once(f"{rule}: {kind.backend_name(config)} on {device}")
+
+
+@cache
+def _log_once(line: str) -> None:
+    logger.info(line)
 
 
 def _entry(name: str) -> Entry:

@@ -34,7 +34,7 @@ from gam_lm.ops.delta_rule import widest
 from gam_lm.ops.segments import Segments, read_segments
 
 Rule = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
-"""delta_memory, fla_delta_memory or mean_memory."""
+"""delta_memory, one of its kernels, or mean_memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gam_lm.errors import InputError, MissingExtraError
 from gam_lm.ops.chunks import LEAST_LOG_DECAY, Chunks
 
 
@@ -203,46 +202,6 @@ def _step(
     W_BH1E = b.transpose(1, 2)[..., None] * (v_BH1E - a_BH1M @ (bank_HME + D_BHME))
     D_BHME = D_BHME + a_BH1M.mT * W_BH1E
     return (r_BH1M @ (bank_HME + D_BHME)).transpose(1, 2), (D_BHME,)
-
-
-def fla_delta_memory(
-    read_BTHM: Tensor,
-    write_BTHM: Tensor,
-    value_BTHE: Tensor,
-    gate_BTH: Tensor,
-    log_decay_BTH: Tensor,
-    bank_HME: Tensor,
-    state: tuple[Tensor, ...] | None = None,
-    *,
-    chunk_size: int = 64,
-    index_BT: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor]]:
-    """`delta_memory` by flash-linear-attention's kernel of the gated delta rule, on a GPU: products in bf16, sums in fp32.
-
-    On the deviation from V0 the rule is theirs, with key a and query r. A single token, or rows of several sequences, take `delta_memory`.
-
-    Raises:
-        MissingExtraError: where the package is not installed.
-        InputError: on a device it has no kernel for.
-    """
-    if read_BTHM.shape[1] < 2 or index_BT is not None:
-        return delta_memory(read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH, bank_HME, state, chunk_size=chunk_size, index_BT=index_BT)
-    if read_BTHM.device.type != "cuda":
-        raise InputError(f"backend is 'fla' on {read_BTHM.device.type}: flash-linear-attention runs on a GPU, use backend='torch'")
-    try:
-        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-    except ImportError as error:
-        raise MissingExtraError("flash-linear-attention", "fla", "backend 'fla'") from error
-    with torch.autocast("cuda", enabled=False):
-        read, write, value, gate, log_decay, bank = (each.float() for each in (read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH, bank_HME))
-        unwritten = value - torch.einsum("bthm,hme->bthe", write, bank)
-        low = torch.bfloat16
-        g_BTHE, D_BHME = chunk_gated_delta_rule(
-            read.to(low), write.to(low), unwritten.to(low), log_decay.clamp(min=LEAST_LOG_DECAY), gate, scale=1.0, initial_state=state[0].float() if state else None,
-            output_final_state=True,
-        )  # fmt: skip
-        g_BTHE = torch.einsum("bthm,hme->bthe", read, bank) + g_BTHE.float()
-        return g_BTHE.to(value_BTHE.dtype), (D_BHME,)
 
 
 def naive_delta_memory(

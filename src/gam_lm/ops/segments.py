@@ -63,3 +63,37 @@ def positions_within(segments: Segments, offset_B: Tensor) -> tuple[Tensor, Tens
     own_BT = counted_BT - start_BT + torch.where(index == 0, offset_B[:, None], 0)
     last_B = own_BT[:, -1] + real[:, -1].long()
     return own_BT, last_B
+
+
+class Packed(NamedTuple):
+    """Rows laid end to end, B·T tokens, as the N sequences that stand in them: what kernels for rows of several sequences read. Shape N: one each."""
+
+    cu_seqlens: Tensor
+    """int64 (N + 1,): where each sequence begins, and the end of the last one."""
+    row_N: Tensor
+    """int64: the row it stands in."""
+    continues_N: Tensor
+    """bool: whether it goes on with the row's state."""
+    last_B: Tensor
+    """int64: the sequence that each row ends with."""
+
+
+def pack(index_BT: Tensor) -> Packed:
+    """The sequences of all rows.
+
+    Args:
+        index_BT: as of `Segments`. Their number is read back from the device.
+    """
+    T = index_BT.shape[1]
+    begins_BT = torch.ones_like(index_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = index_BT[:, 1:] != index_BT[:, :-1]
+    begin_N = begins_BT.flatten().nonzero()[:, 0]
+    continues_N = index_BT.flatten()[begin_N] == 0
+    cu_seqlens = torch.cat([begin_N, begin_N.new_full((1,), index_BT.numel())])
+    return Packed(cu_seqlens, begin_N // T, continues_N, begins_BT.sum(1).cumsum(0) - 1)
+
+
+def whole_rows(B: int, T: int, device: torch.device) -> Packed:
+    """The same of rows that are one sequence each."""
+    row_B = torch.arange(B, device=device)
+    return Packed(torch.arange(B + 1, device=device) * T, row_B, torch.ones_like(row_B, dtype=torch.bool), row_B)

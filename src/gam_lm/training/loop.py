@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from gam_lm.checkpoint import load_model, save_model
-from gam_lm.config import ModelConfig
 from gam_lm.data.blocks import evaluation_blocks
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import DivergedError, InputError
@@ -29,6 +28,7 @@ from gam_lm.training.distributed import DataParallel, World, check_batch, own_ra
 from gam_lm.training.divergence import broken_weight, diverged
 from gam_lm.training.evaluate import Evaluation, evaluate
 from gam_lm.training.interruption import Abandoned, Interruption, signals_held
+from gam_lm.training.new import new_model as new_model
 from gam_lm.training.optimizers import make_optimizer as make_optimizer
 from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig
@@ -43,12 +43,6 @@ LOG_EVERY = 10
 SECONDS_BETWEEN_STATES = 60.0
 SHARE_OF_SAVING = 0.05
 """Largest share of the time that the saving by the clock may take: where writing a state takes more than three seconds, it is done less often."""
-
-
-def new_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> LanguageModel:
-    """A model whose initial values are a function of ``seed`` alone."""
-    torch.manual_seed(seed)
-    return LanguageModel(config).to(device)
 
 
 def fit(

@@ -45,6 +45,25 @@ def test_a_readme_that_is_not_there_is_named(tmp_path):
         update(tmp_path / "README.md")
 
 
+def test_the_tables_of_a_gpu_appear_when_they_are_there(tmp_path):
+    text = "before\n<!-- gpu gpu -->\nold\n<!-- end -->\n<!-- gpu gpu brief -->\n<!-- end -->\nafter"
+    without = render(text, tmp_path)
+    assert without.count("No GPU was measured") == 2 and "old" not in without and render(without, tmp_path) == without
+    machine = {"device": "NVIDIA H100", "processor": "a processor", "cores": 2, "torch": "2"}
+    same = {"model": "gam", "dtype": "bf16", "variant": "eager", "backend": "torch", "outcome": "ok"}
+    parts = {
+        "parity": same | {"logits_error": 1e-3, "plain_logits_error": 2e-3, "within": True},
+        "blocks": same | {"sequence_length": 256, "batch_size": 4, "forward_backward_ms": 2.0, "output_error": 2e-3},
+    }
+    for part, row in parts.items():
+        (tmp_path / "gpu" / part).mkdir(parents=True)
+        content = {"command": "gam bench-gpu", "environment": machine, "corpus": None, "rows": [row]}
+        (tmp_path / "gpu" / part / "results.json").write_text(json.dumps(content))
+    whole, brief = render(without, tmp_path).split("<!-- gpu gpu brief -->")
+    assert "No GPU was measured" not in whole + brief and "## Parity" in whole and "## Parity" not in brief
+    assert all("NVIDIA H100" in each and "| gam | **1.95** (2e-03) |" in each for each in (whole, brief))
+
+
 def test_a_mark_takes_the_table_of_its_verb_and_the_rows_that_it_names(tmp_path):
     machine = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"}
     row = {"model": "gam-static", "context": 9, "dtype": "fp32", "variant": "eager", "outcome": "ok", "parameters": 10, "step_ms": 2.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from gam_lm.cli.flags import FLAT
@@ -36,10 +37,15 @@ class Data:
 
     def prepare(self, vocab_size: int) -> TokenCorpus:
         """The corpus as token ids; ``vocab_size`` is that of a tokenizer that is trained."""
+        from gam_lm.data.carried import carried
         from gam_lm.data.tokens import prepare
 
         if self.data is None:
             raise InputError("data is not given: use --data with a corpus name or a path, or --preset")
+        if (found := carried(Path(self.data))) is not None:
+            if self.tokenizer != "bpe" or self.train_rows or self.valid_rows:
+                raise InputError(f"data {self.data!r} holds token ids: leave out tokenizer, train_rows and valid_rows, which are for a text")
+            return found
         limits = {split: rows for split, rows in (("train", self.train_rows), ("valid", self.valid_rows)) if rows is not None}
         corpus = prepare(self.data, tokenizer=self.tokenizer, vocab_size=vocab_size, row_limits=limits or None)
         if missing := [split for split in ("train", "valid") if split not in corpus.splits]:
@@ -54,6 +60,12 @@ class Prepare:
     text: Annotated[Data, FLAT] = Data()
     vocab_size: Count = 10_000
     """Entries of a tokenizer that is trained."""
+    carry: Path | None = None
+    """Folder that gets the first ids and the tokenizer, for a machine without the text: `--data FOLDER` of `gam bench` reads it there."""
+    carry_tokens: Count = 10_000_000
+    """Training tokens that it gets, two bytes each."""
+    carry_valid_tokens: Count = 200_000
+    """Validation tokens that it gets."""
 
     @classmethod
     def defaults(cls, arguments: list[str]) -> list[None]:
@@ -66,4 +78,10 @@ class Prepare:
         """Prepare and describe."""
         from gam_lm.data.tokens import describe
 
-        print(describe(self.text.prepare(self.vocab_size)))
+        corpus = self.text.prepare(self.vocab_size)
+        print(describe(corpus))
+        if self.carry is not None:
+            from gam_lm.data.carried import carry
+
+            carry(corpus, self.carry, {"train": self.carry_tokens, "valid": self.carry_valid_tokens})
+            print(f"carried: {self.carry}")

@@ -1,4 +1,4 @@
-"""All that a GPU can tell, within minutes: parity of every fast path, Table 2, training at two sizes, decoding with CUDA graphs.
+"""All that a GPU can tell, within minutes: parity of every fast path, Table 2, blocks up to 65,536 tokens, training at two sizes, decoding with CUDA graphs.
 
 Each part has its own folder with a results.json, so that what time did not allow is what the next call goes on with. Written where no GPU was at hand: until it
 has run on one, its figures are empty, not guessed.
@@ -20,8 +20,12 @@ import torch
 from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import enlarged
 from gam_lm.experiments import decode, scaling, training_speed
+<<<<<<< HEAD
 from gam_lm.experiments.measuring import emulated
 from gam_lm.experiments.parity import FLA, PARITY_TOKENS, compiles_at, measure_parity
+=======
+from gam_lm.experiments.parity import KERNELS, PARITY_TOKENS, compiles_at, measure_parity, on_kernel
+>>>>>>> bc2f8d7 (bench-gpu compares blocks with their errors and checks packed rows; bench-gpu-train on ids that travel)
 from gam_lm.presets import compared
 from gam_lm.presets.models import Fields, named_model
 from gam_lm.results import Results
@@ -32,7 +36,7 @@ MATERIALISED = "transformer-learned+backend=materialised"
 """The paper's attention, whose scores are held whole."""
 
 Open = Callable[[str], Results]
-"""Opens the results.json of a part: parity, table-2, training or decode."""
+"""Opens the results.json of a part: parity, table-2, blocks, training or decode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,12 @@ class Plan:
     """Whether anything is compiled."""
     compiled_lengths: tuple[int, ...]
     """Of Table 2, compiled."""
+    blocks: tuple[str, ...]
+    """The models whose blocks are compared, kernels included."""
+    block_lengths: tuple[int, ...]
+    """T of that comparison."""
+    block_tokens: int
+    """B · T of it."""
     large: tuple[float, int]
     """Parameters and width of the second size in training."""
     contexts: tuple[int, ...]
@@ -75,6 +85,9 @@ FULL = Plan(
     iterations=20,
     compiled=True,
     compiled_lengths=(512, 2048, 8192),
+    blocks=compared.BLOCKS_ON_GPU,
+    block_lengths=(256, 1024, 4096, 16_384, 65_536),
+    block_tokens=65_536,
     large=(350e6, 1024),
     contexts=(512, 2048, 8192),
     tokens=16_384,
@@ -91,6 +104,9 @@ DRY = Plan(
     iterations=1,
     compiled=False,
     compiled_lengths=(),
+    blocks=compared.DRY,
+    block_lengths=(8, 32),
+    block_tokens=64,
     large=(2e4, 32),
     contexts=(32,),
     tokens=64,
@@ -142,6 +158,18 @@ class _Run:
             lambda: scaling.scale(models, lengths, plan.base, protocol, self.opened("table-2"), self.device, isolated=False, go_on=self.go_on),
         )
 
+    def compare_blocks(self, models: Sequence[str]) -> None:
+        """Time and largest error of a block at equally many tokens, whatever their length."""
+        plan = self.plan
+        for T in plan.block_lengths:
+            protocol = scaling.Protocol(
+                dtype="bf16", batch_size=max(1, plan.block_tokens // T), warmup=min(3, plan.iterations), iterations=min(10, plan.iterations), seconds=0.5,
+                accuracy=True,
+            )  # fmt: skip
+            self.take(f"blocks at {T} tokens", partial(
+                scaling.scale, models, [T], plan.base, protocol, self.opened("blocks"), self.device, isolated=False, go_on=self.go_on,
+            ))  # fmt: skip
+
     def train(self, configs: Mapping[str, ModelConfig], tokens: int, T: int, ways: Sequence[str]) -> None:
         """Training speed of each model at T tokens a row."""
         variants = training_speed.variants_of(ways, self.device)
@@ -175,25 +203,26 @@ def bench_gpu(plan: Plan, opened: Open, device: torch.device, *, seconds: float)
     Returns:
         The steps that failed; their errors are logged.
     """
-    missing = [name for name in plan.models if name.endswith(FLA) and find_spec("fla") is None]
+    missing = [name for name in plan.blocks if any(name.endswith(end) and find_spec(package) is None for end, package in KERNELS.items())]
     if missing:
-        logger.warning("%s left out: flash-linear-attention is not installed", ", ".join(missing))
-    models = [name for name in plan.models if name not in missing]
+        logger.warning("%s left out: triton or flash-linear-attention is not installed", ", ".join(missing))
+    models, blocks = ([name for name in names if name not in missing] for names in (plan.models, plan.blocks))
     longest = max(plan.lengths)
     quick = [name for name in models if plan.compiled and compiles_at(named_model(name, plan.base), longest)]
     rest = [name for name in models if name not in quick]
     run = _Run(plan, opened, device, seconds)
 
-    run.parity(models, longest)
+    run.parity([*models, *(name for name in blocks if on_kernel(name) and name not in models)], longest)
+    run.scale([*models, MATERIALISED], plan.lengths, "fp16" if device.type == "cuda" else "fp32")
+    run.compare_blocks(blocks)
     published = training_speed.matched(models, plan.base)
     T = min(256, plan.base.get("max_position_embeddings", 256))
     run.train({name: published[name] for name in quick}, plan.tokens, T, ("plain", "eager", "compiled"))
     run.train({name: published[name] for name in rest}, plan.tokens, T, ("plain", "eager"))
+    run.decode([name for name in models if not on_kernel(name)])
     for T_large in plan.contexts:
         for some, ways in ((quick, ("eager", "compiled")), (rest, ("eager",))):
             run.train({name: enlarged(named_model(name, plan.base), *plan.large) for name in some}, plan.large_tokens, T_large, ways)
-    run.scale([*models, MATERIALISED], plan.lengths, "fp16" if device.type == "cuda" else "fp32")
-    run.decode([name for name in models if not name.endswith(FLA)])
     run.scale([*rest, MATERIALISED], plan.lengths, "bf16")
     for name in quick:
         run.scale([name], plan.compiled_lengths, "bf16", compiled=True)

@@ -30,8 +30,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALLOWED = 2.0
 """How many times the error of the plain path a fast one may have (the rule of state-spaces/mamba's tests)."""
 
-FLA = "+backend=fla"
-"""How the name of a model on kernels of others ends: flash-linear-attention's."""
+KERNELS = {"+backend=fla": "fla", "+backend=triton": "triton"}
+"""How the name of a model on a kernel of the delta rule ends, and the package that the kernel needs."""
+
+LOW = "+backend=fla"
+"""The kernel that computes in bf16 whatever is asked for."""
 
 PLAIN = {"sdpa": "+backend=materialised"}
 """By the backend of a model that has a kernel of its own: the change that makes the plain model that it is held to."""
@@ -66,18 +69,20 @@ def measure_parity(
         torch.backends.cuda.matmul.allow_tf32 = False
     for name in models:
         config = named_model(name, base)
-        plain = named_model(name.removesuffix(FLA) + PLAIN.get(backend_name(config), ""), base)
+        plain = named_model(without_kernel(name) + PLAIN.get(backend_name(config), ""), base)
         rows = {(dtype, way): _parity_row(name, config, dtype, way) for dtype in _formats(name) for way in _ways(config, device, dtype, name, compiled_at)}
         if all(results.find(row) is not None for row in rows.values()) or not go_on():
             continue
-        exact = _Pass(plain, torch.float64, device, compiled=False)
+        references = {packed: _Pass(plain, torch.float64, device, compiled=False, packed=packed) for packed in {way == "packed" for _, way in rows}}
         for (dtype, way), row in rows.items():
-            trusted = _Pass(plain, DTYPES[dtype], device, compiled=False)
+            packed = way == "packed"
+            exact = references[packed]
+            trusted = _Pass(plain, DTYPES[dtype], device, compiled=False, packed=packed)
             if way == "graph":
                 logits = _decoded(plain, device)
                 errors = {"logits_error": _error(logits, exact.logits), "plain_logits_error": _error(trusted.logits, exact.logits)}
             else:
-                fast = _Pass(config, DTYPES[dtype], device, compiled=way == "compiled")
+                fast = _Pass(config, DTYPES[dtype], device, compiled=way == "compiled", packed=packed)
                 errors = {
                     f"{label}{part}_error": _error(getattr(each, part), getattr(exact, part))
                     for label, each in (("", fast), ("plain_", trusted)) for part in ("logits", "gradient")
@@ -88,17 +93,26 @@ def measure_parity(
             logger.info("parity of %s %s %s: %s", name, dtype, way, "within" if within else "NOT within")
 
 
+def on_kernel(name: str) -> bool:
+    """Whether a model of this name runs on a kernel of the delta rule."""
+    return name.endswith(tuple(KERNELS))
+
+
+def without_kernel(name: str) -> str:
+    """The name of the same model in plain PyTorch."""
+    return next((name.removesuffix(each) for each in KERNELS if name.endswith(each)), name)
+
+
 def _formats(name: str) -> tuple[str, ...]:
-    """Kernels of others compute in bf16 whatever is asked for."""
-    return ("bf16",) if name.endswith(FLA) else ("fp32", "bf16")
+    return ("bf16",) if name.endswith(LOW) else ("fp32", "bf16")
 
 
 def _ways(config: ModelConfig, device: torch.device, dtype: str, name: str, compiled_at: int | None) -> list[str]:
     """The plain path as well: its row says what is compared with."""
-    ways = ["eager"]
+    ways = ["eager"] + ["packed"] * on_kernel(name)
     if compiled_at is not None and obstacle(device) is None and compiles_at(config, compiled_at):
         ways.append("compiled")
-    if device.type == "cuda" and dtype == "fp32" and not name.endswith(FLA) and not _grows(config):
+    if device.type == "cuda" and dtype == "fp32" and not on_kernel(name) and not _grows(config):
         ways.append("graph")
     return ways
 
@@ -129,7 +143,7 @@ def _seeded(config: ModelConfig, device: torch.device) -> tuple[LanguageModel, T
 class _Pass:
     """Logits and the gradient of all parameters of one forward and backward pass, in fp64 on the CPU."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, *, compiled: bool, packed: bool = False) -> None:
         model, tokens_BT = _seeded(config, device)
         model.train()
         if dtype == torch.float64:
@@ -137,10 +151,19 @@ class _Pass:
         if compiled:
             compile_for_training(model, TrainConfig(compile="on"), 1)
         with autocast(device, torch.float32 if dtype == torch.float64 else dtype):
-            logits_BTV, loss = model(tokens_BT, tokens_BT.roll(-1, 1))
+            logits_BTV, loss = model(tokens_BT, tokens_BT.roll(-1, 1), segments=_sequences(tokens_BT) if packed else None)
         loss.backward()
         self.logits = logits_BTV.detach().double().cpu()
         self.gradient = torch.cat([p.grad.double().flatten().cpu() for p in model.parameters() if p.grad is not None])
+
+
+def _sequences(tokens_BT: Tensor) -> Tensor:
+    """Ids of sequences of several lengths, other ones in the second row, and padding at its end."""
+    B, T = tokens_BT.shape
+    places_T = torch.arange(T, device=tokens_BT.device)
+    segments_BT = torch.stack([1 + (places_T >= T // 3).long() + (places_T >= T // 2).long(), 1 + (places_T >= 3).long()])[:B]
+    segments_BT[-1, -5:] = 0
+    return segments_BT
 
 
 @torch.no_grad()

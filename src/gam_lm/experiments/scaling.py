@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from gam_lm.config import ModelConfig
+from gam_lm.experiments.accuracy import block_errors
 from gam_lm.experiments.measuring import Group, Limits, Row, measure_missing
 from gam_lm.experiments.models import block_contender, block_parameters, build_blocks, described
 from gam_lm.presets.models import Fields
@@ -39,6 +40,8 @@ class Protocol(Limits):
     """Whether the block runs through torch.compile."""
     iterations: int = 20
     """Passes that are timed."""
+    accuracy: bool = False
+    """Whether each cell says its largest error against float64 (gam_lm.experiments.accuracy)."""
     seconds: float | None = None
     """The most that warm-up, forward passes and training passes may take, each; one pass of either is always made."""
 
@@ -69,7 +72,7 @@ def scale(
     """
     configs = dict(block_contender(name, base) for name in models)
     rows = [_row(name, T, config, protocol) for T in sorted(dict.fromkeys(lengths)) for name, config in configs.items()]
-    given = {"iterations": protocol.iterations, "seconds": protocol.seconds}
+    given = {"iterations": protocol.iterations, "seconds": protocol.seconds, "accuracy": protocol.accuracy}
 
     def measure(missing: Sequence[Row]) -> Iterator[tuple[Row, Isolated]]:
         for row in missing:
@@ -97,7 +100,7 @@ def _words(row: Row) -> str:
 
 
 def measure_block(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
-    """One cell: ``parameters``, ``forward_ms``, ``forward_backward_ms`` (medians) and ``peak_memory_mb``.
+    """One cell: ``parameters``, ``forward_ms``, ``forward_backward_ms`` (medians) and ``peak_memory_mb``; the errors where they are asked for.
 
     The memory is that of one forward and backward pass: on a GPU all that the allocator holds at most, on a CPU the growth of the process. Forward
     passes keep nothing for gradients. Where layers of several kinds take turns, the figures are the mean over one turn.
@@ -133,11 +136,15 @@ def measure_block(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
 
     forward, forward_backward = passes()
     warmup, timing = parameters["warmup"], {name: parameters[name] for name in ("iterations", "seconds")}
+    errors = {}
+    if parameters["accuracy"]:
+        with autocast(device, dtype):
+            errors = block_errors(run, block, config, torch.randn(B, T, D, device=device))
     both_ms = step_times(forward_backward, device, warmup=warmup, **timing)
     forward_ms = step_times(forward, device, warmup=warmup, **timing)
     grown = cuda_peak_bytes(forward_backward, device) if device.type == "cuda" else peak(forward_backward)  # last: it gives the heap back
     figures = {
         "parameters": block_parameters(config), "forward_ms": statistics.median(forward_ms) / blocks,
-        "forward_backward_ms": statistics.median(both_ms) / blocks, "passes": len(both_ms),
+        "forward_backward_ms": statistics.median(both_ms) / blocks, "passes": len(both_ms), **errors,
     }  # fmt: skip
     return figures if grown is None else figures | {"peak_memory_mb": grown / BYTES_PER_MB / blocks}

@@ -14,8 +14,11 @@ TRAINED = ("gam-static", "gam", "gam-mean", "gam-slots", "transformer", "mamba")
 DECODED = ("gam-static", "gam", "gam-mean", "gam-slots", "gam-hybrid", "transformer", "mamba", "hf:gpt2")
 """Of `gam bench-decode`; hf:gpt2 is Transformers' own with its cache."""
 
-ON_GPU = ("gam-static", "gam", "gam+backend=fla", "gam-mean", "llama", "gated-deltanet", "mamba")
-"""Of `gam bench-gpu`."""
+ON_GPU = ("gam-static", "gam", "gam+backend=triton", "gam+backend=fla", "gam-mean", "llama", "gated-deltanet", "mamba")
+"""Of `gam bench-gpu`; llama's attention is PyTorch's fused one, flash attention on a GPU."""
+
+BLOCKS_ON_GPU = (*ON_GPU, "gated-deltanet+backend=triton", "gated-deltanet+backend=fla")
+"""Of its comparison of blocks."""
 
 DRY = ("gam-static", "gam", "transformer", "mamba")
 """Of its dry run."""

@@ -71,6 +71,13 @@ PRESETS: Mapping[str, Preset] = {
         model={"hidden_size": 256, "num_hidden_layers": 4},
         train=TrainConfig(steps=1200, batch_size=16, context=256, learning_rate=8e-3, validate_every=300),
     ),
+    "gpu": Preset(
+        summary="gam bench --preset gpu --data carried --out results/gpu/train · one GPU, minutes · no losses known yet; 10 M tokens, one pass, not tuned",
+        data="books",
+        models=("gam", "llama", "mamba"),
+        model={},
+        train=TrainConfig(steps=600, batch_size=64, context=256, learning_rate=3e-3, warmup_steps=60, validate_every=150),
+    ),
     "paper-wikitext2": Preset(
         summary="gam bench --preset paper-wikitext2 --out runs/paper-wikitext2 · one GPU · published PPL: 882.57 GAM, 918.99 Transformer, 1017.54 Mamba",
         data="wikitext-2",

@@ -2,6 +2,8 @@
 
 Between ``<!-- table PATH -->`` and ``<!-- end -->`` stands the table of the results.json at PATH, relative to the text. Behind the path, words choose:
 ``batch_size=1 dtype=bf16`` keeps the rows with these values, ``brief`` takes the short form of a scaling analysis.
+
+Between ``<!-- gpu PATH -->`` and ``<!-- end -->`` stand the tables of what `gam bench-gpu` wrote to PATH (``brief``: of the blocks alone), or that no GPU was measured.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 from gam_lm.errors import InputError
 from gam_lm.report.decode import decode_table
+from gam_lm.report.gpu import gpu_tables
 from gam_lm.report.recall import recall_table
 from gam_lm.report.scaling import scaling_brief, scaling_table
 from gam_lm.report.speed import speed_table
@@ -20,6 +23,8 @@ from gam_lm.report.tables import context_table, quality_table
 from gam_lm.results import read_results
 
 MARKED = re.compile(r"(<!-- table (?P<path>\S+)(?P<words>(?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+GPU = re.compile(r"(<!-- gpu (?P<path>\S+)(?P<brief> brief)? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "scale": scaling_table, "bench-decode": decode_table, "bench-train": speed_table, "recall": recall_table, "eval": context_table,
@@ -29,6 +34,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 def render(text: str, directory: Path) -> str:
     """``text`` with every marked table made anew from its results.json below ``directory``. Raises InputError where one is missing, or words choose nothing."""
+    text = GPU.sub(lambda match: match[1] + gpu_tables(directory / match["path"], brief=bool(match["brief"])) + match[4], text)
     return MARKED.sub(lambda match: match[1] + _table(directory / match["path"], match["words"].split()) + match[4], text)
 
 

@@ -198,6 +198,8 @@ class Row(TypedDict, total=False):
     peak_bf16_flops: Amount
     peak_fp32_flops: Amount
     first_loss: float
+    output_error: float
+    state_error: float
     passes: Whole
 
 

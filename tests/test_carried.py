@@ -9,7 +9,7 @@ from gam_lm.cli.main import run
 from gam_lm.data.carried import carried
 from gam_lm.data.tokens import prepare
 
-WORDS = "the river ran below the old mill and nobody spoke of the winter that had taken the bridge away".split()
+WORDS = ["river", "mill", "winter", "bridge", "below", "nobody", "spoke", "of", "the", "old", "that", "had", "taken"]
 TINY = ["--vocab-size", "300", "--hidden-size", "16", "--num-hidden-layers", "1", "--context", "16", "--batch-size", "2", "--gam.num-heads", "2"]
 
 

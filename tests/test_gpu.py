@@ -111,7 +111,8 @@ def test_the_kernel_is_within_the_reference_packed_rows_included(opened, monkeyp
 
 def test_the_table_of_blocks_has_the_errors_and_the_fastest_in_bold():
     row = {"batch_size": 2, "dtype": "bf16", "outcome": "ok", "output_error": 0.00312}
-    rows = [row | {"model": "gam", "sequence_length": 500, "forward_backward_ms": 3.0, "state_error": 0.001}, row | {"model": "llama", "sequence_length": 500, "forward_backward_ms": 2.0},
+    rows = [row | {"model": "gam", "sequence_length": 500, "forward_backward_ms": 3.0, "state_error": 0.001},
+            row | {"model": "llama", "sequence_length": 500, "forward_backward_ms": 2.0},
             {"model": "gam", "sequence_length": 1000, "batch_size": 1, "dtype": "bf16", "outcome": "out of memory"}]  # fmt: skip
     lines = blocks_table({"environment": MACHINE, "rows": rows}).splitlines()
     assert [line for line in lines if line.startswith(("| gam", "| llama"))] == ["| gam | 3.00 (3e-03, 1e-03) | out of memory |", "| llama | **2.00** (3e-03) |  |"]

@@ -13,7 +13,7 @@ from gam_lm.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class BenchGPU:
-    """On one GPU: parity of the fast paths, Table 2, blocks up to 65,536 tokens, training at 22.6 and 350 million parameters, decoding; the same command goes on with what is missing."""
+    """On one GPU: parity of the fast paths, Table 2, blocks up to 65,536 tokens, training at two sizes, decoding; the same command goes on."""
 
     out: Path = Path("results/gpu")
     """Folder for table.md and a folder for each part."""

@@ -55,7 +55,7 @@ def carried(folder: Path) -> TokenCorpus | None:
         text = (folder / MARK).read_text(encoding="utf-8")
     try:
         meta = json.loads(text)
-        tokenizer = load_tokenizer(str(folder / "tokenizer.json"))
+        load_tokenizer(str(folder / "tokenizer.json"))
         splits, texts = {}, {}
         for name, counts in meta["splits"].items():
             path = folder / f"{name}.bin"

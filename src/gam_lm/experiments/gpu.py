@@ -20,12 +20,8 @@ import torch
 from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import enlarged
 from gam_lm.experiments import decode, scaling, training_speed
-<<<<<<< HEAD
 from gam_lm.experiments.measuring import emulated
-from gam_lm.experiments.parity import FLA, PARITY_TOKENS, compiles_at, measure_parity
-=======
 from gam_lm.experiments.parity import KERNELS, PARITY_TOKENS, compiles_at, measure_parity, on_kernel
->>>>>>> bc2f8d7 (bench-gpu compares blocks with their errors and checks packed rows; bench-gpu-train on ids that travel)
 from gam_lm.presets import compared
 from gam_lm.presets.models import Fields, named_model
 from gam_lm.results import Results
@@ -163,7 +159,8 @@ class _Run:
         plan = self.plan
         for T in plan.block_lengths:
             protocol = scaling.Protocol(
-                dtype="bf16", batch_size=max(1, plan.block_tokens // T), warmup=min(3, plan.iterations), iterations=min(10, plan.iterations), seconds=0.5,
+                dtype="fp32" if emulated("bf16", self.device) else "bf16", batch_size=max(1, plan.block_tokens // T),
+                warmup=min(3, plan.iterations), iterations=min(10, plan.iterations), seconds=0.5,
                 accuracy=True,
             )  # fmt: skip
             self.take(f"blocks at {T} tokens", partial(

@@ -14,7 +14,6 @@ from gam_lm.report.tables import Table, quality_table
 from gam_lm.results import read_results
 from gam_lm.runtime.files import write_text
 
-
 NOT_MEASURED = "No GPU was measured: no figure of one is given here.\n"
 """What a page says until there are results."""
 
@@ -76,8 +75,8 @@ def blocks_table(results: Mapping[str, Any]) -> str:
     rows = [[name, *(cell(done.get((name, T)), T) for T in lengths)] for name in dict.fromkeys(row["model"] for row in results["rows"])]
     counts = sorted({row["batch_size"] * row["sequence_length"] for row in results["rows"]})
     note = (
-        f"Milliseconds per 1,000 tokens, forward + backward, {results['rows'][0]['dtype']} autocast, {counts[-1]:,} tokens in a pass. In brackets the largest error against float64 "
-        f"of the outputs and of the state, each over the largest value; of long sequences the first tokens are compared. {machine_line(results)}"
+        f"Milliseconds per 1,000 tokens, forward + backward, {results['rows'][0]['dtype']} autocast, {counts[-1]:,} tokens in a pass. In brackets the largest error against "
+        f"float64 of the outputs and of the state, each over the largest value; of long sequences the first tokens are compared. {machine_line(results)}"
     )
     return Table(columns=["Model", *(f"{T:,} tokens" for T in lengths)], rows=rows, note=note).markdown()
 

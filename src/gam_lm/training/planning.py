@@ -26,7 +26,10 @@ from gam_lm.training.step import train_step
 logger = logging.getLogger("gam_lm")
 
 SHARE_OF_TIMING = 0.01
-"""Of the time, for the timed steps of one rung."""
+"""Of the time, for the timed steps of one rung, and as much again for those before them, which are slower."""
+
+WARMUP, TIMED = 8, 16
+"""Steps that are not timed and that are, where this takes no more than their share of the time."""
 
 SHORTEST = 60.0
 """Seconds: a run whose steps the user named is validated as one that takes at least so long."""
@@ -69,7 +72,8 @@ class Planner:
         def speed(size: Size) -> float:
             if size not in speeds:
                 recipe = self._recipe(self.config_at(size, 0.1), 0)
-                speeds[size] = recipe.batch_size * recipe.context / self.step_seconds(self.config_at(size, 0.1), recipe)
+                plain = recipe if recipe.compile == "off" else recipe.replace(compile="off")  # compiling each rung would take longer than it tells
+                speeds[size] = recipe.batch_size * recipe.context / self.step_seconds(self.config_at(size, 0.1), plain)
                 logger.debug("%d × %d: %.0f tokens/s", size.hidden_size, size.num_hidden_layers, speeds[size])
             return speeds[size]
 
@@ -95,7 +99,7 @@ class Planner:
         precision = ("bf16" if has_bf16(self.device) else "fp32") if recipe.precision == "auto" else recipe.precision  # the run itself logs why
         optimizer, dtype, batch = make_optimizer(model, recipe), choose_dtype(precision, self.device), batches.batch(0)
         times = step_times(
-            lambda: train_step(model, optimizer, batch, recipe, recipe.learning_rate, dtype), self.device, warmup=2, iterations=7,
+            lambda: train_step(model, optimizer, batch, recipe, recipe.learning_rate, dtype), self.device, warmup=WARMUP, iterations=TIMED,
             seconds=SHARE_OF_TIMING * 60 * self.minutes,
         )  # fmt: skip
         return statistics.median(times) / 1000

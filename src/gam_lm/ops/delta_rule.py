@@ -9,7 +9,8 @@ chunk's start, A = tril(b (a aᵀ) ∘ mask, −1) and mask and G as in gam_lm.o
 
 the chunked form of Yang et al. (arXiv 2406.06484) with the decay of Gated DeltaNet (arXiv 2412.06464), on the deviation from V0.
 
-Products are taken in the dtype of the values, so that autocast's fast ones are used; masks, the system and the state are fp32, or fp64 where an input is.
+Products are taken in the dtype of the values where the device multiplies it natively, so that autocast's fast ones are used; masks, the system and the state
+are fp32, or fp64 where an input is.
 The gradient is written out: it is the chunks' own algebra backwards, while autograd would pass over every L × L matrix several times more.
 
 Shapes: B rows, T tokens, H heads, M slots per head, E values per slot, J chunks of L tokens, N = H·B, X = 2L rows: a chunk's reads, then its writes.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gam_lm.ops.chunks import LEAST_LOG_DECAY, Chunks
+from gam_lm.ops.number_formats import product_format
 
 
 def delta_memory(
@@ -54,7 +56,7 @@ def delta_memory(
         g (B, T, H, E), what each token reads, in the dtype of the values, and the state in fp32, or fp64 where an input is.
     """
     B, T, H, _ = read_BTHM.shape
-    low = value_BTHE.dtype
+    low = product_format(value_BTHE.dtype, value_BTHE.device)
     wide = widest(read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH, bank_HME)
     with torch.autocast(read_BTHM.device.type, enabled=False):
         gate_BTH, log_decay_BTH, bank_HME = gate_BTH.to(wide), log_decay_BTH.to(wide), bank_HME.to(wide)
@@ -63,13 +65,13 @@ def delta_memory(
             return value_BTHE, (D_BHME,)
         if T == 1:
             g_B1HE, last = _step(read_BTHM.to(wide), write_BTHM.to(wide), value_BTHE.to(wide), gate_BTH, log_decay_BTH, bank_HME, D_BHME, index_BT)
-            return g_B1HE.to(low), last
+            return g_B1HE.to(value_BTHE.dtype), last
         chunks = Chunks(B, T, H, chunk_size, index_BT)
         address_JNXM = torch.cat([chunks.split(read_BTHM.to(low)), chunks.split(write_BTHM.to(low))], 2)
         sum_JNL = chunks.split(log_decay_BTH.clamp(min=LEAST_LOG_DECAY)[..., None])[..., 0].cumsum(-1)
         gate_JNL1 = chunks.split(gate_BTH[..., None])
-        g_JNLE, D_NME = _DeltaRule.apply(address_JNXM, chunks.split(value_BTHE), gate_JNL1, sum_JNL, bank_HME, chunks.state(D_BHME), chunks)
-        return chunks.join(g_JNLE), (chunks.unstate(D_NME),)
+        g_JNLE, D_NME = _DeltaRule.apply(address_JNXM, chunks.split(value_BTHE.to(low)), gate_JNL1, sum_JNL, bank_HME, chunks.state(D_BHME), chunks)
+        return chunks.join(g_JNLE).to(value_BTHE.dtype), (chunks.unstate(D_NME),)
 
 
 class _DeltaRule(torch.autograd.Function):

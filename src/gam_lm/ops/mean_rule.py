@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gam_lm.ops.chunks import LEAST_LOG_DECAY, Chunks
 from gam_lm.ops.delta_rule import kept, widest
+from gam_lm.ops.number_formats import product_format
 
 
 def mean_memory(
@@ -49,7 +50,7 @@ def mean_memory(
         g (B, T, H, E), what each token reads, in the dtype of the values, and the state in fp32, or fp64 where an input is.
     """
     B, T, H, _ = read_BTHM.shape
-    low = value_BTHE.dtype
+    low = product_format(value_BTHE.dtype, value_BTHE.device)
     wide = widest(read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH, bank_HME, prior_HM)
     with torch.autocast(read_BTHM.device.type, enabled=False):
         read_BTHM, log_decay_BTH, bank_HME, prior_HM = (each.to(wide) for each in (read_BTHM, log_decay_BTH, bank_HME, prior_HM))
@@ -63,11 +64,11 @@ def mean_memory(
             g_B1HE, last = _step(
                 read_BTHM, write_BTHM.to(wide), value_BTHE.to(wide), log_decay_BTH, prior_bank_HME, prior_HM, S_BHME, Z_BHM, index_BT
             )
-            return g_B1HE.to(low), last
+            return g_B1HE.to(value_BTHE.dtype), last
         chunks = Chunks(B, T, H, chunk_size, index_BT)
         decays = chunks.decays(chunks.split(log_decay_BTH.clamp(min=LEAST_LOG_DECAY)[..., None])[..., 0].cumsum(-1))
         mask_JNLL, from_start_JNL1 = decays.mask_JNLL.to(low), decays.from_start_JNL1.to(low)
-        a_JNLM, v_JNLE = chunks.split(write_BTHM.to(low)), chunks.split(value_BTHE)
+        a_JNLM, v_JNLE = chunks.split(write_BTHM.to(low)), chunks.split(value_BTHE.to(low))
         into_JNML = (a_JNLM * decays.to_end_JNL1.to(low)).mT
         S_JNME, S_NME = _carried((into_JNML @ v_JNLE).to(wide), decays.keep_JN11, chunks.state(S_BHME))
         Z_JNM1, Z_NM1 = _carried(into_JNML.sum(-1, keepdim=True, dtype=wide), decays.keep_JN11, chunks.state(Z_BHM)[..., None])
@@ -76,7 +77,7 @@ def mean_memory(
         share_JNLM = (chunks.split(read_BTHM) / (chunks.heads(prior_HM)[:, None] + Z_JNLM)).to(low)
         seen_JNLL = share_JNLM @ a_JNLM.mT * mask_JNLL
         g_JNLE = chunks.by_head(share_JNLM, prior_bank_HME.to(low)) + (share_JNLM * from_start_JNL1) @ S_JNME.to(low) + seen_JNLL @ v_JNLE
-        return chunks.join(g_JNLE), (chunks.unstate(S_NME), chunks.unstate(Z_NM1[..., 0]))
+        return chunks.join(g_JNLE).to(value_BTHE.dtype), (chunks.unstate(S_NME), chunks.unstate(Z_NM1[..., 0]))
 
 
 def _carried(added_JNXX: Tensor, keep_JN11: Tensor, first_NXX: Tensor) -> tuple[Tensor, Tensor]:

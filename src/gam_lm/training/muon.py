@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gam_lm.errors import InputError
-from gam_lm.training.precision import has_bf16
+from gam_lm.ops.number_formats import has_bf16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of x ↦ ax + bx³ + cx⁵, whose five-fold repetition takes singular values of 0.01 … 1 to 0.7 … 1.2: as steep at zero as can be."""

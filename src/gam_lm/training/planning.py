@@ -13,13 +13,14 @@ import torch
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.model import count_parameters
+from gam_lm.ops.number_formats import has_bf16
 from gam_lm.runtime.measure import step_times
 from gam_lm.training.batches import Batches
 from gam_lm.training.compiled import compile_for_training
 from gam_lm.training.loop import new_model
 from gam_lm.training.optimizers import make_optimizer
 from gam_lm.training.plan import CONTEXTS, DROPOUT, MOST_PASSES, SIZES, Figures, Schedule, Size, at, choose_size, context_for, recipe_for, schedule
-from gam_lm.training.precision import choose_dtype, has_bf16
+from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig
 from gam_lm.training.step import train_step
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 
 from gam_lm.errors import InputError
+from gam_lm.ops.number_formats import has_bf16
 
 logger = logging.getLogger("gam_lm")
 
@@ -36,20 +36,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 natively."""
-    if device.type == "cpu":
-        return _cpu_has_bf16()
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Autocast to ``dtype``, or nothing for fp32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 natively, as Linux tells it; elsewhere fp32 is the safe choice."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -16,6 +16,7 @@ from gam_lm.mixers.registry import mixer_names
 ROOT = Path(gam_lm.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 NAMED_MIXERS = {
+    ("cli/help.py", "gam"): "the command",
     ("config.py", "gam"): "the model_type in a config.json",
     ("hf/baselines.py", "attention"): "transformers' word for a kind of layer",
     ("hf/baseline_networks.py", "attention"): "transformers' word in the name of a dropout",

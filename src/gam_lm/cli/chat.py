@@ -53,7 +53,7 @@ class Chat:
     def run(self) -> None:
         """Read messages from the terminal, or from a pipe, and print the answers as they come."""
         from gam_lm.checkpoint import load_tokenizer_of
-        from gam_lm.cli.tune_state import load_started
+        from gam_lm.cli.starting import load_started
         from gam_lm.inference.context import Context
         from gam_lm.serve.chat import Chat as Writing
         from gam_lm.serve.chat import read_chat_template

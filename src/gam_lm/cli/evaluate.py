@@ -70,7 +70,7 @@ class Eval:
             self._harness()
             return
         from gam_lm.checkpoint import load_tokenizer_of
-        from gam_lm.cli.tune_state import load_started
+        from gam_lm.cli.starting import load_started
         from gam_lm.data.tokens import prepare
         from gam_lm.training.directory import trained_with
         from gam_lm.training.evaluate import evaluate

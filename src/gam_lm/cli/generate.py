@@ -45,7 +45,7 @@ class Generate:
     def run(self) -> None:
         """Print the text as it comes."""
         from gam_lm.checkpoint import load_tokenizer_of
-        from gam_lm.cli.tune_state import load_started
+        from gam_lm.cli.starting import load_started
         from gam_lm.data.tokenizer import check_characters
         from gam_lm.inference.generation import generate_text
 

@@ -48,7 +48,7 @@ class Read:
         import time
 
         from gam_lm.checkpoint import load_tokenizer_of
-        from gam_lm.cli.tune_state import load_started
+        from gam_lm.cli.starting import load_started
         from gam_lm.inference.context import Context
         from gam_lm.runtime.progress import progress
 

@@ -79,7 +79,7 @@ class Serve:
             raise MissingExtraError("starlette, uvicorn and prometheus-client", "serve", "gam serve") from error
         del _starlette, _uvicorn, _prometheus_client
         from gam_lm.checkpoint import load_tokenizer_of
-        from gam_lm.cli.tune_state import load_started
+        from gam_lm.cli.starting import load_started
         from gam_lm.serve.app import make_app
         from gam_lm.serve.chat import Chat, read_chat_template
         from gam_lm.serve.connections import listen, make_server

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gam_lm.cli.numbers import Above, Count, Seed
 
 if TYPE_CHECKING:
-    from gam_lm.model import LanguageModel
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +76,3 @@ class TuneState:
         print_evaluation("after", trained.validation)
         numbers = sum(parameter.numel() for parameter in memory.values())
         print(f"{numbers:,} numbers trained on {trained.tokens:,} tokens, {out.stat().st_size:,} bytes: --start {out}")
-
-
-def load_started(run_directory: Path, start: Path | None, device: str) -> LanguageModel:
-    """The model of a run directory, with the initial memory of the file ``start`` where one is given. Raises InputError as its parts do."""
-    from gam_lm.checkpoint import load_model
-    from gam_lm.inference.start_file import load_start
-    from gam_lm.training.precision import choose_device
-
-    model = load_model(run_directory, device=choose_device(device))
-    if start is not None:
-        load_start(start, model)
-    return model

@@ -89,7 +89,7 @@ class GAMCache(Cache):
         return other
 
     def save(self, path: Path | str, model: GAMForCausalLM) -> None:
-        """Write what was read to a file, whole or not at all; see :func:`gam_lm.hf.cache_file.save_cache`."""
+        """Write what was read to a file, whole or not at all; see `gam_lm.hf.cache_file.save_cache`."""
         from gam_lm.hf.cache_file import save_cache
 
         self._catch_up(model.model.mix)
@@ -97,7 +97,7 @@ class GAMCache(Cache):
 
     @classmethod
     def load(cls, path: Path | str, model: GAMForCausalLM) -> GAMCache:
-        """Read what :meth:`save` wrote; see :func:`gam_lm.hf.cache_file.load_cache`. Tokens read before it cannot be cropped."""
+        """Read what `save` wrote; see `gam_lm.hf.cache_file.load_cache`. Tokens read before it cannot be cropped."""
         from gam_lm.hf.cache_file import load_cache
 
         cache = cls()

@@ -64,7 +64,7 @@ def load_start(path: Path, model: LanguageModel) -> StartHeader:
     """Put the initial memory of a file into ``model``, in place; nothing else of it changes.
 
     Args:
-        path: as :func:`save_start` wrote it.
+        path: as `save_start` wrote it.
         model: as it was trained, in the same dtype.
 
     Returns:

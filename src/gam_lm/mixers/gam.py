@@ -152,7 +152,7 @@ class GAMMixer(Mixer):
         return found
 
     def initial_memory(self) -> Mapping[str, nn.Parameter]:
-        """See :meth:`Mixer.initial_memory`."""
+        """See `Mixer.initial_memory`."""
         return {"written.bank": self.written.bank} if isinstance(self.written, WrittenMemory) else {}
 
     def silence(self, memory: str, slot: int | None) -> None:

@@ -18,6 +18,15 @@ LEAST_LOG_DECAY = -100.0
 """exp of it is 0 beside anything in fp32 and fp64. Running sums of smaller ones lose the other tokens' decays, and −∞ − (−∞) is no number."""
 
 
+CPU_CHUNK = 32
+"""Most tokens of a chunk of the delta rule on a CPU: the passes over L × L matrices cost more there than more steps do (docs/log.md)."""
+
+
+def chunk_length(chunk_size: int, device: torch.device) -> int:
+    """Tokens of a chunk of the delta rule where ``chunk_size`` are asked for."""
+    return min(chunk_size, CPU_CHUNK) if device.type == "cpu" else chunk_size
+
+
 class Decays(NamedTuple):
     """How much of anything lasts from one place to another; 0 between different sequences."""
 

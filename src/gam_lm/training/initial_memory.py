@@ -56,7 +56,7 @@ def tune_initial_memory(model: LanguageModel, corpus: TokenCorpus, recipe: Train
 
     Raises:
         InputError: for a model without such a memory, a file that is there, or a training that belongs to another model.
-        DivergedError: as :func:`gam_lm.training.loop.fit`.
+        DivergedError: as `gam_lm.training.loop.fit`.
         KeyboardInterrupt: likewise, after the state has been saved.
     """
     if out.exists():

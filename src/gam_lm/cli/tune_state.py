@@ -7,9 +7,6 @@ from pathlib import Path
 
 from gam_lm.cli.numbers import Above, Count, Seed
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, kw_only=True)
 class TuneState:

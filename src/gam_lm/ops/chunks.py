@@ -22,7 +22,7 @@ CPU_CHUNK = 32
 """Most tokens of a chunk of the delta rule on a CPU: the passes over L × L matrices cost more there than more steps do (docs/log.md)."""
 
 
-def chunk_length(chunk_size: int, device: torch.device) -> int:
+def chunk_tokens(chunk_size: int, device: torch.device) -> int:
     """Tokens of a chunk of the delta rule where ``chunk_size`` are asked for."""
     return min(chunk_size, CPU_CHUNK) if device.type == "cpu" else chunk_size
 

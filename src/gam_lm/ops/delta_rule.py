@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gam_lm.ops.chunks import LEAST_LOG_DECAY, Chunks, chunk_length
+from gam_lm.ops.chunks import LEAST_LOG_DECAY, Chunks, chunk_tokens
 from gam_lm.ops.number_formats import product_format
 
 
@@ -66,7 +66,7 @@ def delta_memory(
         if T == 1:
             g_B1HE, last = _step(read_BTHM.to(wide), write_BTHM.to(wide), value_BTHE.to(wide), gate_BTH, log_decay_BTH, bank_HME, D_BHME, index_BT)
             return g_B1HE.to(value_BTHE.dtype), last
-        chunks = Chunks(B, T, H, chunk_length(chunk_size, value_BTHE.device), index_BT)
+        chunks = Chunks(B, T, H, chunk_tokens(chunk_size, value_BTHE.device), index_BT)
         address_JNXM = torch.cat([chunks.split(read_BTHM.to(low)), chunks.split(write_BTHM.to(low))], 2)
         sum_JNL = chunks.split(log_decay_BTH.clamp(min=LEAST_LOG_DECAY)[..., None])[..., 0].cumsum(-1)
         gate_JNL1 = chunks.split(gate_BTH[..., None])

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from gam_lm.inference.compiling import obstacle
+from gam_lm.ops.number_formats import has_bf16
 from gam_lm.results import Results
 from gam_lm.runtime.isolation import OK, Isolated, Peak, measured
 from gam_lm.runtime.progress import progress
-from gam_lm.training.precision import has_bf16
 
 logger = logging.getLogger("gam_lm")
 

@@ -14,13 +14,13 @@ from gam_lm.data.first_part import text_of
 from gam_lm.experiments.benchmark import figures
 from gam_lm.experiments.floors import bigram_nats, unigram_nats, xz_bytes
 from gam_lm.experiments.models import described
-from gam_lm.inference.generation import generate_text
 from gam_lm.results import Results
 from gam_lm.runtime.measure import environment
 from gam_lm.training.directory import corpus_figures
 from gam_lm.training.plan import duration
 
 if TYPE_CHECKING:
+    from gam_lm.cli.run_page import RunPage
     from gam_lm.cli.training_job import Job
     from gam_lm.model import LanguageModel
     from gam_lm.training.loop import Trained
@@ -28,17 +28,16 @@ if TYPE_CHECKING:
 MOST_COUNTED = 20_000_000
 """Training tokens that the counts are taken of: of a longer text they hardly change."""
 
-SAMPLE_TOKENS = 80
 
-
-def tell(trained: Trained, model: LanguageModel, job: Job, seconds: float | None) -> None:
-    """Print it all, and write results.json.
+def tell(trained: Trained, model: LanguageModel, job: Job, seconds: float | None, page: RunPage) -> None:
+    """Print it all, and write results.json and the last form of the page.
 
     Args:
         trained: what the run knows of itself.
         model: with the weights that are kept.
         job: what was run.
         seconds: of the whole run with its validations and states; None where it was stopped and went on.
+        page: of the run.
     """
     valid = job.corpus.splits["valid"]
     print_evaluation("validation", trained.validation)
@@ -51,14 +50,14 @@ def tell(trained: Trained, model: LanguageModel, job: Job, seconds: float | None
             f"the last state has {last:.3f}: validation rose after that, as the text is small"
         )
     bits = trained.validation.figures("v")["v_bits_per_byte"]
-    found = floors_in_bits(job)
-    print(f"bits per byte: {bits:.3f}; without a model: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
-    print(meaning(bits, found))
-    keep_figures(trained, model, job, found, seconds)
+    print(f"bits per byte: {bits:.3f}; without a model: " + ", ".join(f"{name} {value:.3f}" for name, value in page.floors.items()))
+    print(meaning(bits, page.floors))
+    keep_figures(trained, model, job, page.floors, seconds)
+    page.write(trained.kept_step)
     if not job.plan.chat:
-        print("\nA sample:\n" + "".join(generate_text(model.eval(), job.corpus.tokenizer, "", max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=0)).strip())
+        print(f"\nA sample:\n{page.sample()}")
     out = shlex.quote(str(job.out))
-    print(f"\nrun: {job.out} ({valid.tokens:,} validation tokens)\nnext:")
+    print(f"\nrun: {job.out} ({valid.tokens:,} validation tokens)\npage: {page.path} (curves, samples, the memory's use; open it in a browser)\nnext:")
     for command, what in (
         (f"gam chat {out}" if job.plan.chat else f'gam generate {out} --prompt "…"', "talk to it" if job.plan.chat else "let it write"),
         (f"gam eval {out} --data TEXT", "measure it on another text"),

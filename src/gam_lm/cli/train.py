@@ -79,6 +79,7 @@ class Train:
     def run(self) -> None:
         """Plan, tell the plan, train, and tell what came of it."""
         from gam_lm.cli.outcome import tell
+        from gam_lm.cli.run_page import RunPage
         from gam_lm.cli.training_job import Job, job_of
         from gam_lm.training.directory import claim
         from gam_lm.training.distributed import joined
@@ -102,17 +103,21 @@ class Train:
 
             job = world.first(planned_for_all, then=planned)
             assert job is not None  # each rank has it
+            figures = figures_of(job.config, job.recipe, job.whole, device)
+            plan = list(explain(job.plan, job.recipe, figures))
             if world.rank == 0:
-                print("\n".join(explain(job.plan, job.recipe, figures_of(job.config, job.recipe, job.whole, device))), flush=True)
+                print("\n".join(plan), flush=True)
             tracker = make_tracker("none" if world.rank else self.tracker, job.out, job.config.to_dict() | job.recipe.to_dict())
             model = job.fresh_model(device)
+            page = RunPage(model, job, plan, figures.steps, tracker)
+            watch, watcher = (page.look, page) if world.rank == 0 else (None, tracker)
             fresh, started = not any((job.out / "state").glob("step-*")), time.monotonic()
             kept = job.keep_beside if world.rank == 0 else lambda: None
             try:
-                trained = fit(model, job.corpus, job.recipe, job.out, tracker=tracker, label=job.plan.model, plan=job.plan.to_dict())
+                trained = fit(model, job.corpus, job.recipe, job.out, tracker=watcher, label=job.plan.model, plan=job.plan.to_dict(), watch=watch)
             except (KeyboardInterrupt, DivergedError):  # the directory is this run's; after a refusal it may be another's
                 kept()
                 raise
             kept()
             if world.rank == 0:
-                tell(trained, model, job, time.monotonic() - started if fresh else None)
+                tell(trained, model, job, time.monotonic() - started if fresh else None, page)

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gam_lm.data.blocks import evaluation_blocks
+from gam_lm.data.tokens import Split
 from gam_lm.errors import DivergedError
+from gam_lm.model import LanguageModel
 from gam_lm.training.precision import autocast
 
 
@@ -38,6 +41,18 @@ def diverged(model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor, dtype: tor
         layers = [name for name in broken if "embed" not in name]
         layer = f"the gradient of {(layers or broken)[-1]}" if broken else "the loss"
     return DivergedError(what, layer, rate)
+
+
+def validation_diverged(model: LanguageModel, split: Split, context: int, rate: float, *, overlap: bool) -> DivergedError:
+    """What the first validation block whose loss is not finite says; ``rate`` is the learning rate of the last step."""
+    device = model.embed_tokens.weight.device
+    for batch in evaluation_blocks(split.ids, context=context, batch_size=1, overlap=overlap, marks=split.marks):
+        tokens_BT, targets_BT, *segments = (torch.from_numpy(part).to(device) for part in batch)
+        with torch.no_grad():
+            _, loss = model(tokens_BT, targets_BT, segments=segments[0] if segments else None, return_logits=False)
+        if not bool(torch.isfinite(loss)):
+            return diverged(model, tokens_BT, targets_BT, torch.float32, loss, rate)
+    return DivergedError("the validation loss", "the matrix products in low precision", rate)
 
 
 @torch.no_grad()

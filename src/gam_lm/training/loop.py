@@ -6,14 +6,13 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 import torch
 
 from gam_lm.checkpoint import load_model, save_model
-from gam_lm.data.blocks import evaluation_blocks
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import DivergedError, InputError
 from gam_lm.model import LanguageModel
@@ -25,7 +24,7 @@ from gam_lm.training.compiled import compile_for_training, make_eager
 from gam_lm.training.directory import Metrics, check_claimable, claim
 from gam_lm.training.directory import corpus_figures as corpus_figures
 from gam_lm.training.distributed import DataParallel, World, check_batch, own_randomness
-from gam_lm.training.divergence import broken_weight, diverged
+from gam_lm.training.divergence import broken_weight, validation_diverged
 from gam_lm.training.evaluate import Evaluation, evaluate
 from gam_lm.training.interruption import Abandoned, Interruption, signals_held
 from gam_lm.training.new import new_model as new_model
@@ -38,6 +37,8 @@ from gam_lm.training.trackers import NoTracker, Tracker
 from gam_lm.training.trained import Trained as Trained
 
 logger = logging.getLogger("gam_lm")
+
+Watch = Callable[[int, Evaluation], Mapping[str, object]]
 
 LOG_EVERY = 10
 SECONDS_BETWEEN_STATES = 60.0
@@ -54,6 +55,7 @@ def fit(
     tracker: Tracker | None = None,
     label: str = "train",
     plan: Mapping[str, object] | None = None,
+    watch: Watch | None = None,
 ) -> Trained:
     """Train ``model`` in place and write its run directory as it goes.
 
@@ -68,6 +70,8 @@ def fit(
         tracker: takes the figures besides metrics.jsonl; started when the directory is this run's.
         label: names the run on the progress bar.
         plan: kept in recipe.json, for a command that goes on with the run.
+        watch: called in every validation within the run, with the step and what was found, while the model has the weights that were validated. What it
+            returns, JSON values, goes into that line of metrics.jsonl. It must leave the model and the global random generators as they are.
 
     Raises:
         InputError: for a directory of another run or process, a context longer than the model's positions, or a split shorter than one block.
@@ -85,17 +89,18 @@ def fit(
 
         World.current().first(take)
         with signals_held() as interruption:
-            return _Run(model, corpus, recipe, directory, tracker or NoTracker(), label, interruption).train()
+            return _Run(model, corpus, recipe, directory, tracker or NoTracker(), label, interruption, watch).train()
 
 
 class _Run:
     """One call of `fit`."""
 
     def __init__(
-        self, model: LanguageModel, corpus: TokenCorpus, recipe: TrainConfig, directory: Path, tracker: Tracker, label: str, interruption: Interruption
-    ) -> None:
+        self, model: LanguageModel, corpus: TokenCorpus, recipe: TrainConfig, directory: Path, tracker: Tracker, label: str, interruption: Interruption,
+        watch: Watch | None,
+    ) -> None:  # fmt: skip
         self.model, self.corpus, self.recipe, self.directory, self.label = model, corpus, recipe, directory, label
-        self.interruption, self.world = interruption, World.current()
+        self.interruption, self.watch, self.world = interruption, watch, World.current()
         self.tracker = NoTracker() if self.world.rank else tracker
         self.device = model.embed_tokens.weight.device
         self.dtype = choose_dtype(recipe.precision, self.device)
@@ -181,8 +186,12 @@ class _Run:
         measures = self._measures(step)
         if measures or step % LOG_EVERY == 0:
             figures = {"train_nats": float(torch.tensor(self.pending).mean()), "learning_rate": self._last_rate, "gradient_norm": self.norm}
+            seen: Mapping[str, object] = {}
             if measures:
                 self.validation = self._validate()
+                if self.watch is not None:
+                    with self._averaged(), self._eager():
+                        seen = self.watch(step, self.validation)
                 figures["val_nats"] = self.validation.nats_per_token
                 self.curve.append(self._place() | {"train_nats": figures["train_nats"], "val_nats": figures["val_nats"]})
                 if self.recipe.keep == "best" and step < self.total and self._best_step == step:
@@ -193,7 +202,7 @@ class _Run:
                 )
             self.pending.clear()
             if self.metrics is not None:
-                self.metrics.append(self._place() | figures)
+                self.metrics.append(self._place() | figures | dict(seen))
             self.tracker.log(figures, step)
             self.note = f"loss {figures['train_nats']:.3f}"
         self.recorded = step
@@ -225,9 +234,7 @@ class _Run:
 
     def _validate(self) -> Evaluation:
         """Within the run in the format of the products, at its end in that of the weights."""
-        # Batches of other shapes would be compiled anew.
-        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
-        with self._averaged(), eager, progress(f"{self.label}: validation", None, "blocks") as bar:
+        with self._averaged(), self._eager(), progress(f"{self.label}: validation", None, "blocks") as bar:
 
             def advance(blocks: int) -> None:
                 if self.world.size == 1:  # several processes have different numbers of batches: they stop together, after the validation
@@ -239,20 +246,9 @@ class _Run:
                 dtype=torch.float32 if self.step == self.total else self.dtype, advance=advance, world=self.world,
             )  # fmt: skip
         if not math.isfinite(found.nats_per_token):
-            raise self._why_not_finite().at(self.step - 1)
+            overlap = self.recipe.blocks == "overlapping"
+            raise validation_diverged(self.model, self.corpus.splits["valid"], self.recipe.context, self._last_rate, overlap=overlap).at(self.step - 1)
         return found
-
-    def _why_not_finite(self) -> DivergedError:
-        """What the first validation block that is not finite says."""
-        overlap = self.recipe.blocks == "overlapping"
-        split = self.corpus.splits["valid"]
-        for batch in evaluation_blocks(split.ids, context=self.recipe.context, batch_size=1, overlap=overlap, marks=split.marks):
-            tokens_BT, targets_BT, *segments = (torch.from_numpy(part).to(self.device) for part in batch)
-            with torch.no_grad():
-                _, loss = self.model(tokens_BT, targets_BT, segments=segments[0] if segments else None, return_logits=False)
-            if not bool(torch.isfinite(loss)):
-                return diverged(self.model, tokens_BT, targets_BT, torch.float32, loss, self._last_rate)
-        return DivergedError("the validation loss", "the matrix products in low precision", self._last_rate)
 
     @property
     def _last_rate(self) -> float:
@@ -289,6 +285,10 @@ class _Run:
     @property
     def _averaged_weights(self) -> dict[str, torch.Tensor] | None:
         return None if self.average is None else self.average.tensors
+
+    def _eager(self) -> AbstractContextManager[object]:
+        """Batches of other shapes would be compiled anew."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.in_place()

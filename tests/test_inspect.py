@@ -45,10 +45,10 @@ def runs(tmp_path_factory):
 every_memory = pytest.mark.parametrize("memory", MEMORIES)
 
 
-def traced(directory, **settings):
-    """The model's traces and uses of TEXT."""
+def traced(directory, text=TEXT, **settings):
+    """The model's traces of a text."""
     model, tokenizer = load_model(directory), load_tokenizer_of(directory)
-    ids = tokenizer.encode(TEXT).ids
+    ids = tokenizer.encode(text).ids
     return [token.to_dict() for token in trace(model, ids, tokenizer, **settings)]
 
 

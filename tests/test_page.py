@@ -21,9 +21,12 @@ from test_training_speed import cell as step_of
 
 from gam_lm.cli.main import run
 from gam_lm.errors import InputError
+from gam_lm.report.lead import found_lead, lead_of
 from gam_lm.report.page import find_results, report_html, report_markdown, sections
+from gam_lm.report.plots import decades, new_figure
 from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3
 from gam_lm.report.tables import context_lengths, context_use
+from gam_lm.report.verdict import compare
 from gam_lm.results import write_blocks
 
 pytest.importorskip("matplotlib")
@@ -147,7 +150,7 @@ def test_every_kind_is_found_and_what_lies_below_a_result_is_not(everything, pag
     assert [each for each in page.ids if not re.match(r"p\d", each)] == [
         "main", "quality", "scaling", "decode", "speed", "ablation", "recall", "context", "other", "environment", "commands",
     ]  # fmt: skip
-    assert page.svgs == 1 + 2 + 1 + 1 + 1 + 2 + 3
+    assert page.svgs == 1 + 1 + 1 + 1 + 2  # the first screen, the curves below it, speed, ablation, recall: a single line is no picture
 
 
 def test_every_table_is_captioned_and_scoped_and_downloads_as_it_is_shown(page):
@@ -219,6 +222,61 @@ def test_an_inlined_picture_is_whole(html):
         assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) == ids, number
         assert root.get("role") == "img" and root.get("aria-label") and root.get("viewBox") and not root.get("width")
         assert "#000000" not in svg and "metadata" not in svg
+
+
+def test_a_picture_has_two_lines_or_is_left_out(tmp_path):
+    def drawn(folder, rows, corpus=CORPUS):
+        write(tmp_path / folder, rows, corpus)
+        return [picture.caption for section in sections([tmp_path / folder / "results.json"], tmp_path) for part in section.parts for picture in part.pictures]
+
+    assert drawn("one", [evaluated()]) == [] and len(drawn("two", [evaluated(), evaluated("run-b")])) == 3
+    lengths = (1024, 2048)
+    assert drawn("short", [cell("gam", T) for T in lengths], None) == []
+    assert len(drawn("long", [cell(name, T) for name in ("gam", "mamba") for T in lengths], None)) == 2
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.02, 1.3), (5.2, 9.8), (105, 131), (0.011, 0.013), (1, 1e6), (3, 40)])
+def test_a_logarithmic_axis_has_numbers_that_differ(low, high):
+    figure, axes = new_figure()
+    axes.plot([1, 2], [low, high])
+    decades(axes)
+    figure.canvas.draw()
+    bottom, top = axes.get_ylim()
+    said = [label.get_text() for place, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True) if bottom <= place <= top]
+    assert len(said) >= 2 and all(said) and len(set(said)) == len(said)
+
+
+def test_the_first_screen_answers_with_the_interval_that_compare_gives(everything):
+    lead = found_lead(find_results([everything]))
+    assert "lowest validation loss" in lead.question and len(lead.table.rows) + len(lead.table.floors) <= 7
+    pairs = {frozenset((each["a"], each["b"])): each for each in compare([str(everything / "first")]).to_json()["comparisons"]}
+    (lowest, *_), *others = lead.table.rows
+    assert [float(line[1].split()[0]) for line in lead.table.rows] == sorted(float(line[1].split()[0]) for line in lead.table.rows)
+    for line in others:
+        each = pairs[frozenset((lowest, line[0]))]
+        over, half_width = abs(each["difference"]), (each["high"] - each["low"]) / 2
+        assert line[2].startswith(f"+{over:.3f} ± {half_width:.3f}") and ("no difference" in line[2]) != each["shown"]
+    first = pairs[frozenset((lowest, others[0][0]))]
+    assert f"({100 * first['level']:.4g} % interval" in lead.answer and "no difference" in lead.answer and "1 of the 2 other models" in lead.answer
+    alone = lead_of([f"{everything / 'first'}:c<i>", f"{everything / 'first'}:{lowest}"])
+    assert re.search(rf"{lowest}: 0\.\d+ nats per token below c<i>, the next lowest \(95 % interval 0\.\d+ to 0\.\d+, 3 seeds\)", alone.answer)
+
+
+def test_results_that_named_their_comparisons_come_first(everything, tmp_path):
+    content = json.loads((everything / "first" / "results.json").read_text())
+    two = [each for each in content["rows"] if each["model"] != "b" and each.get("seed", 0) < 2]
+    write(tmp_path / "named", [{key: value for key, value in each.items() if key != "val_blocks"} for each in two])
+    named = json.loads((tmp_path / "named" / "results.json").read_text()) | {"primary": [["a", "c<i>"]]}
+    (tmp_path / "named" / "results.json").write_text(json.dumps(named))
+    found = found_lead([everything / "first" / "results.json", tmp_path / "named" / "results.json"])
+    assert [line[0] for line in found.table.rows] == ["a", "c<i>"] and "(95 % interval" in found.answer
+    assert found_lead([everything / "use" / "results.json", everything / "ablation" / "results.json"]) is None
+
+
+def test_a_first_screen_of_one_model_is_refused(everything, tmp_path, capsys):
+    out = tmp_path / "index.html"
+    assert run(["report", str(everything / "first"), "--lead", f"{everything / 'first'}:a", "--out", str(out)]) == 2
+    assert "name at least two models" in capsys.readouterr().err and not out.exists()
 
 
 def test_the_verb_writes_either_form(everything, tmp_path, capsys):

@@ -12,6 +12,7 @@ from gam_lm.errors import InputError
 from gam_lm.mixers.registry import mixer_class, mixer_names
 from gam_lm.model import LanguageModel
 from gam_lm.ops.delta_rule import delta_memory
+from gam_lm.ops.held import delta_held, mean_held
 from gam_lm.ops.mean_rule import mean_memory
 from gam_lm.ops.read_sources import MemoryInputs, delta_sources, mean_sources
 
@@ -102,6 +103,19 @@ def test_the_sources_are_the_derivative_of_the_read_by_the_values_and_add_up_to_
     assert begun or not found.carried_BTHE.any()
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_is_held_is_the_state_after_each_token(begun):
+    given, bank, prior, D, Z = memory_inputs()
+    delta, mean = delta_held(given, bank, D if begun else None), mean_held(given, bank, prior, (D, Z) if begun else None)
+    for t in range(13):
+        part = [each[:, : t + 1] for each in given]
+        _, (D_t,) = delta_memory(*part, bank, (D,) if begun else None)
+        same(delta[:, t], D_t.norm(dim=-1))
+        _, (S_t, Z_t) = mean_memory(*part, bank, prior, (D, Z) if begun else None)
+        slots = (prior[..., None] * bank + S_t) / (prior + Z_t)[..., None]
+        same(mean[:, t], (slots - bank).norm(dim=-1))
+
+
 def model_of(name, **changes):
     torch.manual_seed(3)
     model = LanguageModel(stack(name, SMALL, **changes))
@@ -139,6 +153,7 @@ def test_figures_do_not_depend_on_the_window_and_sources_name_earlier_tokens(nam
             assert x.added == pytest.approx(y.added) and x.gates == pytest.approx(y.gates) and x.write_gate == pytest.approx(y.write_gate)
             assert x.reads["written"].entropy_nats == pytest.approx(y.reads["written"].entropy_nats)
             assert all(index <= a.index for index, _ in x.sources) and all(index <= a.index for index, _ in x.taps)
+            assert x.held == pytest.approx(y.held) and 0 < len(x.held) <= 32
             assert sum(share for _, share in x.taps) == pytest.approx(1)
             assert sum(share for _, share in x.sources) + x.before + x.bank <= 1 + 1e-9
             assert x.before == 0  # the whole text was one window

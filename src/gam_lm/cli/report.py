@@ -16,6 +16,8 @@ class Report:
 
     dirs: Positional[tuple[Path, ...]] = (Path("results"),)
     """Folders with a results.json in them or below, or such files."""
+    lead: tuple[str, ...] = ()
+    """DIR or DIR:MODEL of the models that the first screen compares; by default those of the results.json that compares most."""
     out: Path | None = None
     """The page; by default report.html, or report.md with --markdown."""
     markdown: bool = False
@@ -25,6 +27,7 @@ class Report:
 
     def run(self) -> None:
         """Render."""
+        from gam_lm.report.lead import lead_of
         from gam_lm.report.page import find_results, report_html, report_markdown
         from gam_lm.report.readme import update
         from gam_lm.runtime.files import write_text
@@ -34,7 +37,8 @@ class Report:
             return
         found = find_results(self.dirs)
         out = self.out or Path("report.md" if self.markdown else "report.html")
-        write_text(out, (report_markdown if self.markdown else report_html)(found))
+        lead = lead_of(self.lead) if self.lead else None
+        write_text(out, (report_markdown if self.markdown else report_html)(found, lead))
         print(f"{out}: {len(found)} results.json")
 
 

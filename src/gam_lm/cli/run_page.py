@@ -129,7 +129,7 @@ def by_octave(position_nats: np.ndarray) -> list[list[float]]:
         position_nats: mean loss by place in the block (context,), as an evaluation has it; the first place is left out, which nothing precedes.
     """
     starts = [2**k for k in range(len(position_nats).bit_length()) if 2**k < len(position_nats)]
-    ends = [*starts[1:], len(position_nats)]
+    ends = [*starts, len(position_nats)][1:]
     return [
         [round(math.sqrt(start * (end - 1)), 2), round(float(position_nats[start:end].mean()), 4)] for start, end in zip(starts, ends, strict=True)
     ]  # fmt: skip

@@ -16,7 +16,7 @@ FARTHER, BANK = "16 or more tokens back", "learned bank"
 def memory_use(model: LanguageModel, ids: Sequence[int], *, tokens: int = 128) -> list[dict[str, float]]:
     """Where the reads of each layer's memory come from, and how strongly tokens are written, as means over the second half of a text.
 
-    The shares are those of :func:`gam_lm.diagnostics.trace.trace`: lengths of what each earlier token's write, and the learned bank, contribute to a read.
+    The shares are those of `gam_lm.diagnostics.trace.trace`: lengths of what each earlier token's write, and the learned bank, contribute to a read.
 
     Args:
         model: its training mode is restored.

@@ -23,6 +23,9 @@ from gam_lm.model import LanguageModel
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+MOST_HELD = 32
+"""Figures of what a memory holds: with more slots than these, each is the length over several neighbours."""
+
 Ranked = list[tuple[int, float]]
 """Indices with their shares, the largest first."""
 
@@ -61,6 +64,8 @@ class LayerTrace:
     """The share of what was written before the tokens that ``sources`` can name."""
     bank: float | None = None
     """The share of the learned bank."""
+    held: list[float] = field(default_factory=list)
+    """What the memory holds after the token: how far its slots are from the learned bank, neighbouring slots together, at most ``MOST_HELD`` figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,12 +210,16 @@ def _layer(found: MixerTrace, residual_T: Tensor, new: int, offset: int, top: in
         share_TX = parts_TX / parts_TX.sum(-1, keepdim=True).clamp(min=1e-30)
         sources = [[(offset + i, share) for i, share in row if share > 0] for row in _ranked(share_TX[:, :-2], top)]
         before, bank = share_TX[:, -2].tolist(), share_TX[:, -1].tolist()
+    held: list[list[float]] = [[]] * count
+    if found.held_BTS is not None:
+        several = found.held_BTS[0, new:].tensor_split(min(MOST_HELD, found.held_BTS.shape[-1]), -1)
+        held = torch.stack([each.norm(dim=-1) for each in several], -1).tolist()
     write_gate = found.write_gate_BT[0, new:].tolist() if found.write_gate_BT is not None else [None] * count
     return [
         LayerTrace(
             residual=length, added={name: values[i] for name, values in added.items()}, gates={name: values[i] for name, values in gates.items()},
             reads={name: Read(entropy_nats=entropy[name][i], slots=slots[name][i]) for name in entropy},
-            write_gate=write_gate[i], writes=writes[i], taps=taps[i], sources=sources[i], before=before[i], bank=bank[i],
+            write_gate=write_gate[i], writes=writes[i], taps=taps[i], sources=sources[i], before=before[i], bank=bank[i], held=held[i],
         )
         for i, length in enumerate(residual_T[new:].tolist())
     ]  # fmt: skip

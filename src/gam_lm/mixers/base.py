@@ -65,6 +65,8 @@ class MixerTrace:
     """The share of each slot in the write, likewise."""
     write_gate_BT: Tensor | None = None
     """How strongly each token wrote, the mean over the heads."""
+    held_BTS: Tensor | None = None
+    """How far each slot is from what the learned bank holds after each token (a length), slots of all heads side by side."""
     sources_BTI: Tensor | None = None
     """How much of each token of this call a token read from the memory (lengths, summed over the heads)."""
     carried_BT: Tensor | None = None

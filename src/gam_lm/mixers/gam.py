@@ -133,6 +133,7 @@ class GAMMixer(Mixer):
             found["reads"]["written"] = self.written.shares(inputs.read_BTHM)
             length_BH1I = inputs.value_BTHE.to(sources.weight_BHTI.dtype).norm(dim=-1).mT[:, :, None]
             found |= {
+                "held_BTS": self.written.held(inputs, state[1:] if state else None).flatten(-2),
                 "writes_BTS": self.written.shares(inputs.write_BTHM), "write_gate_BT": inputs.gate_BTH.mean(-1),
                 "sources_BTI": (sources.weight_BHTI.abs() * length_BH1I).sum(1),
                 "carried_BT": sources.carried_BTHE.norm(dim=-1).sum(-1), "bank_BT": sources.bank_BTHE.norm(dim=-1).sum(-1),

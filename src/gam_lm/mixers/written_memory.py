@@ -19,6 +19,7 @@ from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.ops.context_parallel import delta_over_pieces, mean_over_pieces
 from gam_lm.ops.delta_rule import delta_memory
 from gam_lm.ops.delta_rule_kernels import DELTA_KERNELS
+from gam_lm.ops.held import delta_held, mean_held
 from gam_lm.ops.mean_rule import mean_memory
 from gam_lm.ops.read_sources import MemoryInputs, Sources, delta_sources, mean_sources
 from gam_lm.ops.segments import Segments
@@ -92,6 +93,12 @@ class WrittenMemory(Addresses):
         if self.prior is None:
             return delta_sources(inputs, self.bank, state[0] if state else None)
         return mean_sources(inputs, self.bank, F.softplus(self.prior), (state[0], state[1]) if state else None)
+
+    def held(self, inputs: MemoryInputs, state: tuple[Tensor, ...] | None) -> Tensor:
+        """How far each slot is from the bank after each token (B, T, H, M); ``state`` as of `forward`."""
+        if self.prior is None:
+            return delta_held(inputs, self.bank, state[0] if state else None)
+        return mean_held(inputs, self.bank, F.softplus(self.prior), (state[0], state[1]) if state else None)
 
     def values(self) -> Tensor:
         """What each slot of all heads adds to the residual stream when it alone is read (S, D), the gate left aside."""

@@ -13,6 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from gam_lm.errors import InputError, MissingExtraError
+from gam_lm.report.lead import Lead, found_lead
+from gam_lm.report.plots import LINE
+from gam_lm.report.rows import trained
 from gam_lm.report.sections import CAPTIONS, KINDS, kind_of
 from gam_lm.report.svg import inline
 from gam_lm.report.tables import Table, one_line
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 MACHINE = {
     "device": "Device", "processor": "Processor", "cores": "Cores", "memory_gb": "Memory (GB)", "python": "Python", "torch": "torch", "commit": "Commit",
 }  # fmt: skip
+
+
+MOST_NAMED = 5
+"""Models that a line names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,16 @@ class Part:
     pictures: Sequence[Picture]
 
     @property
+    def about(self) -> str:
+        """What was measured, in a line: the text, the models, the seeds."""
+        rows = trained(self.results)
+        models = list(dict.fromkeys(str(row["model"]) for row in rows if "model" in row))
+        seeds = len({row["seed"] for row in rows if "seed" in row})
+        named = ", ".join(models) if len(models) <= MOST_NAMED else f"{', '.join(models[: MOST_NAMED - 1])} and {len(models) - MOST_NAMED + 1} more"
+        parts = [(self.results["corpus"] or {}).get("name", ""), named, "" if not seeds else "one seed" if seeds == 1 else f"{seeds} seeds"]
+        return "; ".join(part for part in parts if part) or "no row yet"
+
+    @property
     def rows_csv(self) -> str:
         """Every row with all its single figures and settings, as CSV."""
         rows = [_flat(row) for row in self.results["rows"]]
@@ -58,6 +75,7 @@ class Section:
 
     anchor: str
     title: str
+    question: str
     intro: str
     parts: Sequence[Part]
     published: Table | None
@@ -90,17 +108,30 @@ def _below(folder: Path) -> list[Path]:
     return [each for child in sorted(folder.iterdir()) if child.is_dir() for each in _below(child)]
 
 
-def report_html(paths: Sequence[Path]) -> str:
-    """The page of several results.json. Raises InputError where one cannot be read, MissingExtraError where a needed package is not installed."""
+def report_html(paths: Sequence[Path], lead: Lead | None = None) -> str:
+    """The page of several results.json, ``lead`` first; without one it is found among them.
+
+    Raises InputError where one cannot be read, MissingExtraError where a needed package is not installed.
+    """
     with TemporaryDirectory() as scratch:
-        found = sections(paths, Path(scratch))
-        return templates().get_template("report.html.j2").render(sections=found, machines=machines(found))
+        lead, found = lead or found_lead(paths), sections(paths, Path(scratch))
+        drawn = [] if lead is None else _drawn(lead.picture(Path(scratch) / "loss_curves"), "lead")
+        return templates().get_template("report.html.j2").render(lead=lead, picture=next(iter(drawn), None), sections=found, machines=machines(found))
 
 
-def report_markdown(paths: Sequence[Path]) -> str:
+def report_markdown(paths: Sequence[Path], lead: Lead | None = None) -> str:
     """The data of `report_html` as Markdown, without the pictures. Raises as that does."""
     found = sections(paths, None)
-    return templates().get_template("report.md.j2").render(sections=found, machines=machines(found))
+    return templates().get_template("report.md.j2").render(lead=lead or found_lead(paths), sections=found, machines=machines(found))
+
+
+def _drawn(paths: Sequence[Path], prefix: str) -> list[Picture]:
+    """The pictures to show: those with a single line compare nothing, and its figures stand in the tables."""
+    pictures = []
+    for path in (each for each in paths if each.suffix == ".svg" and each.read_text(encoding="utf-8").count(f'id="{LINE}') != 1):
+        caption = next(said for stem, said in CAPTIONS.items() if path.stem.startswith(stem))
+        pictures.append(Picture(caption=caption, svg=inline(path, f"{prefix}-{path.stem}-", caption)))
+    return pictures
 
 
 def sections(paths: Sequence[Path], scratch: Path | None) -> list[Section]:
@@ -111,14 +142,11 @@ def sections(paths: Sequence[Path], scratch: Path | None) -> list[Section]:
         kind = KINDS[name := kind_of(results)]
         pictures = []
         if scratch is not None and results["rows"]:
-            drawn = kind.pictures(results, directory, scratch / str(number))
-            for picture in (each for each in drawn if each.suffix == ".svg"):
-                caption = next(said for stem, said in CAPTIONS.items() if picture.stem.startswith(stem))
-                pictures.append(Picture(caption=caption, svg=inline(picture, f"p{number}-{picture.stem}-", caption)))
+            pictures = _drawn(kind.pictures(results, directory, scratch / str(number)), f"p{number}")
         tables = [table for table in kind.tables(results, directory) if table.rows]
         parts.setdefault(name, []).append(Part(name=directory.as_posix(), results=results, tables=tables, pictures=pictures))
     return [
-        Section(anchor=name, title=kind.title, intro=kind.intro, parts=parts[name], published=kind.published)
+        Section(anchor=name, title=kind.title, question=kind.question, intro=kind.intro, parts=parts[name], published=kind.published)
         for name, kind in KINDS.items() if name in parts
     ]  # fmt: skip
 

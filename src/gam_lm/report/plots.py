@@ -29,6 +29,8 @@ COLOURS = (
 # D3's category20b, for models that others name.
 FURTHER = ("#393B79", "#637939", "#8C6D31", "#843C39", "#7B4173", "#5254A3", "#8CA252", "#BD9E39", "#AD494A", "#A55194")
 GREY = "#767676"
+LINE = "line-of-"
+"""Starts the id that each named line has in an SVG."""
 WIDTH = 7.2
 """Of a picture, in inches."""
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
@@ -82,12 +84,12 @@ class Lines:
             least, most = ([band[place][end] for place in places] for end in (0, 1))
             self.axes.fill_between(places, least, most, color=shade, alpha=0.18, linewidth=0)
             self.axes.vlines(places, least, most, color=shade, alpha=0.5, linewidth=2)  # seen where a line has one place only
-        self.axes.plot(places, [points[place] for place in places], **style)
+        self.axes.plot(places, [points[place] for place in places], gid=f"{LINE}{len(self._ends)}", **style)
         self._ends.append((float(places[-1]), float(points[places[-1]]), name + note, shade))
 
     def across(self, y: float, name: str) -> None:
         """Draw a dashed grey line across the picture."""
-        self.axes.axhline(y, color=GREY, linestyle="--", linewidth=1)
+        self.axes.axhline(y, color=GREY, linestyle="--", linewidth=1, gid=f"{LINE}{len(self._ends)}")
         self._ends.append((self._ends[0][0] if self._ends else 1.0, y, name, GREY))
 
     def name(self) -> None:
@@ -151,18 +153,24 @@ def powers_of_two(axes: Axes) -> None:
 
 
 def decades(axes: Axes) -> None:
-    """Make the y axis logarithmic, its ticks written out: powers of ten, and 2 and 5 times those where the data span few. Draw the lines first."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    """Make the y axis logarithmic, its ticks written out: powers of ten, and times those where the data span few, so that at least two stand there. Draw the lines first."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 300 else (1, 2, 5)))
+    for subs in (1,), (1, 2, 5), tuple(range(1, 10)):
+        locator = LogLocator(subs=subs)
+        if sum(low <= each <= high for each in locator.tick_values(low, high)) >= 3:
+            break
+    else:
+        locator = MaxNLocator(4)
+    axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_major_formatter(_written_out)
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _written_out(value: float, _: float) -> str:
-    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:g}"
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:

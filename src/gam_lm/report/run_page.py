@@ -72,7 +72,7 @@ def run_page(lines: Sequence[Mapping[str, Any]], facts: RunFacts) -> str:
 
 
 def write_run_page(path: Path, lines: Sequence[Mapping[str, Any]], facts: RunFacts) -> None:
-    """Write :func:`run_page`. Raises InputError where the place cannot be written."""
+    """Write `run_page`. Raises InputError where the place cannot be written."""
     write_text(path, run_page(lines, facts))
 
 

@@ -50,6 +50,8 @@ class Kind:
     """A kind of results.json."""
 
     title: str
+    question: str
+    """What a reader asks who wants these results."""
     intro: str
     belongs: Callable[[Row], bool]
     """Whether a row is of this kind."""
@@ -141,41 +143,49 @@ KINDS: Mapping[str, Kind] = {
         belongs=lambda row: "text_bytes" in row, tables=lambda results, directory: [ladder_table(results)],
     ),
     "quality": Kind(
-        title="Quality (Table 1)", intro="Every model reads the same tokens in the same order. The floors take no model: what does not beat them has learned no context.",
+        title="Quality (Table 1)", question="Which model has the lowest loss?",
+        intro="Every model reads the same tokens in the same order. The floors take no model: what does not beat them has learned no context.",
         belongs=lambda row: "val_nats_per_token" in row and "changes" not in row, tables=_quality,
         pictures=lambda results, directory, into: loss_curves(results, into / "loss_curves"), published=_table_1(),
     ),
     "scaling": Kind(
-        title="Time and memory (Table 2)", intro="One block against the length of the sequence, each cell in a process of its own.",
+        title="Time and memory (Table 2)", question="How do time and memory grow with the length?",
+        intro="One block against the length of the sequence, each cell in a process of its own.",
         belongs=lambda row: "outcome" in row and "sequence_length" in row, tables=lambda results, directory: scaling(results),
         pictures=lambda results, directory, into: scaling_plots(results, into), published=_table_2(),
     ),
     "decode": Kind(
-        title="Decoding", intro="One more token after long contexts, beside the time that reading the weights takes.",
+        title="Decoding", question="What does one more token cost?",
+        intro="One more token after long contexts, beside the time that reading the weights takes.",
         belongs=lambda row: "share_of_bandwidth" in row, tables=lambda results, directory: decoding(results),
         pictures=lambda results, directory, into: decode_plots(results, into),
     ),
     "speed": Kind(
-        title="Training speed", intro="Whole training steps in turns, the plain way and this library's, beside the machine's own peak.",
+        title="Training speed", question="How fast is training?",
+        intro="Whole training steps in turns, the plain way and this library's, beside the machine's own peak.",
         belongs=lambda row: "flops_per_second" in row, tables=lambda results, directory: speed(results),
         pictures=lambda results, directory, into: speed_plot(results, into / "training_speed"),
     ),
     "ablation": Kind(
-        title="Ablation (Table 3)", intro="The full model taken apart, one thing at a time, on the same tokens in the same order.",
+        title="Ablation (Table 3)", question="What is each part of the published model worth?",
+        intro="The full model taken apart, one thing at a time, on the same tokens in the same order.",
         belongs=lambda row: "changes" in row, tables=lambda results, directory: [ablation(results, directory)],
         pictures=lambda results, directory, into: ablation_plot(results, directory, into / "ablation"), published=_table_3(),
     ),
     "recall": Kind(
-        title="Recall", intro="Synthetic tasks whose answer stands in the context and nowhere else.",
+        title="Recall", question="What can a model recall?",
+        intro="Synthetic tasks whose answer stands in the context and nowhere else.",
         belongs=lambda row: "pairs" in row, tables=lambda results, directory: [
             recall(results), recall_differences(results), *recall_by_length(results), recall_by_gap(results)],
         pictures=lambda results, directory, into: recall_plots(results, into),
     ),
     "context": Kind(
-        title="Context use", intro="How much of the text before a token a trained model draws on.",
+        title="Context use", question="How much of the text before does a model use?",
+        intro="How much of the text before a token a trained model draws on.",
         belongs=lambda row: "position_nats" in row, tables=_context, pictures=lambda results, directory, into: context_plots(results, into),
     ),
-    "other": Kind(title="Other results", intro="Rows of a kind that has no table of its own.", belongs=lambda row: True, tables=_other),
+    "other": Kind(title="Other results", question="What else was measured?",
+        intro="Rows of a kind that has no table of its own.", belongs=lambda row: True, tables=_other),
 }  # fmt: skip
 """In the order of the report."""
 

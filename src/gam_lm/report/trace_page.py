@@ -111,7 +111,7 @@ def _sheets(tokens: Iterator[Token], names: Sequence[Sequence[str]], size: int) 
             values = figures(layer)
             slots = {name: read["slots"] for name, read in layer["reads"].items()}
             layers.append({
-                "figures": [values[name] for name in wanted], "slots": slots, **{name: layer[name] for name in ("writes", "taps", "sources") if layer[name]}
+                "figures": [values[name] for name in wanted], "slots": slots, **{name: layer[name] for name in ("writes", "taps", "sources", "held") if layer.get(name)}
             })  # fmt: skip
         held.append(_short({key: token[key] for key in ("index", "id", "text", "surprise_nats", "predictions")} | {"layers": layers}))
         if len(held) == size:

@@ -2,20 +2,25 @@
 const $ = (id) => document.getElementById(id);
 const layers = JSON.parse($("layer").dataset.layers);
 const memories = [...document.querySelectorAll(".memory")];
+const FIRST = 24; // slots shown before all are asked for
+let all = false;
 
 function show() {
   const layer = layers[Number($("layer").value)], wanted = $("find").value.toLowerCase();
   $("layer-name").textContent = `${layer} (${layers[0]} to ${layers[layers.length - 1]})`;
-  let shown = 0;
+  let shown = 0, found = 0;
   for (const memory of memories) {
     memory.hidden = Number(memory.dataset.layer) !== layer;
     for (const row of memory.hidden ? [] : memory.querySelectorAll("tbody tr")) {
       const dead = [...row.cells].some((cell) => cell.textContent === "dead");
-      row.hidden = ($("alive").checked && dead) || !row.textContent.toLowerCase().includes(wanted);
+      const fits = !($("alive").checked && dead) && row.textContent.toLowerCase().includes(wanted);
+      found += fits;
+      row.hidden = !fits || (!all && found > FIRST);
       shown += !row.hidden;
     }
   }
-  $("shown").textContent = `${shown} slots shown`;
+  $("shown").textContent = shown < found ? `${shown} of ${found} slots shown` : `${shown} slots shown`;
+  $("all").hidden = shown === found;
 }
 
 // A column's number, or its text; what is empty comes last.
@@ -31,6 +36,7 @@ function sort(table, place) {
   const rows = [...table.tBodies[0].rows].map((row) => [key(row, place), row]);
   rows.sort(([a], [b]) => (a === null) - (b === null) || (a < b ? -1 : a > b ? 1 : 0) * (descending ? -1 : 1));
   table.tBodies[0].append(...rows.map(([, row]) => row));
+  show();
 }
 
 for (const memory of memories) {
@@ -44,6 +50,12 @@ for (const memory of memories) {
   });
   table.tHead.rows[0].cells[1].setAttribute("aria-sort", "descending");
 }
+// On a narrow screen a row is a card, and each figure says what it is.
+for (const table of document.querySelectorAll("table")) {
+  const names = [...table.tHead.rows[0].cells].map((head) => head.textContent);
+  for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, place) => { cell.dataset.name = names[place]; });
+}
+$("all").addEventListener("click", () => { all = true; show(); });
 for (const id of ["layer", "find", "alive"]) $(id).addEventListener("input", show);
 document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
 show();

@@ -11,7 +11,8 @@ from typing import Any
 from gam_lm.errors import InputError
 from gam_lm.report.compare import Measured, corrected, difference, difference_words, find, measured, named_primary
 from gam_lm.report.plots import loss_curves
-from gam_lm.report.rows import floor_name, floors, footnotes, trained
+from gam_lm.report.rows import floor_name, floors, footnotes
+from gam_lm.report.sections import kind_of
 from gam_lm.report.statistics import Difference, shown, summarise
 from gam_lm.report.tables import INTERVALS, Table, interval, mean
 from gam_lm.results import read_results
@@ -51,7 +52,7 @@ def found_lead(paths: Sequence[Path]) -> Lead | None:
     best: tuple[tuple[bool, int], list[Measured]] | None = None
     for path in paths:
         results = read_results(path)
-        if not any("val_nats_per_token" in row and "changes" not in row for row in trained(results)):
+        if kind_of(results) != "quality":
             continue
         models = [each for each in measured(results, path.parent) if each.compared()]
         worth = bool(results.get("primary")), sum(len(each.compared()) for each in models if len(each.compared()) > 1)

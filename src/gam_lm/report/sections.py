@@ -135,7 +135,8 @@ def _table_3() -> Table:
 
 KINDS: Mapping[str, Kind] = {
     "tuning": Kind(
-        title="Tuning on another text", intro="What a text is worth to the initial memory alone, to adapters of the same size, and to all weights.",
+        title="Tuning on another text", question="What is another text worth to the memory's initial values alone?",
+        intro="What a text is worth to the initial memory alone, to adapters of the same size, and to all weights.",
         belongs=lambda row: "trained_parameters" in row, tables=lambda results, directory: [state_tuning_table(results)],
     ),
     "ladder": Kind(

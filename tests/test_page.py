@@ -147,7 +147,7 @@ def table(page, caption):
 def test_every_kind_is_found_and_what_lies_below_a_result_is_not(everything, page):
     found = [path.parent.relative_to(everything).as_posix() for path in find_results([everything, everything / "use" / "results.json"])]
     assert found == ["ablation", "decode", "deep/recall", "empty", "first", "scaling", "speed", "unknown", "use"]
-    assert [each for each in page.ids if not re.match(r"p\d", each)] == [
+    assert [each for each in page.ids if not re.match(r"(p\d|lead)", each)] == [
         "main", "quality", "scaling", "decode", "speed", "ablation", "recall", "context", "other", "environment", "commands",
     ]  # fmt: skip
     assert page.svgs == 1 + 1 + 1 + 1 + 2  # the first screen, the curves below it, speed, ablation, recall: a single line is no picture

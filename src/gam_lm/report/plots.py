@@ -154,17 +154,17 @@ def powers_of_two(axes: Axes) -> None:
 
 def decades(axes: Axes) -> None:
     """Make the y axis logarithmic, its ticks written out: powers of ten, and times those where the data span few, so that at least two stand there. Draw the lines first."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullFormatter
 
     axes.set_yscale("log")
     low, high = axes.get_ylim()
+    chosen: Locator = MaxNLocator(4)
     for subs in (1,), (1, 2, 5), tuple(range(1, 10)):
         locator = LogLocator(subs=subs)
         if sum(low <= each <= high for each in locator.tick_values(low, high)) >= 3:
+            chosen = locator
             break
-    else:
-        locator = MaxNLocator(4)
-    axes.yaxis.set_major_locator(locator)
+    axes.yaxis.set_major_locator(chosen)
     axes.yaxis.set_major_formatter(_written_out)
     axes.yaxis.set_minor_formatter(NullFormatter())
 

@@ -140,6 +140,7 @@ KINDS: Mapping[str, Kind] = {
         belongs=lambda row: "trained_parameters" in row, tables=lambda results, directory: [state_tuning_table(results)],
     ),
     "ladder": Kind(
+        question="Which size and batch suit a text?",
         title="The ladder of `gam train`", intro="Models of several sizes on texts of several lengths, each for so many minutes: what the plan's rules rest on.",
         belongs=lambda row: "text_bytes" in row, tables=lambda results, directory: [ladder_table(results)],
     ),

@@ -2,7 +2,9 @@
 
 import importlib.util
 import logging
+import os
 import re
+import subprocess
 import sys
 from types import ModuleType
 
@@ -189,6 +191,32 @@ def test_what_the_kernel_does_not_have_is_refused(monkeypatch):
     if DEVICE == "cpu":
         monkeypatch.setattr(kernels, "INTERPRETED", False)
         assert refused(parts(1, 2)) == "backend is 'triton' on cpu: its kernels run on a GPU, use backend='torch'"
+
+
+COMPILES = """
+import gam_lm.ops.delta_rule_triton as kernels
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+KINDS = {"cu_seqlens": "*i64", "first_row": "*i64", "last_row": "*i64", "chunk": "*i64", "tokens": "i32", "H": "i32", "M": "i32", "E": "i32"}
+FP32 = {"gate", "log_decay", "first", "last", "starts", "dlast", "dgate", "ddecay", "dfirst"}
+for kernel, more in ((kernels._forward, {"STARTS": False}), (kernels._forward, {"STARTS": True}), (kernels._backward, {})):
+    fixed = {"L": 32, "P": 64, "S": 64, "LEVELS": 5, "EXACT": "tf32x3", **more}
+    kinds = {name: "constexpr" if name in fixed else KINDS.get(name, "*fp32" if name in FP32 else "*bf16") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=kinds, constexprs={(kernel.arg_names.index(name),): value for name, value in fixed.items()})
+    print(len(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "num_stages": 1}).asm["cubin"]))
+"""
+
+
+@with_triton
+@pytest.mark.slow
+def test_the_kernels_compile_for_a_gpu_that_is_not_here(tmp_path):
+    """What the interpreter takes the compiler may not: the machine code for Hopper, for which no GPU is needed."""
+    there = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", COMPILES], capture_output=True, text=True, env=there, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 3 and all(int(size) > 10_000 for size in done.stdout.split())
 
 
 def test_triton_asks_for_its_extra(monkeypatch):

@@ -53,6 +53,9 @@ def test_a_row_says_what_was_measured_and_is_not_measured_twice(tmp_path, quick,
         config = ModelConfig.from_dict(row["model_config"])
         assert row["flops_per_second"] == pytest.approx(row["tokens_per_second"] * model_cost(config, 32).training_flops)
         assert row["share_of_peak"] == pytest.approx(row["flops_per_second"] / {"fp32": 1e9, "bf16": 4e9}[row["dtype"]])
+    errors = {(row["model"], row["batch_size"], row["dtype"]): (row["output_error"], row["state_error"]) for row in rows}
+    for (name, batch, dtype), found in errors.items():
+        assert all(0 < each < (1e-5 if dtype == "fp32" else 0.1) for each in found), (name, batch, dtype)
     monkeypatch.setattr(speed, "_measure", None)
     bench_train(models, [2, 4], 32, TWO, Protocol(rounds=2, warmup=1), opened(tmp_path), CPU, isolated=False)
 
@@ -100,6 +103,11 @@ def cell(model, variant, dtype, outcome="ok", **figures):
     return row | figures
 
 
+def write_speed_of(rows, folder):
+    (folder / "results.json").write_text(json.dumps({"command": "", "environment": MACHINE, "corpus": None, "rows": rows}))
+    return write_speed(folder)
+
+
 def test_table_and_plot_show_every_variant_over_the_plain_ones(tmp_path):
     rows = [cell("gam-static", "plain", "fp32"), cell("gam-static", "plain", "bf16", tokens_per_second=200.0)]
     rows += [cell("gam-static", "compiled", "bf16", tokens_per_second=300.0, peak_memory_mb=80.0), cell("mamba", "plain", "fp32", "out of memory")]
@@ -110,6 +118,8 @@ def test_table_and_plot_show_every_variant_over_the_plain_ones(tmp_path):
     assert lines[5][2:4] == ["plain fp32", "out of memory"] and "bf16 20 GFLOP/s" in table
     picture = (tmp_path / "training_speed.svg").read_text()
     assert "gam-static, compiled bf16" in picture and "mamba" not in picture and (tmp_path / "training_speed.png").stat().st_size
+    exact = write_speed_of([cell("gam", "plain", "fp32", output_error=3.1e-7, state_error=2e-6), cell("gam", "plain", "bf16", "over time")], tmp_path)
+    assert "| 50 % | 3e-07, 2e-06 | 200 |" in exact and "Largest error against fp64" in exact and "Largest error" not in table
     assert speed_table({"environment": MACHINE, "rows": [*rows, cell("gam-static", "plain", "fp32") | {"batch_size": 32}]}).count("### ") == 2
 
 

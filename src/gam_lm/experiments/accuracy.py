@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.experiments.models import build_blocks
+from gam_lm.experiments.models import build, build_blocks
+from gam_lm.model import LanguageModel
+from gam_lm.training.precision import autocast
 
 REFERENCE_TOKENS = 4096
 """Tokens of the reference: attention in float64 holds its scores whole. Of a longer sequence the first ones are compared, and no state."""
@@ -43,6 +45,34 @@ def block_errors(run: Callable[..., Any], block: nn.Module, config: ModelConfig,
     errors = {"output_error": largest_error(y_BTD[:1, :t], exact_1TD)}
     if t == T and state and exact_state:
         errors |= state_error(state, exact_state)
+    return errors
+
+
+def reference_of(model: LanguageModel) -> LanguageModel:
+    """The plain model of the same weights in float64, for evaluation."""
+    device = next(model.parameters()).device
+    reference = build(plain(model.config), 0, device)
+    reference.load_state_dict(model.state_dict())
+    return reference.double().eval()
+
+
+def model_errors(model: LanguageModel, reference: LanguageModel, tokens_BT: Tensor, dtype: torch.dtype) -> dict[str, float]:
+    """``output_error`` of what the output head reads and ``state_error``, where there is a state, of a model as it is timed.
+
+    Args:
+        model: called under autocast to ``dtype``, as its steps are.
+        reference: as `reference_of` made it.
+        tokens_BT: of which the first row is compared.
+    """
+    T = tokens_BT.shape[1]
+    t = min(T, REFERENCE_TOKENS)
+    with autocast(tokens_BT.device, dtype):
+        h_BTD, state = model.hidden(tokens_BT)
+    with torch.no_grad():
+        exact_1TD, exact_state = reference.hidden(tokens_BT[:1, :t])
+    errors = {"output_error": largest_error(h_BTD.detach()[:1, :t], exact_1TD)}
+    if t == T:
+        errors |= state_error([each.detach() for layer in state.layers for each in layer], [each for layer in exact_state.layers for each in layer])
     return errors
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, unknown_name
+from gam_lm.experiments.accuracy import model_errors, reference_of
 from gam_lm.experiments.measuring import Group, Limits, Row, measure_missing, possible
 from gam_lm.experiments.models import build, contender, described
 from gam_lm.inference.compiling import decoder
@@ -164,7 +165,8 @@ def _measure(rows: Sequence[Row], protocol: Protocol, device: torch.device, isol
 def measure_model(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
     """One model after each of ``contexts``: ``{"model": {…}, "contexts": {"n": {…}}}``.
 
-    Of the model: ``parameters`` and ``weight_bytes`` (read once per token). After n: ``step_ms`` (median, until every row has its next token),
+    Of the model: ``parameters``, ``weight_bytes`` (read once per token), ``output_error`` and ``state_error`` (of the eager model
+    in this precision). After n: ``step_ms`` (median, until every row has its next token),
     ``step_ms_low`` and ``step_ms_high`` (quartiles), and ``state_bytes`` (of one sequence).
     """
     device = torch.device(parameters["device"])
@@ -174,11 +176,12 @@ def measure_model(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
         model, sessions = make(parameters, device)
         times = interleaved_times({str(n): session.step for n, session in sessions.items()}, device, warmup=parameters["warmup"], rounds=parameters["steps"])
         read = weight_bytes(model)
+        errors = _errors(parameters, device) if parameters["model"] != GPT2 else {}
     contexts = {}
     for n, session in sessions.items():
         low, median, high = statistics.quantiles(times[str(n)], n=4, method="inclusive") if len(times[str(n)]) > 1 else 3 * times[str(n)]
         contexts[str(n)] = {"step_ms": median, "step_ms_low": low, "step_ms_high": high, "state_bytes": session.state_bytes}
-    return {"model": {"parameters": _count(model), "weight_bytes": read}, "contexts": contexts}
+    return {"model": {"parameters": _count(model), "weight_bytes": read, **errors}, "contexts": contexts}
 
 
 @dataclass
@@ -216,6 +219,19 @@ def _own(parameters: Mapping[str, Any], device: torch.device) -> tuple[nn.Module
         held = sum(size * n // (n + room) if cached else size for size, cached in zip(sizes, grows, strict=True))
         sessions[n] = _Session(_decoding(model, State(torch.full((B,), n, device=device), tuple(layers)), low, parameters["variant"]), held)
     return model, sessions
+
+
+def _errors(parameters: Mapping[str, Any], device: torch.device) -> dict[str, float]:
+    """How far the weights' precision takes the model from float64 on a short text; of another library's model nothing is known."""
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig.from_dict(parameters["model_config"])).to(device).eval()
+    reference = reference_of(model)
+    low = torch.float32 if parameters["dtype"] == "fp32" else torch.bfloat16
+    if parameters["dtype"] == "int8":
+        quantize_int8(model)
+    else:
+        model.to(low)
+    return model_errors(model, reference, torch.randint(model.config.vocab_size, (1, SHORT_TOKENS), device=device), low)
 
 
 def _decoding(model: LanguageModel, state: State, dtype: torch.dtype, variant: str) -> Callable[[], object]:

@@ -23,9 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import model_cost
+from gam_lm.experiments.accuracy import model_errors, reference_of
 from gam_lm.experiments.measuring import Group, Limits, Row, emulated, measure_missing, possible
 from gam_lm.experiments.models import build, contender, described, is_baseline
 from gam_lm.mixers.convolution import CausalConv
+from gam_lm.model import LanguageModel
 from gam_lm.presets.models import Fields
 from gam_lm.results import Results
 from gam_lm.runtime.isolation import OK, Isolated, Peak
@@ -138,15 +140,20 @@ def measure_times(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
 
     Of the model: ``parameters``, ``flops_per_token`` (counted, of a training step) and the matmul peaks ``peak_fp32_flops`` and, where it is not emulated,
     ``peak_bf16_flops``. Of a variant: ``step_ms`` (median) with its quartiles, ``tokens_per_second``, ``flops_per_second``, ``share_of_peak`` (that of its
-    format), ``first_loss``, and ``mfu`` (share of the data sheet's bf16) where the device is known.
+    format), ``first_loss``, ``output_error`` and ``state_error`` (gam_lm.experiments.accuracy), and ``mfu`` (share of the data sheet's bf16) where the device is known.
     """
     device, config = torch.device(parameters["device"]), ModelConfig.from_dict(parameters["model_config"])
     B, T = parameters["batch_size"], parameters["context"]
     steps: dict[str, Callable[[], Tensor]] = {}
+    errors: dict[str, dict[str, float]] = {}
+    reference = None
     for way, dtype in parameters["variants"]:
-        step = make_step(config, B, T, way, DTYPES[dtype], device)
-        if step is not None:
-            steps[f"{way} {dtype}"] = step
+        found_step = prepared(config, B, T, way, DTYPES[dtype], device)
+        if found_step is not None:
+            model, steps[f"{way} {dtype}"] = found_step
+            reference = reference or reference_of(model)
+            errors[f"{way} {dtype}"] = model_errors(model, reference, torch.from_numpy(batch_of(config, B, T)[0]).to(device), DTYPES[dtype])
+    del reference
     first = {name: float(step()) for name, step in steps.items()}
     times = interleaved_times(dict(steps), device, warmup=parameters["warmup"], rounds=parameters["rounds"])
     peaks = {name: matmul_peak(device, dtype) for name, dtype in DTYPES.items() if emulated(name, device) is None}
@@ -157,7 +164,7 @@ def measure_times(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
         rate = 1000 * B * T / median
         found[name] = {
             "step_ms": median, "step_ms_low": low, "step_ms_high": high, "tokens_per_second": rate, "flops_per_second": rate * flops,
-            "share_of_peak": rate * flops / peaks[name.split()[1]], "first_loss": first[name],
+            "share_of_peak": rate * flops / peaks[name.split()[1]], "first_loss": first[name], **errors[name],
         }  # fmt: skip
         if nominal := nominal_flops(device):
             found[name]["mfu"] = rate * flops / nominal
@@ -193,15 +200,26 @@ def measure_memory(parameters: Mapping[str, Any], peak: Peak) -> dict[str, Any]:
 
 def make_step(config: ModelConfig, B: int, T: int, way: str, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor] | None:
     """A training step over the same random tokens at every call, which gives its loss; None for a compiled one that would gain nothing."""
-    model = build(config, 0, device).train()
+    found = prepared(config, B, T, way, dtype, device)
+    return None if found is None else found[1]
+
+
+def batch_of(config: ModelConfig, B: int, T: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random tokens and targets, the same for every model of a vocabulary."""
     rng = np.random.default_rng(0)
-    batch = rng.integers(config.vocab_size, size=(B, T)), rng.integers(config.vocab_size, size=(B, T))
+    return rng.integers(config.vocab_size, size=(B, T)), rng.integers(config.vocab_size, size=(B, T))
+
+
+def prepared(config: ModelConfig, B: int, T: int, way: str, dtype: torch.dtype, device: torch.device) -> tuple[LanguageModel, Callable[[], Tensor]] | None:
+    """The model of `make_step`, and that step."""
+    model = build(config, 0, device).train()
+    batch = batch_of(config, B, T)
     recipe = TrainConfig(batch_size=B, context=T, compile="on" if way == "compiled" else "off")
     if way != "plain":
         if not compile_for_training(model, recipe, 1) and way == "compiled":
             return None
         optimizer: torch.optim.Optimizer = make_optimizer(model, recipe)
-        return lambda: train_step(model, optimizer, batch, recipe, RATE, dtype)[0]
+        return model, lambda: train_step(model, optimizer, batch, recipe, RATE, dtype)[0]
 
     for part in model.modules():
         if isinstance(part, CausalConv):
@@ -218,7 +236,7 @@ def make_step(config: ModelConfig, B: int, T: int, way: str, dtype: torch.dtype,
         plain_optimizer.zero_grad()
         return loss.detach()
 
-    return plain
+    return model, plain
 
 
 def _conv1d(self: CausalConv, x_BTC: Tensor, state: None = None, segments: None = None) -> tuple[Tensor, Tensor]:

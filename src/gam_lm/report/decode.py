@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gam_lm.report.plots import Lines, decades, new_figure, save
-from gam_lm.report.rows import by_model, by_setting, machine_line, setting_name, three_digits
+from gam_lm.report.rows import ERRORS, by_model, by_setting, errors_of, machine_line, setting_name, three_digits
 from gam_lm.report.tables import Table
 from gam_lm.results import read_results
 from gam_lm.runtime.files import write_text
@@ -41,7 +41,9 @@ def decoding(results: Mapping[str, Any]) -> list[Table]:
         first, last = contexts[0], contexts[-1]
         columns = ["Model", "Parameters", *(f"ms after {n:,}" for n in contexts), f"{last:,} over {first:,}", "MBU"]
         columns += [f"State after {n:,} (KB)" for n in dict.fromkeys((first, last))]
-        lines = [_cells(name, group, contexts) for name, group in by_model(rows).items()]
+        exact = any("output_error" in row for row in rows)
+        columns += [ERRORS] * exact
+        lines = [_cells(name, group, contexts) + [next((errors_of(row) for row in group if row["outcome"] == "ok"), "")] * exact for name, group in by_model(rows).items()]
         measured = sorted({f"{row['bandwidth'] / 1e9:.0f}" for row in rows if row["outcome"] == "ok"}, key=float)
         bandwidth = f"{' to '.join(dict.fromkeys((measured[0], measured[-1])))} GB/s" if measured else "not measured"
         note = (

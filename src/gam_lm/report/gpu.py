@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gam_lm.report.decode import decode_table, write_decode
-from gam_lm.report.rows import machine_line, three_digits
+from gam_lm.report.rows import errors_of, machine_line, three_digits
 from gam_lm.report.scaling import scaling_table, write_scaling
 from gam_lm.report.speed import speed_table, write_speed
 from gam_lm.report.tables import Table, quality_table
@@ -69,7 +69,7 @@ def blocks_table(results: Mapping[str, Any]) -> str:
         if row["outcome"] != "ok":
             return str(row["outcome"])
         time = three_digits(per_thousand(row))
-        errors = ", ".join(f"{row[key]:.0e}" for key in ("output_error", "state_error") if key in row)
+        errors = errors_of(row)
         return (f"**{time}**" if per_thousand(row) == best[T] else time) + (f" ({errors})" if errors else "")
 
     rows = [[name, *(cell(done.get((name, T)), T) for T in lengths)] for name in dict.fromkeys(row["model"] for row in results["rows"])]

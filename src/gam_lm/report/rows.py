@@ -128,6 +128,15 @@ def footnotes(rows: Iterable[Row]) -> str:
     return "".join(f" {', '.join(names)}: {note}." for note, names in models.items())
 
 
+ERRORS = "Largest error against fp64: output, state"
+"""The head of a column of `errors_of`."""
+
+
+def errors_of(row: Row) -> str:
+    """The largest errors of outputs and state against float64, as far as a row has them."""
+    return ", ".join(f"{row[key]:.0e}" for key in ("output_error", "state_error") if key in row)
+
+
 def three_digits(value: float | None) -> str:
     """A figure with the three digits that count; nothing for None."""
     if value is None:

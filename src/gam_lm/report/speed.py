@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gam_lm.report.plots import colour, new_figure, save
-from gam_lm.report.rows import by_model, machine_line, three_digits
+from gam_lm.report.rows import ERRORS, by_model, errors_of, machine_line, three_digits
 from gam_lm.report.tables import Table
 from gam_lm.results import read_results
 from gam_lm.runtime.files import write_text
@@ -45,24 +45,25 @@ def speed(results: Mapping[str, Any]) -> list[Table]:
     for (batch, context, width), rows in _comparable(results["rows"]).items():
         mfu = any("mfu" in row for row in rows)
         columns = ["Model", "Parameters", "Step", "Tokens/s", "× plain fp32", "× plain bf16", "GFLOP/s", "Share of the format's peak"]
-        columns += ["MFU"] * mfu + ["Memory of a step (MB)", "× plain bf16"]
+        exact = any("output_error" in row for row in rows)
+        columns += ["MFU"] * mfu + [ERRORS] * exact + ["Memory of a step (MB)", "× plain bf16"]
         lines = []
         for name, group in by_model(rows).items():
             plain = {row["dtype"]: row for row in group if row["variant"] == "plain" and row["outcome"] == "ok"}
-            lines += [_cells(name, row, plain, mfu) for row in group]
+            lines += [_cells(name, row, plain, mfu, exact) for row in group]
         tables.append(Table(columns=columns, rows=lines, title=f"batch {batch}, context {context:,}, width {width}", note=note))
     return tables
 
 
-def _cells(name: str, row: Row, plain: Mapping[str, Row], mfu: bool) -> list[str]:
+def _cells(name: str, row: Row, plain: Mapping[str, Row], mfu: bool, exact: bool) -> list[str]:
     head = [name, f"{row['parameters']:,}" if "parameters" in row else "", _step(row)]
     if row["outcome"] != "ok":
-        return [*head, row["outcome"], *[""] * (6 + mfu)]
+        return [*head, row["outcome"], *[""] * (6 + mfu + exact)]
     times = [f"{row['tokens_per_second'] / plain[dtype]['tokens_per_second']:.2f}" if dtype in plain else "" for dtype in ("fp32", "bf16")]
     both = plain.get("bf16", {}).get("peak_memory_mb") and "peak_memory_mb" in row
     return [
         *head, f"{row['tokens_per_second']:,.0f}", *times, f"{row['flops_per_second'] / 1e9:,.0f}", f"{100 * row['share_of_peak']:.0f} %",
-        *([f"{100 * row['mfu']:.0f} %" if "mfu" in row else ""] * mfu),
+        *([f"{100 * row['mfu']:.0f} %" if "mfu" in row else ""] * mfu), *([errors_of(row)] * exact),
         three_digits(row.get("peak_memory_mb")), f"{row['peak_memory_mb'] / plain['bf16']['peak_memory_mb']:.2f}" if both else "",
     ]  # fmt: skip
 

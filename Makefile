@@ -14,21 +14,24 @@ run: .venv/installed-plot
 	$(BIN)/gam generate $(OUT)/runs/gam-seed0 --prompt "The function returns" --max-new-tokens 80 --seed 0
 	@echo; echo "Run, table and plot are in $(OUT)."
 
-# Not among the two: want an H100-class GPU, 8 and 4 minutes, and go on where they stopped. Without a network: make bench-gpu GAM="python3 -m gam_lm",
-# with PYTHONPATH=src, and the folder carried/ that `make carried` wrote elsewhere (docs/speed.md).
-GAM ?= $(BIN)/gam
-SETUP ?= $(if $(filter $(BIN)/gam,$(GAM)),.venv/installed-plot)
+# Not among the two: want an H100-class GPU, 8 and 4 minutes, and go on where they stopped. OFFLINE=1, on a machine without a network, takes its own Python
+# with the source tree and the folder carried/ that `make carried` wrote elsewhere (docs/speed.md).
+GAM := $(if $(OFFLINE),env PYTHONPATH=src:carried/packages $(PYTHON) -m gam_lm,$(BIN)/gam)
+SETUP := $(if $(OFFLINE),,.venv/installed-plot)
 bench-gpu: $(SETUP)
 	$(GAM) bench-gpu --out results/gpu
 
-bench-gpu-train: $(SETUP) carried/carried.json
-	timeout --signal=INT 240 $(GAM) bench --preset gpu --data carried --out results/gpu/train; code=$$?; \
+bench-gpu-train: $(SETUP) $(if $(OFFLINE),,carried/ids/carried.json)
+	timeout --signal=INT 240 $(GAM) bench --preset gpu --data carried/ids --out results/gpu/train; code=$$?; \
 	if [ $$code = 124 ] || [ $$code = 130 ]; then echo "time is up: make bench-gpu-train goes on"; else exit $$code; fi
 
-# 10 million tokens of public-domain novels, 20 MB: what bench-gpu-train reads.
-carried: carried/carried.json
-carried/carried.json: | $(SETUP)
-	$(GAM) data prepare books --carry carried
+# What those read without a network: 10 million tokens of public-domain novels (20 MB), and the packages that a machine with torch, triton and transformers lacks.
+THERE ?= 3.12
+carried: carried/ids/carried.json carried/packages/tyro
+carried/ids/carried.json: | .venv/installed-plot
+	$(BIN)/gam data prepare books --carry carried/ids
+carried/packages/tyro: | .venv/installed-plot
+	$(INSTALL) --target carried/packages --only-binary :all: --python-version $(THERE) --platform manylinux2014_x86_64 pydantic tyro
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -n 2 -rs

@@ -72,7 +72,7 @@ PRESETS: Mapping[str, Preset] = {
         train=TrainConfig(steps=1200, batch_size=16, context=256, learning_rate=8e-3, validate_every=300),
     ),
     "gpu": Preset(
-        summary="gam bench --preset gpu --data carried --out results/gpu/train · one GPU, minutes · no losses known yet; 10 M tokens, one pass, not tuned",
+        summary="gam bench --preset gpu --data carried/ids --out results/gpu/train · one GPU, minutes · no losses known yet; 10 M tokens, one pass, not tuned",
         data="books",
         models=("gam", "llama", "mamba"),
         model={},

@@ -1,5 +1,7 @@
 """`gam bench-tune-state` trains what it says, and nothing else."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from stacks import stack
@@ -51,3 +53,12 @@ def test_the_bench_writes_a_row_for_each_and_goes_on_with_what_is_missing(run, t
     assert command([*flags, "--rates", "0.02", "0.002"]) == 0
     assert len(read_results(tmp_path / "out" / "results.json")["rows"]) == 1 + 2 * len(METHODS)
     assert "| roads" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_the_table_in_the_documentation_has_the_figures_of_the_committed_rows():
+    root = Path(__file__).parent.parent
+    lines = [line for line in (root / "docs" / "text.md").read_text().splitlines() if line.count("|") == 6]
+    rows = read_results(root / "results" / "tune-state" / "results.json")["rows"]
+    assert rows
+    for row in rows:
+        assert any(line.startswith(f"| {row['task']} |") and f"{row['val_bits_per_byte']:.4f}" in line for line in lines)

@@ -1,6 +1,6 @@
 """What the server's cache, its turns and its drafts are worth, measured with one client and with many.
 
-    python tests/load/serving.py RUN --out results/serving --transformers python
+    python tests/load/serving.py RUN --out results/serving/http --transformers python
 
 Adds three kinds of rows to results.json: the time to the first token of ten turns of a chat, with and without the prefix cache; tokens a second and the gap
 between tokens for 1 … 64 streams; tokens a second of a text that repeats itself, with and without drafts. --transformers names a Python that has

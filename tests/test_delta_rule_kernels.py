@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, MissingExtraError
 from gam_lm.mixers.registry import _log_once
@@ -179,6 +180,21 @@ def test_a_model_on_the_kernel_is_the_model(mixer):
 
 
 @with_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_compiler_takes_the_kernel_as_one_operator(packed):
+    config = ModelConfig.from_dict({"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 1, "options": {"gam": {"backend": "triton", "num_heads": 2}}})
+    model = LanguageModel(config).to(DEVICE)
+    tokens = torch.randint(11, (2, 9), device=DEVICE)
+    segments = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0, 0], [1] * 9], device=DEVICE) if packed else None
+    expected = torch.autograd.grad(model(tokens, tokens, segments=segments)[1], list(model.parameters()))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(compiled(tokens, tokens, segments=segments)[1], list(model.parameters()))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@with_triton
 def test_what_the_kernel_does_not_have_is_refused(monkeypatch):
     import gam_lm.ops.delta_rule_triton as kernels
 
@@ -287,6 +303,14 @@ def test_the_kernel_is_looked_for_where_flash_linear_attention_has_it(monkeypatc
         x, gate = torch.empty(2, 4, 2, 8, device="cuda"), torch.empty(2, 4, 2, device="cuda")
         g, (D,) = fla_delta_memory(x, x, x, gate, gate, torch.empty(2, 8, 8, device="cuda"), index_BT=torch.empty(2, 4, dtype=torch.long, device="cuda"))
     assert calls == [((1, 8, 2, 8), {torch.bfloat16}, torch.float32, 3)] and g.shape == x.shape and D.shape == (2, 2, 8, 8)
+
+
+def test_a_command_whose_kernel_cannot_run_says_so_in_one_line_and_leaves_nothing(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the river below the mill\n\n" * 200)
+    sizes = ["--hidden-size", "16", "--num-hidden-layers", "1", "--vocab-size", "260", "--steps", "1", "--batch-size", "2", "--context", "16", "--device", "cpu"]
+    assert run(["train", "--data", str(tmp_path / "text.txt"), "--gam.backend", "fla", *sizes, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "backend is 'fla' on cpu" in said and "use backend='torch'" in said and "Traceback" not in said and not (tmp_path / "out").exists()
 
 
 def test_the_choice_is_said_once(caplog):

@@ -22,7 +22,7 @@ from torch import Tensor
 from gam_lm.ops.segments import Packed, pack, whole_rows
 
 CHUNK = 32
-"""L at most. With 64, ptxas spills ten times as many registers for Hopper (forward, bf16, M = E = 64: 2,440 bytes a thread for 256)."""
+"""L at most. With 64 the tiles of L × L do not fit into the registers of a Hopper GPU beside the state, and most of them are spilled to memory."""
 
 MOST_SLOTS, VALUES = 256, 64
 """The largest M, and the largest E of a program: it holds the state of both in registers."""

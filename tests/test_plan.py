@@ -156,3 +156,20 @@ def test_the_ladder_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert read_results(tmp_path / "out/results.json")["rows"][2]["train_config"]["batch_size"] == 2 != first["train_config"]["batch_size"]
     assert first["val_bits_per_byte"] > 0 and first["bigram_bits_per_byte"] < first["unigram_bits_per_byte"]
     assert "**" in capsys.readouterr().out
+
+
+def test_the_line_of_the_batch_says_what_every_process_does():
+    recipe = TrainConfig(batch_size=64, context=256, accumulate=8)
+    assert rules.batch_line(recipe, 1) == "batch       16,384 tokens a step: 64 sequences of 256, 8 at a time, accumulation 8"
+    assert rules.batch_line(recipe, 4).endswith("64 sequences of 256 on 4 processes, 8 at a time on each, accumulation 2")
+    assert rules.batch_line(recipe, 16).endswith("on 16 processes, 4 at a time on each, accumulation 1")
+    assert "16,384 tokens a step (16,500 asked for)" in rules.batch_line(recipe, 1, 16_500)
+
+
+@given(tokens=st.integers(1, 10**7), context=st.sampled_from([16, 256, 1000]))
+def test_tokens_of_a_step_are_whole_sequences_and_no_more_than_asked_for(tokens, context):
+    if tokens < context:
+        with pytest.raises(InputError, match=f"tokens_per_step is {tokens} .* use at least {context}"):
+            rules.rows_of_step(tokens, context)
+    else:
+        assert tokens - context < rules.rows_of_step(tokens, context) * context <= tokens

@@ -40,14 +40,15 @@ class RunPage:
     """Looks at the model after a validation, and is the run's tracker: it hands the figures on to another and writes the page.
 
     Args:
-        model: that is trained.
+        model: that is trained; None where it is spread over processes, which would all have to ask it: then the page shows curves and losses, and takes
+            a sample of the finished model, which is to be given here.
         job: the run.
         plan: the lines of its plan.
         steps: of the whole run.
         tracker: of the user.
     """
 
-    def __init__(self, model: LanguageModel, job: Job, plan: Sequence[str], steps: int, tracker: Tracker) -> None:
+    def __init__(self, model: LanguageModel | None, job: Job, plan: Sequence[str], steps: int, tracker: Tracker) -> None:
         self.model, self.job, self.plan, self.steps, self.tracker = model, job, plan, steps, tracker
         self.path = job.out / FILE
 
@@ -55,15 +56,17 @@ class RunPage:
         """A sample, the memory's use, and the loss by the tokens read before: what one line of metrics.jsonl says for the page."""
         if not self._is_shown(step):
             return {}
-        valid, chat = self.job.corpus.splits["valid"], self.job.plan.chat
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            found: dict[str, object] = {"memory": _rounded(memory_use(self.model, [int(each) for each in valid.ids[:MEMORY_TOKENS]]))}
-            if not chat:
-                found["sample"] = self.sample()
-        finally:
-            self.model.train(was_training)
+        valid, chat, model = self.job.corpus.splits["valid"], self.job.plan.chat, self.model
+        found: dict[str, object] = {}
+        if model is not None:
+            was_training = model.training
+            model.eval()
+            try:
+                found["memory"] = _rounded(memory_use(model, [int(each) for each in valid.ids[:MEMORY_TOKENS]]))
+                if not chat:
+                    found["sample"] = self.sample()
+            finally:
+                model.train(was_training)
         if not chat:
             found["by_place"] = by_octave(validation.position_nats)
         return found
@@ -75,6 +78,7 @@ class RunPage:
 
     def sample(self) -> str:
         """What the model writes from an empty start, or from the first token of the validation text where its tokenizer has no start."""
+        assert self.model is not None  # whoever asks has given a whole one
         job, tokenizer = self.job, self.job.corpus.tokenizer
         prompt = "" if tokenizer.token_to_id("<|endoftext|>") is not None else tokenizer.decode([int(job.corpus.splits["valid"].ids[0])])
         most = min(SAMPLE_TOKENS, self.model.config.longest or SAMPLE_TOKENS)

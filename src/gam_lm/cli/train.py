@@ -13,6 +13,7 @@ from gam_lm.cli.architecture import Architecture, model_on_flags
 from gam_lm.cli.data import Data
 from gam_lm.cli.flag_list import given
 from gam_lm.cli.flags import FLAT, peek
+from gam_lm.cli.numbers import Count
 from gam_lm.errors import DivergedError
 from gam_lm.presets.models import DEFAULT_MODEL
 from gam_lm.presets.setups import preset
@@ -59,6 +60,10 @@ class Train:
     recipe: Annotated[TrainConfig, FLAT] = TrainConfig()
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 …"""
+    tokens_per_step: Count | None = None
+    """Tokens of an optimiser step over all processes, in place of --batch-size; micro-batch and accumulation follow from the memory and are printed."""
+    shard: bool = False
+    """Under torchrun: spread weights, gradients and optimiser state over the processes (FSDP2); the result is the same."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Where figures go besides metrics.jsonl."""
     given: tyro.conf.Suppress[frozenset[str]] = frozenset()
@@ -78,16 +83,18 @@ class Train:
 
     def run(self) -> None:
         """Plan, tell the plan, train, and tell what came of it."""
+        from gam_lm.checkpoint import load_model
         from gam_lm.cli.outcome import tell
         from gam_lm.cli.run_page import RunPage
         from gam_lm.cli.training_job import Job, job_of
         from gam_lm.training.directory import claim
         from gam_lm.training.distributed import joined
         from gam_lm.training.loop import fit
-        from gam_lm.training.plan import explain
+        from gam_lm.training.plan import batch_line, explain
         from gam_lm.training.planning import figures_of
         from gam_lm.training.precision import choose_device
         from gam_lm.training.trackers import make_tracker
+        from gam_lm.training.watch import watched
 
         with joined(self.device) as (world, name):
             device = choose_device(name)
@@ -106,18 +113,25 @@ class Train:
             figures = figures_of(job.config, job.recipe, job.whole, device)
             plan = list(explain(job.plan, job.recipe, figures))
             if world.rank == 0:
+                if self.tokens_per_step is not None or world.size > 1:
+                    plan.insert(-1, batch_line(job.recipe, world.size, self.tokens_per_step))
                 print("\n".join(plan), flush=True)
             tracker = make_tracker("none" if world.rank else self.tracker, job.out, job.config.to_dict() | job.recipe.to_dict())
             model = job.fresh_model(device)
-            page = RunPage(model, job, plan, figures.steps, tracker)
+            page = RunPage(None if self.shard else model, job, plan, figures.steps, tracker)
             watch, watcher = (page.look, page) if world.rank == 0 else (None, tracker)
             fresh, started = not any((job.out / "state").glob("step-*")), time.monotonic()
             kept = job.keep_beside if world.rank == 0 else lambda: None
             try:
-                trained = fit(model, job.corpus, job.recipe, job.out, tracker=watcher, label=job.plan.model, plan=job.plan.to_dict(), watch=watch)
+                with watched(world):
+                    trained = fit(
+                        model, job.corpus, job.recipe, job.out, tracker=watcher, label=job.plan.model, plan=job.plan.to_dict(), watch=watch, shard=self.shard
+                    )  # fmt: skip
             except (KeyboardInterrupt, DivergedError):  # the directory is this run's; after a refusal it may be another's
                 kept()
                 raise
             kept()
             if world.rank == 0:
+                if self.shard:
+                    model = page.model = load_model(job.out, device=device)
                 tell(trained, model, job, time.monotonic() - started if fresh else None, page)

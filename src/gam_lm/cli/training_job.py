@@ -26,7 +26,7 @@ from gam_lm.runtime.files import write_text
 from gam_lm.serve.chat import TEMPLATE, Chat, compiled, read_chat_template
 from gam_lm.training.directory import check_claimable
 from gam_lm.training.loop import new_model
-from gam_lm.training.plan import CONTEXTS, SIZES, VOCABULARY, Plan, Size, vocabulary_for
+from gam_lm.training.plan import CONTEXTS, SIZES, VOCABULARY, Plan, Size, rows_of_step, vocabulary_for
 from gam_lm.training.planning import Planner
 from gam_lm.training.recipe import TrainConfig
 
@@ -90,6 +90,8 @@ def job_of(train: Train, device: torch.device) -> Job:
         raise InputError(f"minutes is {train.minutes:g}: use a number above 0")
     if train.valid_tokens is not None and train.valid_tokens < 1:
         raise InputError(f"valid_tokens is {train.valid_tokens}: use a whole number of at least 1")
+    if train.tokens_per_step is not None and "batch_size" in train.given:
+        raise InputError(f"tokens_per_step is {train.tokens_per_step}, and batch_size is given too: use one of them")
     texts = _texts(train)
     out = train.out or Path("runs") / _name(train, texts)
     check_claimable(out)
@@ -123,6 +125,8 @@ def _name(train: Train, texts: tuple[str, ...]) -> str:
 def _new(train: Train, texts: tuple[str, ...], out: Path, device: torch.device) -> Job:
     told = train.preset is not None  # a preset says it all
     fixed = {name: getattr(train.recipe, name) for name in RECIPE if told or name in train.given}
+    if train.tokens_per_step is not None and "accumulate" not in train.given:
+        fixed.pop("accumulate", None)
     start = None if train.start is None else load_config(train.start)
     plan = Plan(
         texts=texts, minutes=0 if told or fixed.get("steps") or "epochs" in fixed else train.minutes, vocab_size=_vocabulary(train, texts),
@@ -142,7 +146,7 @@ def _new(train: Train, texts: tuple[str, ...], out: Path, device: torch.device) 
         return config_of_flags(train.architecture, vocab_size=whole.vocab_size, **open_)
 
     planner = Planner(corpus=whole, device=device, minutes=train.minutes, config_at=config_at, fixed=fixed, fine_tuning=start is not None,
-                      sizes=SIZES if start is None else SIZES[:1])  # fmt: skip
+                      tokens_per_step=train.tokens_per_step, shard=train.shard, sizes=SIZES if start is None else SIZES[:1])  # fmt: skip
     config, recipe, schedule = planner.plan()
     valid_tokens = train.valid_tokens or (whole.splits["valid"].tokens if told else schedule.valid_tokens)
     corpus = with_first_tokens(whole, "valid", valid_tokens)
@@ -180,6 +184,11 @@ def _again(train: Train, texts: tuple[str, ...], out: Path, saved: Mapping[str, 
         changes["mixers"] = list(changes["mixers"])
     config = changed(config, changes)
     recipe = recipe.replace(**{name: getattr(train.recipe, name) for name in RECIPE if name in train.given})
+    if train.tokens_per_step is not None and rows_of_step(train.tokens_per_step, recipe.context) != recipe.batch_size:
+        raise InputError(
+            f"out is {str(out)!r}, which holds another run (tokens_per_step {recipe.batch_size * recipe.context}, not {train.tokens_per_step}): "
+            "leave --tokens-per-step out to go on with it, or choose a new --out"
+        )
     plan = dataclasses.replace(plan, texts=texts or plan.texts)
     if not plan.texts:
         raise InputError(f"data is not given, and {str(out)!r} does not say what it was trained on: name its text")

@@ -22,6 +22,11 @@ def world_size() -> int:
     return _number("WORLD_SIZE", 1)
 
 
+def local_world_size() -> int:
+    """Number of processes on this machine; where the launcher does not say, all of them."""
+    return _number("LOCAL_WORLD_SIZE", 1) if "LOCAL_WORLD_SIZE" in os.environ else world_size()
+
+
 def _number(variable: str, least: int) -> int:
     """What a launcher says. Raises InputError for what is no number of at least ``least``."""
     said = os.environ.get(variable, str(least))

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gam_lm.training.sharding import local
+
 
 class Average:
     """The average Σ dᵗ⁻ⁱ wᵢ / Σ dᵗ⁻ⁱ of the weights after the steps i = 1 … t: free of the initial weights, however short the run.
@@ -26,22 +28,22 @@ class Average:
     def update(self, step: int) -> None:
         """Take in the weights after step 1, 2, …, each of which is given once."""
         new = (1 - self._decay) / (1 - self._decay**step)
-        torch._foreach_lerp_(list(self.tensors.values()), list(self._weights.values()), new)
+        torch._foreach_lerp_([local(each) for each in self.tensors.values()], [local(each) for each in self._weights.values()], new)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Give the model the average for a while, and its own weights back, bit by bit."""
-        own = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        own = {name: local(weight).detach().clone() for name, weight in self._weights.items()}
         self.hand_over()
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, weight in self._weights.items():
-                    weight.copy_(own[name])
+                    local(weight).copy_(own[name])
 
     @torch.no_grad()
     def hand_over(self) -> None:
         """Give the model the average for good."""
         for name, weight in self._weights.items():
-            weight.copy_(self.tensors[name])
+            local(weight).copy_(local(self.tensors[name]))

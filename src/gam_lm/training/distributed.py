@@ -10,17 +10,19 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from gam_lm.errors import InputError
 from gam_lm.runtime import processes
+from gam_lm.training.sharding import is_sharded
 
 logger = logging.getLogger("gam_lm")
 
@@ -33,6 +35,8 @@ class World:
 
     rank: int = 0
     size: int = 1
+    store: Any = field(default=None, compare=False, repr=False)
+    """Through which the launcher joined them, where :func:`joined` did."""
 
     @classmethod
     def current(cls) -> World:
@@ -70,6 +74,14 @@ class World:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found)
 
+    def each(self, *here: bool) -> tuple[bool, ...]:
+        """Which of these are so on any rank."""
+        if self.size == 1:
+            return here
+        found = torch.tensor(here).int()
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return tuple(map(bool, found.tolist()))
+
     def gather(self, own: T) -> list[T]:
         """What every rank gives, in the order of the ranks."""
         if self.size == 1:
@@ -104,9 +116,10 @@ def joined(device: str) -> Iterator[tuple[World, str]]:
     if has_gpu:
         device = f"cuda:{processes.local_rank()}"
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+    store, rank, size = next(rendezvous("env://"))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", store=store, rank=rank, world_size=size)
     try:
-        yield World.current(), device
+        yield replace(World.current(), store=store), device
     finally:
         dist.destroy_process_group()
 
@@ -115,15 +128,16 @@ class DataParallel:
     """One model on all processes, whose gradients are summed in the backward pass of a batch's last part.
 
     Args:
-        model: the same on every process; rank 0's weights are taken.
+        model: the same on every process, whose rank 0's weights are taken, or spread over them (see gam_lm.training.sharding).
         world: the processes.
     """
 
     def __init__(self, model: nn.Module, world: World) -> None:
         self.world = world
         self.module: nn.Module = model
+        self._sharded = is_sharded(model)
         self._several: DistributedDataParallel | None = None
-        if world.size > 1:
+        if world.size > 1 and not self._sharded:
             self.module = self._several = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def parts(self, rows: Tensor, accumulate: int) -> Sequence[Tensor]:
@@ -133,18 +147,24 @@ class DataParallel:
 
     def summed(self, last: bool) -> AbstractContextManager[Any]:
         """Around forward and backward pass of a part: only the last one of a batch sums the gradients over the processes."""
+        if self._sharded:
+            self.module.set_requires_gradient_sync(last)  # type: ignore[operator]
         return nullcontext() if last or self._several is None else self._several.no_sync()
 
     @property
     def scale(self) -> int:
         """What a loss is multiplied by: DistributedDataParallel takes the mean over the processes, and shares of a batch add up."""
-        return self.world.size
+        return self.world.size if self._several is not None else 1
 
 
-def check_batch(batch_size: int, world: World) -> None:
-    """Raise InputError where a process would have no row of a batch."""
+def check_batch(batch_size: int, world: World, *, shard: bool = False) -> None:
+    """Raise InputError where a process would have no row of a batch, or with ``shard`` another number of parts than the others."""
     if batch_size < world.size:
         raise InputError(f"batch_size is {batch_size} for {world.size} processes: use a batch of at least as many sequences")
+    if shard and world.size == 1:
+        raise InputError("shard is True for one process: start several with torchrun, or leave it out")
+    if shard and batch_size % world.size:
+        raise InputError(f"batch_size is {batch_size} for {world.size} processes with shard: use a multiple of {world.size}")
 
 
 def own_randomness(seed: int, step: int, world: World) -> None:

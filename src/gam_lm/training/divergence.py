@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from gam_lm.data.blocks import evaluation_blocks
@@ -13,11 +14,16 @@ from gam_lm.data.tokens import Split
 from gam_lm.errors import DivergedError
 from gam_lm.model import LanguageModel
 from gam_lm.training.precision import autocast
+from gam_lm.training.sharding import is_sharded, local
 
 
 def broken_weight(model: nn.Module) -> str | None:
-    """The first weight that is not finite, by name, or None."""
-    finite = torch.stack([torch.isfinite(p).all() for p in model.parameters()])
+    """The first weight that is not finite, by name, or None; of a sharded model on any process, all of which ask."""
+    finite = torch.stack([torch.isfinite(local(p)).all() for p in model.parameters()])
+    if is_sharded(model):
+        everywhere = finite.int()
+        dist.all_reduce(everywhere, dist.ReduceOp.MIN)
+        finite = everywhere.bool()
     return None if bool(finite.all()) else [name for name, _ in model.named_parameters()][int(finite.int().argmin())]
 
 
@@ -37,7 +43,7 @@ def diverged(model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor, dtype: tor
         return DivergedError("a weight", weight, rate)
     layer = _first_output(model, tokens_BT, targets_BT, dtype)
     if layer is None:  # the backward pass runs from the last layer to the first
-        broken = [name for name, weight in model.named_parameters() if weight.grad is not None and not bool(torch.isfinite(weight.grad).all())]
+        broken = [name for name, weight in model.named_parameters() if weight.grad is not None and not bool(torch.isfinite(local(weight.grad)).all())]
         layers = [name for name in broken if "embed" not in name]
         layer = f"the gradient of {(layers or broken)[-1]}" if broken else "the loss"
     return DivergedError(what, layer, rate)

@@ -6,18 +6,19 @@ Shapes: B blocks, T tokens, V = vocab_size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from gam_lm.data.blocks import evaluation_blocks
+from gam_lm.data.blocks import Batch, evaluation_blocks
 from gam_lm.data.tokens import Split
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE, token_losses
 from gam_lm.training.distributed import World
 from gam_lm.training.precision import autocast
+from gam_lm.training.sharding import give_back, is_sharded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +91,7 @@ def evaluate(
     position_nats, position_counts = np.zeros(context), np.zeros(context, np.int64)
     try:
         blocks = evaluation_blocks(split.ids, context=context, batch_size=batch_size, overlap=overlap, marks=split.marks)
-        for number, (tokens, targets, *rest) in enumerate(blocks):
-            if number % world.size != world.rank:
-                continue
+        for number, (tokens, targets, *rest) in _own(blocks, world, even=is_sharded(model)):
             token_BT, target_BT, *several = (torch.from_numpy(part).to(device) for part in (tokens, targets, *rest))
             segments = several[0].split(window or context, 1) if several else [None] * -(-context // (window or context))
             state, losses = None, []
@@ -101,6 +100,8 @@ def evaluate(
                 for some_BT, wanted_BT, segments_BT in pieces:
                     hidden_BTD, state = model.hidden(some_BT, state, segments_BT)
                     losses.append(token_losses(hidden_BTD.flatten(0, 1), model.lm_head.weight, wanted_BT.flatten()).view_as(wanted_BT))
+            if number is None:
+                continue
             loss_BT = torch.cat(losses, 1).double().cpu().numpy()
             counted_BT = targets != IGNORE
             found[number] = loss_BT.sum(1), counted_BT.sum(1)
@@ -110,6 +111,7 @@ def evaluate(
                 advance(len(tokens))
     finally:
         model.train(was_training)
+        give_back(model)
     shares = world.gather((found, position_nats, position_counts))
     position_nats, position_counts = np.sum([each[1] for each in shares], axis=0), np.sum([each[2] for each in shares], axis=0)
     batches = [batch for _, batch in sorted((number, batch) for each in shares for number, batch in each[0].items())]
@@ -118,3 +120,13 @@ def evaluate(
         batch_means=np.array([nats.sum() / counts.sum() for nats, counts in batches]),
         position_nats=position_nats / np.maximum(position_counts, 1), bytes=split.bytes, words=split.words,
     )  # fmt: skip
+
+
+def _own(blocks: Iterable[Batch], world: World, *, even: bool) -> Iterator[tuple[int | None, Batch]]:
+    """This process's batches with their numbers; where all processes need an ``even`` number of forward passes, perhaps one more that has none."""
+    number, block = -1, None
+    for number, block in enumerate(blocks):
+        if number % world.size == world.rank:
+            yield number, block
+    if even and block is not None and 0 < (number + 1) % world.size <= world.rank:
+        yield None, block

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gam_lm.checkpoint import load_model, save_model
+from gam_lm.checkpoint import load_model
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import DivergedError, InputError
 from gam_lm.model import LanguageModel
@@ -31,7 +30,10 @@ from gam_lm.training.new import new_model as new_model
 from gam_lm.training.optimizers import make_optimizer as make_optimizer
 from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig
-from gam_lm.training.state import Progress, generators, load_state, save_state, set_generators
+from gam_lm.training.saving import Saving
+from gam_lm.training.sharding import put
+from gam_lm.training.sharding import shard as shard_model
+from gam_lm.training.state import Progress, generators, load_state, set_generators
 from gam_lm.training.step import train_step as train_step
 from gam_lm.training.trackers import NoTracker, Tracker
 from gam_lm.training.trained import Trained as Trained
@@ -56,6 +58,7 @@ def fit(
     label: str = "train",
     plan: Mapping[str, object] | None = None,
     watch: Watch | None = None,
+    shard: bool = False,
 ) -> Trained:
     """Train ``model`` in place and write its run directory as it goes.
 
@@ -72,6 +75,7 @@ def fit(
         plan: kept in recipe.json, for a command that goes on with the run.
         watch: called in every validation within the run, with the step and what was found, while the model has the weights that were validated. What it
             returns, JSON values, goes into that line of metrics.jsonl. It must leave the model and the global random generators as they are.
+        shard: spread weights, gradients and moments over the processes (gam_lm.training.sharding); ``model`` stays so, the run directory has it whole.
 
     Raises:
         InputError: for a directory of another run or process, a context longer than the model's positions, or a split shorter than one block.
@@ -79,7 +83,9 @@ def fit(
         KeyboardInterrupt: on SIGINT or SIGTERM, between two steps, after the state has been saved.
     """
     check_fits(model.config, corpus, recipe)
-    check_batch(recipe.batch_size, World.current())
+    check_batch(recipe.batch_size, World.current(), shard=shard)
+    if shard:
+        shard_model(model, model.embed_tokens.weight.device)
     with ExitStack() as held:
 
         def take() -> None:
@@ -106,9 +112,9 @@ class _Run:
         self.dtype = choose_dtype(recipe.precision, self.device)
         self.batches = Batches(corpus, recipe)
         self.total = recipe.total_steps(self.batches.steps_per_epoch)
-        self.optimizer = make_optimizer(model, recipe)
+        self.optimizer = make_optimizer(model, recipe, self.world.size)
         self.average = Average(model, recipe.ema) if recipe.ema else None
-        reached = load_state(directory, model, self.optimizer, self._averaged_weights) or Progress()
+        reached = load_state(directory, model, self.optimizer, None if self.average is None else self.average.tensors) or Progress()
         self.step, self.recorded, self.tokens, self.seconds = reached.step, reached.recorded, reached.tokens, reached.seconds
         self.curve, self.pending, self.norm = list(reached.curve), list(reached.pending), reached.gradient_norm
         if len(set(self.world.gather(self.step))) > 1:
@@ -116,10 +122,11 @@ class _Run:
         self.metrics = None if self.world.rank else Metrics(directory / "metrics.jsonl", self.recorded)
         self.tracker.start(self.recorded)
         self.parallel = DataParallel(model, self.world)
+        self.saving = Saving(directory, model, self.optimizer, self.average, corpus.tokenizer, self.world)
         self.validation: Evaluation | None = None
         self.last: Evaluation | None = None
         self.note = ""
-        self.saved, self.saving = time.monotonic(), 0.0
+        self.saved, self.spent = time.monotonic(), 0.0
 
     def train(self) -> Trained:
         """All steps that are left."""
@@ -132,18 +139,22 @@ class _Run:
                     self._record()
                     if self.step >= self.total:
                         break
-                    if self.world.any(self.interruption.requested):
+                    stop, due = self.world.each(self.interruption.requested, self._state_is_due())
+                    if stop:
                         raise Abandoned
-                    if self._state_is_due():
-                        self._save()
+                    if due:
+                        self._save(model=False)
                     self._step()
+                    self.saving.poll()
                     bar.advance(1, self.note)
             if self.validation is None:  # killed between the last record and the end
                 self.validation = self._validate()
             self._save()
+            self.saving.finish()
             kept_step = self._keep()
         except Abandoned:
             self._save()
+            self.saving.finish()
             logger.info("interrupted after step %d of %d; the same command goes on from there", self.step, self.total)
             raise KeyboardInterrupt from None
         finally:
@@ -165,6 +176,7 @@ class _Run:
             set_generators(before)
             if broken_weight(self.model) is None:
                 self._save()
+                self.saving.finish()
             raise error.at(self.step) from None
         self.pending.append(float(loss))
         self.norm = float(norm)
@@ -195,8 +207,7 @@ class _Run:
                 figures["val_nats"] = self.validation.nats_per_token
                 self.curve.append(self._place() | {"train_nats": figures["train_nats"], "val_nats": figures["val_nats"]})
                 if self.recipe.keep == "best" and step < self.total and self._best_step == step:
-                    with self._averaged():
-                        self.world.first(lambda: save_model(self._best_folder, self.model))
+                    self.saving.best(self._best_folder)
                 logger.info(
                     "%s: step %d/%d, train %.4f, validation %.4f nats/token", self.label, step, self.total, figures["train_nats"], figures["val_nats"]
                 )
@@ -226,10 +237,10 @@ class _Run:
         if self.recipe.keep == "last" or self._best_step == self.step:
             return self.step
         self.last = self.validation
-        self.model.load_state_dict(load_model(self._best_folder, device=self.device).state_dict())
+        put(self.model.state_dict(), load_model(self._best_folder).state_dict())
         self.average = None  # it was handed over, and what is kept now is another
         self.validation = self._validate()
-        self.world.first(lambda: save_model(self.directory, self.model, self.corpus.tokenizer))
+        self.saving.kept()
         return self._best_step
 
     def _validate(self) -> Evaluation:
@@ -255,40 +266,32 @@ class _Run:
         return self.recipe.rate(max(0, self.step - 1), self.total)
 
     def _state_is_due(self) -> bool:
+        """The first process's clock counts for all."""
         if self.step % self.recipe.checkpoint_every == 0 and self.step:
             return True
-        return time.monotonic() - self.saved > max(SECONDS_BETWEEN_STATES, self.saving / SHARE_OF_SAVING)
+        return not self.world.rank and time.monotonic() - self.saved > max(SECONDS_BETWEEN_STATES, self.spent / SHARE_OF_SAVING)
 
-    def _save(self) -> None:
-        """Write the model, and the state from which the run goes on, on rank 0. Raises DivergedError where weights are not finite."""
+    def _save(self, *, model: bool = True) -> None:
+        """Write the state from which the run goes on, and the ``model``. Raises DivergedError where weights are not finite."""
         if (weight := broken_weight(self.model)) is not None:
             raise DivergedError("a weight", weight, self._last_rate, self.step - 1)
-        if self.metrics is None:
-            return
         started = time.monotonic()
-        with self._averaged():
-            save_model(self.directory, self.model, self.corpus.tokenizer)
-        self.metrics.sync()
+        if self.metrics is not None:
+            self.metrics.sync()
         reached = Progress(
             step=self.step, recorded=self.recorded, tokens=self.tokens, seconds=self.seconds, curve=tuple(self.curve), pending=tuple(self.pending),
             gradient_norm=self.norm,
         )  # fmt: skip
-        save_state(self.directory, reached, self.model, self.optimizer, self._averaged_weights)
-        for other in (each for each in (self.directory / "state").glob("best-*") if each != self._best_folder):
-            shutil.rmtree(other)
+        self.saving.save(reached, self._best_folder if self.curve else self.directory, model=model)
         self.saved = time.monotonic()
-        self.saving = self.saved - started
+        self.spent = self.saved - started
 
     def _place(self) -> dict[str, float]:
         return {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
-
-    @property
-    def _averaged_weights(self) -> dict[str, torch.Tensor] | None:
-        return None if self.average is None else self.average.tensors
 
     def _eager(self) -> AbstractContextManager[object]:
         """Batches of other shapes would be compiled anew."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def _averaged(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.average is None else self.average.in_place()
+        return nullcontext() if self.average is None else self.saving.in_place()

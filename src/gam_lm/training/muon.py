@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from gam_lm.errors import InputError
 from gam_lm.ops.number_formats import has_bf16
+from gam_lm.training.sharding import is_sharded, local
+from gam_lm.training.spread import matrices_of, shares, spread_rows, spread_whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of x ↦ ax + bx³ + cx⁵, whose five-fold repetition takes singular values of 0.01 … 1 to 0.7 … 1.2: as steep at zero as can be."""
@@ -61,18 +63,22 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate η.
         weight_decay: λ, decoupled; a parameter with the attribute ``no_weight_decay = True`` does not decay.
         momentum: μ.
+        processes: that hold the same weights, or shards of them, and make the same steps: each orthogonalises a share of the matrices. More than one are
+            all processes of torch.distributed.
 
     Raises:
         InputError: for a parameter that is no matrix, or row counts that do not add up to its rows.
     """
 
     def __init__(
-        self, matrices: Iterable[tuple[nn.Parameter, Sequence[int]]], lr: float = 0.02, weight_decay: float = 0.0, momentum: float = MOMENTUM
-    ) -> None:
+        self, matrices: Iterable[tuple[nn.Parameter, Sequence[int]]], lr: float = 0.02, weight_decay: float = 0.0, momentum: float = MOMENTUM,
+        processes: int = 1,
+    ) -> None:  # fmt: skip
         found = [(parameter, tuple(rows)) for parameter, rows in matrices]
         for parameter, rows in found:
             if parameter.dim() != 2 or sum(rows) != len(parameter) or min(rows) < 1:
                 raise InputError(f"blocks of {list(rows)} rows do not make up a weight of shape {list(parameter.shape)}: name all rows of a matrix")
+        self._processes = processes
         self._rows = {parameter: rows for parameter, rows in found}
         kept = [parameter for parameter, _ in found if getattr(parameter, "no_weight_decay", False)]
         groups = [{"params": [parameter for parameter, _ in found if parameter not in set(kept)], "weight_decay": weight_decay}]
@@ -89,12 +95,22 @@ class Muon(torch.optim.Optimizer):
             for p in moved:
                 if not self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
-            momenta, gradients = [self.state[p]["momentum"] for p in moved], [p.grad for p in moved]
+            # Of sharded weights each process moves its rows; only the matrices are whole, while they are orthogonalised.
+            momenta, gradients = [local(self.state[p]["momentum"]) for p in moved], [local(p.grad) for p in moved]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            _orthogonalize_blocks([block for p, update in zip(moved, updates, strict=True) for block in update.split(self._rows[p])])
-            torch._foreach_mul_(moved, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(moved, updates, alpha=-group["lr"])
+            self._orthogonalize(moved, updates)
+            torch._foreach_mul_([local(p) for p in moved], 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_([local(p) for p in moved], updates, alpha=-group["lr"])
+
+    def _orthogonalize(self, moved: Sequence[Tensor], updates: Sequence[Tensor]) -> None:
+        """Orthogonalise the logical matrices of ``updates`` in place, over several processes each its share."""
+        matrices = matrices_of([p.shape for p in moved], [self._rows[p] for p in moved])
+        if self._processes == 1:
+            _orthogonalize_blocks([updates[m.parameter][m.start : m.end] for m in matrices])
+        else:
+            spread = spread_rows if is_sharded(moved[0]) else spread_whole
+            spread(updates, shares(matrices, self._processes), _orthogonalize_blocks)
 
 
 def _orthogonalize_blocks(blocks: Sequence[Tensor]) -> None:

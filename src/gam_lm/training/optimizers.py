@@ -50,8 +50,8 @@ class Together(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def make_optimizer(model: nn.Module, recipe: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser that ``recipe`` names; set its learning rates with `set_rate`.
+def make_optimizer(model: nn.Module, recipe: TrainConfig, processes: int = 1) -> torch.optim.Optimizer:
+    """The optimiser that ``recipe`` names; set its learning rates with `set_rate`. ``processes`` share the work of its steps.
 
     Frozen parameters are left out. With ``decay="matrices"`` biases, norms and other vectors do not decay. A parameter with the attribute ``no_weight_decay = True`` never does.
     """
@@ -62,7 +62,7 @@ def make_optimizer(model: nn.Module, recipe: TrainConfig) -> torch.optim.Optimiz
         return _adamw(others, recipe)
     rate = recipe.muon_learning_rate or MUON_LEARNING_RATE
     factor = rate / recipe.learning_rate
-    muon = Muon(matrices, rate, recipe.weight_decay / factor)  # a step shrinks these weights as much as those of AdamW
+    muon = Muon(matrices, rate, recipe.weight_decay / factor, processes=processes)  # a step shrinks these weights as much as those of AdamW
     for group in muon.param_groups:
         group["factor"] = factor
     return Together([muon, _adamw(others, recipe)]) if others else Together([muon])

@@ -123,6 +123,22 @@ def choose_size(text_tokens: int, seconds: float, speed: Callable[[Size], float]
     return chosen
 
 
+def rows_of_step(tokens_per_step: int, context: int) -> int:
+    """Whole sequences of a step that is to take so many tokens. Raises InputError where not even one fits."""
+    if tokens_per_step < context:
+        raise InputError(f"tokens_per_step is {tokens_per_step} for sequences of {context} tokens: use at least {context}, or a shorter --context")
+    return tokens_per_step // context
+
+
+def batch_line(recipe: TrainConfig, processes: int, tokens_per_step: int | None = None) -> str:
+    """What a step consists of, as a line of the plan; ``tokens_per_step`` is what was asked for."""
+    tokens, rows, parts = recipe.batch_size * recipe.context, -(-recipe.batch_size // processes), -(-recipe.accumulate // processes)
+    asked = f" ({tokens_per_step:,} asked for)" if tokens_per_step not in (None, tokens) else ""
+    spread = f" on {processes} processes" if processes > 1 else ""
+    each = f"{-(-rows // min(rows, parts))} at a time{' on each' if processes > 1 else ''}, accumulation {min(rows, parts)}"
+    return f"batch       {tokens:,} tokens a step{asked}: {recipe.batch_size} sequences of {recipe.context}{spread}, {each}"
+
+
 class Schedule(NamedTuple):
     """How long a run is and how it is validated."""
 

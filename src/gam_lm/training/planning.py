@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,31 @@ import torch
 
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import TokenCorpus
+from gam_lm.diagnostics.cost import BYTES_PER_PARAMETER, model_cost
 from gam_lm.model import count_parameters
 from gam_lm.ops.number_formats import has_bf16
-from gam_lm.runtime.measure import step_times
+from gam_lm.runtime import processes
+from gam_lm.runtime.isolation import available_mb
+from gam_lm.runtime.measure import BYTES_PER_MB, step_times
 from gam_lm.training.batches import Batches
 from gam_lm.training.compiled import compile_for_training
 from gam_lm.training.loop import new_model
 from gam_lm.training.optimizers import make_optimizer
-from gam_lm.training.plan import CONTEXTS, DROPOUT, MOST_PASSES, SIZES, Figures, Schedule, Size, at, choose_size, context_for, recipe_for, schedule
+from gam_lm.training.plan import (
+    CONTEXTS,
+    DROPOUT,
+    MOST_PASSES,
+    SIZES,
+    Figures,
+    Schedule,
+    Size,
+    at,
+    choose_size,
+    context_for,
+    recipe_for,
+    rows_of_step,
+    schedule,
+)
 from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig
 from gam_lm.training.step import train_step
@@ -31,6 +49,9 @@ SHARE_OF_TIMING = 0.01
 
 WARMUP, TIMED = 8, 16
 """Steps that are not timed and that are, where this takes no more than their share of the time."""
+
+SHARE_OF_MEMORY = 0.8
+"""Of the free memory, for what a training step holds; the rest is for the libraries and the allocator's gaps."""
 
 SHORTEST = 60.0
 """Seconds: a run whose steps the user named is validated as one that takes at least so long."""
@@ -60,6 +81,10 @@ class Planner:
     """Fields of TrainConfig that the user named."""
     fine_tuning: bool = False
     """Whether a trained model goes on."""
+    tokens_per_step: int | None = None
+    """Tokens that a step is to take: batch and accumulation follow. None leaves the batch to the rules."""
+    shard: bool = False
+    """Whether weights, gradients and moments are spread over the processes."""
     sizes: Sequence[Size] = SIZES
     """The rungs to choose from."""
     most_passes: float = MOST_PASSES
@@ -109,10 +134,17 @@ class Planner:
         gpu = self.device.type == "cuda"
         recipe = recipe_for(hidden_size=config.hidden_size, tokens_seen=tokens_seen, gpu=gpu, minutes=self.minutes, fine_tuning=self.fine_tuning)
         batch_size = self.fixed.get("batch_size", recipe.batch_size)
+        if self.tokens_per_step is not None:
+            batch_size = max(1, self.tokens_per_step // CONTEXTS[0])
         train, valid = self.corpus.splits["train"], self.corpus.splits["valid"]
         context = CONTEXTS[0] if train.marks is not None else context_for(train.tokens, valid.tokens, batch_size)
         if train.marks is None and config.longest is not None:
             context = min(context, config.longest)
+        if self.tokens_per_step is not None:
+            context = self.fixed.get("context", context)
+            fixed = {**self.fixed, "batch_size": rows_of_step(self.tokens_per_step, context)}
+            asked = recipe.replace(**{**fixed, "context": context, "accumulate": 1, "steps": None})
+            return asked.replace(accumulate=self.fixed.get("accumulate") or parts_that_fit(config, asked, self.device, self.shard))
         if "batch_size" not in self.fixed and "accumulate" not in self.fixed:
             batch_size = min(batch_size, max(1, train.tokens // (2 * context)))
         return recipe.replace(**{"batch_size": batch_size, "context": context, **self.fixed, "steps": None})
@@ -121,6 +153,21 @@ class Planner:
         if self.fixed.get("steps") is not None:
             return int(self.fixed["steps"])
         return recipe.total_steps(Batches(self.corpus, recipe).steps_per_epoch) if "epochs" in self.fixed else None
+
+
+def parts_that_fit(config: ModelConfig, recipe: TrainConfig, device: torch.device, shard: bool = False) -> int:
+    """The fewest parts of a batch whose activations, beside weights, gradients and moments, fit the memory that is free: ``TrainConfig.accumulate``.
+
+    Counted with the cost model in fp32, which bf16 stays below; the processes of a machine share its memory, GPUs have their own.
+    """
+    count, cost = processes.world_size(), model_cost(config, recipe.context)
+    held = BYTES_PER_PARAMETER * cost.total_parameters / (count if shard else 1)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_mb() * BYTES_PER_MB / processes.local_world_size()
+    fits = max(1, int((SHARE_OF_MEMORY * free - held) // (cost.activation_bytes * recipe.context)))
+
+    own = math.ceil(recipe.batch_size / count)
+    divisors = [parts for parts in range(1, recipe.batch_size + 1) if recipe.batch_size % parts == 0]
+    return next((parts for parts in divisors if math.ceil(own / math.ceil(parts / count)) <= fits), recipe.batch_size)
 
 
 def figures_of(config: ModelConfig, recipe: TrainConfig, whole: TokenCorpus, device: torch.device) -> Figures:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from gam_lm.checkpoint import load_tensors, needed, read_json, write_tensors
 from gam_lm.errors import InputError, checked
 from gam_lm.runtime.files import replacing
+from gam_lm.training.sharded_state import SHARDS, empty_moments, flat_state, part_of, read_into, stored
+from gam_lm.training.sharding import like, put
 
 logger = logging.getLogger("gam_lm")
 
@@ -57,20 +59,43 @@ def save_state(
 
     ``average`` holds the averaged weights by name, where the run keeps such.
     """
-    # A state is never written over: where a validation follows, the one before it has a name of its own.
-    path = directory / "state" / (f"step-{progress.step:08d}" + ("" if progress.recorded == progress.step else UNRECORDED))
+    path = place_of(directory, progress)
     if not path.is_dir():
         with replacing(path) as temporary:
             temporary.mkdir()
-            own = {name: tensor for name, tensor in model.state_dict().items() if name not in _shared(model)}
-            write_tensors(temporary / "model.safetensors", own, shown=path)
-            moments = {f"{i}.{name}": value for i, values in optimizer.state_dict()["state"].items() for name, value in values.items()}
-            write_tensors(temporary / "optimizer.safetensors", moments, shown=path)
+            write_tensors(temporary / "model.safetensors", own_weights(model), shown=path)
+            write_tensors(temporary / "optimizer.safetensors", moments_of(optimizer), shown=path)
             if average is not None:
                 write_tensors(temporary / "average.safetensors", dict(average), shown=path)
-            write_tensors(temporary / "generators.safetensors", generators(), shown=path)
-            values = dataclasses.asdict(progress)
-            (temporary / "progress.json").write_text(json.dumps(values | {DIGEST: _digest(values)}, allow_nan=False), encoding="utf-8")
+            write_numbers(temporary, progress, shown=path)
+    remove_older(directory, path)
+
+
+def place_of(directory: Path, progress: Progress) -> Path:
+    """Where a state belongs. It is never written over: where a validation follows, the one before it has a name of its own."""
+    return directory / "state" / (f"step-{progress.step:08d}" + ("" if progress.recorded == progress.step else UNRECORDED))
+
+
+def own_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model, a shared one under its first name."""
+    shared = _shared(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in shared}
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors of an optimiser, each named after its parameter's number."""
+    return {f"{i}.{name}": value for i, values in optimizer.state_dict()["state"].items() for name, value in values.items()}
+
+
+def write_numbers(folder: Path, progress: Progress, *, shown: Path) -> None:
+    """What a state holds besides weights and moments."""
+    write_tensors(folder / "generators.safetensors", generators(), shown=shown)
+    values = dataclasses.asdict(progress)
+    (folder / "progress.json").write_text(json.dumps(values | {DIGEST: _digest(values)}, allow_nan=False), encoding="utf-8")
+
+
+def remove_older(directory: Path, path: Path) -> None:
+    """Remove all states but the one at ``path``."""
     for other in (directory / "state").glob("step-*"):
         if other != path:
             shutil.rmtree(other)
@@ -89,29 +114,37 @@ def load_state(
         return None
     path = max(found, key=lambda path: (len(path.name.removesuffix(UNRECORDED)), path.name.removesuffix(UNRECORDED), path.name[-1].isdecimal()))
     progress = _read_progress(needed(path, "progress.json"))
-    tensors = load_tensors(needed(path, "model.safetensors"))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_tensors(needed(path, "optimizer.safetensors")).items():
-        index, _, name = key.partition(".")
-        moments.setdefault(int(index) if index.isdecimal() else -1, {})[name] = value
-    saved = {} if average is None else load_tensors(needed(path, "average.safetensors"))
     states = load_tensors(needed(path, "generators.safetensors"))
-    fresh = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = optimizer.state_dict()["param_groups"]
+    weights = own_weights(model)
     try:
-        model.load_state_dict(tensors | {name: tensors[first] for name, first in _shared(model).items()})
-        if any(value.dim() and value.shape != parameters[i].shape for i, values in moments.items() for value in values.values()):
-            raise ValueError("the optimiser's moments have other shapes than the weights")
-        optimizer.load_state_dict({"state": moments, "param_groups": fresh["param_groups"]})
-        for name, tensor in (average or {}).items():
-            if saved[name].shape != tensor.shape:
-                raise ValueError("the averaged weights have other shapes")
-            tensor.copy_(saved[name])
+        if (path / SHARDS).is_dir():
+            moments = empty_moments(optimizer, part_of("optimizer", stored(path / SHARDS)))
+            read_into(path / SHARDS, flat_state(weights, moments, average))
+        else:
+            put(weights, load_tensors(needed(path, "model.safetensors")))
+            if average is not None:
+                put(average, load_tensors(needed(path, "average.safetensors")))
+            moments = load_tensors(needed(path, "optimizer.safetensors"))
+        optimizer.load_state_dict({"state": _by_number(moments, optimizer), "param_groups": groups})
         set_generators(states)
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(f"{path} does not fit this run ({str(error).splitlines()[-1].strip()}): {RESTART}") from error
     logger.info("resuming %s after step %d", directory, progress.step)
     return progress
+
+
+def _by_number(moments: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """The moments by their parameter's number, sharded as that is. Raises ValueError where the shapes differ."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    found: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        if value.dim() and value.shape != parameter.shape:
+            raise ValueError("the optimiser's moments have other shapes than the weights")
+        found.setdefault(int(index), {})[name] = like(value, parameter) if value.dim() else value
+    return found
 
 
 def generators() -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from gam_lm.training.divergence import diverged
 from gam_lm.training.optimizers import set_rate
 from gam_lm.training.precision import autocast
 from gam_lm.training.recipe import TrainConfig
+from gam_lm.training.sharding import total_norm
 
 
 def train_step(
@@ -53,7 +54,7 @@ def train_step(
             (loss * (share * parallel.scale)).backward()
         total += loss.detach() * share
     parallel.world.sum(total)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    norm = total_norm(p.grad for p in model.parameters() if p.grad is not None)
     if not bool(torch.isfinite(total + norm)):
         error = diverged(model, tokens.to(device), targets.to(device), dtype, total, rate)
         optimizer.zero_grad(set_to_none=True)

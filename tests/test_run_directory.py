@@ -122,7 +122,8 @@ def test_a_value_that_is_missing_in_the_progress_or_was_changed_is_refused(run, 
         path.write_text(json.dumps(damaged))
         with pytest.raises(InputError, match=r"progress\.json is broken") as caught:
             fit(small_model(), corpus, RECIPE, run)
-        one_line(caught, name if name not in damaged else "sha256", "remove the folder state")
+        # Before there were streams no state said where one stands: such states are read, and one that lost it is known by the digest.
+        one_line(caught, name if name not in damaged and name != "stream" else "sha256", "remove the folder state")
 
 
 @pytest.mark.parametrize("change", [{"train_config": None}, {"train_config": {"steps": "x"}}, {"model_config": 3}, {"train_config": {"stepz": 3}}])

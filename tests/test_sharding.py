@@ -83,7 +83,8 @@ def test_sharded_processes_make_the_run_of_one(texts, tmp_path, optimizer):
         assert line["train_nats"] == pytest.approx(other["train_nats"], rel=1e-9) and line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-7)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert sorted(path.name for path in (tmp_path / "four").iterdir()) == names
-    torch.testing.assert_close(weights(load_model(tmp_path / "four")), weights(load_model(tmp_path / "one")), rtol=1e-7, atol=1e-11)
+    four, one = (weights(load_model(tmp_path / run)) for run in ("four", "one"))
+    assert (four - one).norm() < 1e-9 * one.norm()
     [state] = (tmp_path / "four" / "state").glob("step-*")
     assert sorted(path.suffix for path in state.rglob("*") if path.is_file()) == [".json", *[".safetensors"] * 5]  # no pickle, one file a process
 

@@ -62,6 +62,8 @@ class Train:
     """auto, cpu, cuda, cuda:1 …"""
     tokens_per_step: Count | None = None
     """Tokens of an optimiser step over all processes, in place of --batch-size; micro-batch and accumulation follow from the memory and are printed."""
+    stream: bool = False
+    """Read --data, a folder of parquet files or a data set of the Hub (NAME or NAME:CONFIGURATION), while training goes on, without preparing it whole."""
     shard: bool = False
     """Under torchrun: spread weights, gradients and optimiser state over the processes (FSDP2); the result is the same."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
@@ -125,7 +127,8 @@ class Train:
             try:
                 with watched(world):
                     trained = fit(
-                        model, job.corpus, job.recipe, job.out, tracker=watcher, label=job.plan.model, plan=job.plan.to_dict(), watch=watch, shard=self.shard
+                        model, job.corpus, job.recipe, job.out, tracker=watcher, label=job.plan.model, plan=job.plan.to_dict(), watch=watch,
+                        shard=self.shard, stream=job.stream,
                     )  # fmt: skip
             except (KeyboardInterrupt, DivergedError):  # the directory is this run's; after a refusal it may be another's
                 kept()

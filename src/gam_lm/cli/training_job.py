@@ -15,15 +15,19 @@ from gam_lm.cli.architecture import SCAFFOLD, config_of_flags
 from gam_lm.cli.config_file import to_toml
 from gam_lm.config import ModelConfig
 from gam_lm.data.conversations import prepare_conversations
-from gam_lm.data.corpora import load_corpus
+from gam_lm.data.corpora import Corpus, load_corpus
 from gam_lm.data.first_part import with_first_tokens
-from gam_lm.data.tokens import TokenCorpus, prepare
+from gam_lm.data.shards import DataSet, data_set, with_validation
+from gam_lm.data.stream import lanes_for
+from gam_lm.data.tokens import TokenCorpus, prepare, prepare_corpus
 from gam_lm.errors import InputError
 from gam_lm.mixers.registry import mixer_names
 from gam_lm.model import LanguageModel
 from gam_lm.presets.models import changed
+from gam_lm.runtime import processes
 from gam_lm.runtime.files import write_text
 from gam_lm.serve.chat import TEMPLATE, Chat, compiled, read_chat_template
+from gam_lm.training.batches import Stream
 from gam_lm.training.directory import check_claimable
 from gam_lm.training.loop import new_model
 from gam_lm.training.plan import CONTEXTS, SIZES, VOCABULARY, Plan, Size, rows_of_step, vocabulary_for
@@ -51,6 +55,8 @@ class Job:
     """The text."""
     corpus: TokenCorpus
     """The text with what of its validation split is measured."""
+    stream: Stream | None = None
+    """What is read in place of the train split of ``corpus``, which is then its head."""
 
     def fresh_model(self, device: torch.device) -> LanguageModel:
         """The model before its first step. Raises InputError where the run to start from is in int8."""
@@ -76,7 +82,8 @@ class Job:
         config = {key: value for key, value in self.config.to_dict().items() if key not in ("vocab_size", "options")}
         options = {} if plan.start else self.config.to_dict()["options"]
         model = {"dropout": config["dropout"]} if plan.start else config
-        rows = {"train_rows": plan.train_rows, "valid_rows": plan.valid_rows, "valid_tokens": plan.valid_tokens}
+        rows = {"stream": True} if plan.lanes else {"train_rows": plan.train_rows, "valid_rows": plan.valid_rows}
+        rows["valid_tokens"] = plan.valid_tokens
         return to_toml({**what, **made, **rows, **model, **self.recipe.to_dict(), **options})
 
 
@@ -127,12 +134,15 @@ def _new(train: Train, texts: tuple[str, ...], out: Path, device: torch.device) 
     fixed = {name: getattr(train.recipe, name) for name in RECIPE if told or name in train.given}
     if train.tokens_per_step is not None and "accumulate" not in train.given:
         fixed.pop("accumulate", None)
+    if train.stream:
+        _check_stream(train, texts)
     start = None if train.start is None else load_config(train.start)
     plan = Plan(
         texts=texts, minutes=0 if told or fixed.get("steps") or "epochs" in fixed else train.minutes, vocab_size=_vocabulary(train, texts),
         tokenizer=train.text.tokenizer if train.start is None else str(needed(train.start, "tokenizer.json")),
         model=train.model if start is None else _model_of(Path(str(train.start)), start), valid_tokens=0, seconds=0, chat=train.chat is not None,
         start="" if train.start is None else str(train.start), train_rows=train.text.train_rows, valid_rows=train.text.valid_rows,
+        lanes=int(train.stream),  # how many there are to be is known when the batch is
     )  # fmt: skip
     if start is not None:
         _check_kept(train, start)
@@ -146,12 +156,13 @@ def _new(train: Train, texts: tuple[str, ...], out: Path, device: torch.device) 
         return config_of_flags(train.architecture, vocab_size=whole.vocab_size, **open_)
 
     planner = Planner(corpus=whole, device=device, minutes=train.minutes, config_at=config_at, fixed=fixed, fine_tuning=start is not None,
-                      tokens_per_step=train.tokens_per_step, shard=train.shard, sizes=SIZES if start is None else SIZES[:1])  # fmt: skip
+                      tokens_per_step=train.tokens_per_step, shard=train.shard, endless=train.stream, sizes=SIZES if start is None else SIZES[:1])  # fmt: skip
     config, recipe, schedule = planner.plan()
     valid_tokens = train.valid_tokens or (whole.splits["valid"].tokens if told else schedule.valid_tokens)
     corpus = with_first_tokens(whole, "valid", valid_tokens)
-    plan = dataclasses.replace(plan, valid_tokens=corpus.splits["valid"].tokens, seconds=schedule.seconds)
-    return Job(out=out, config=config, recipe=recipe, plan=plan, whole=whole, corpus=corpus)
+    lanes = lanes_for(_streamed(plan)[0].train, recipe.batch_size, processes.world_size()) if train.stream else 0
+    plan = dataclasses.replace(plan, valid_tokens=corpus.splits["valid"].tokens, seconds=schedule.seconds, lanes=lanes)
+    return Job(out=out, config=config, recipe=recipe, plan=plan, whole=whole, corpus=corpus, stream=_stream_of(plan))
 
 
 def _again(train: Train, texts: tuple[str, ...], out: Path, saved: Mapping[str, Any]) -> Job:
@@ -175,6 +186,8 @@ def _again(train: Train, texts: tuple[str, ...], out: Path, saved: Mapping[str, 
                 f"out is {str(out)!r}, which holds another run ({name} {kept or 'not given'}, not {value}): leave --{name.replace('_', '-')} out to go on with it, "
                 "or choose a new --out"
             )
+    if train.stream and not plan.lanes:
+        raise InputError(f"out is {str(out)!r}, which holds a run of a prepared text: leave --stream out to go on with it, or choose a new --out")
     changes = {name: getattr(train.architecture, name) for name in (field.name for field in SCAFFOLD) if name in train.given and name != "vocab_size"}
     for mixer in mixer_names():
         options = getattr(train.architecture, mixer, None)
@@ -194,7 +207,7 @@ def _again(train: Train, texts: tuple[str, ...], out: Path, saved: Mapping[str, 
         raise InputError(f"data is not given, and {str(out)!r} does not say what it was trained on: name its text")
     whole = _prepared(plan, recipe.context)
     corpus = with_first_tokens(whole, "valid", plan.valid_tokens or whole.splits["valid"].tokens)
-    return Job(out=out, config=config, recipe=recipe, plan=plan, whole=whole, corpus=corpus)
+    return Job(out=out, config=config, recipe=recipe, plan=plan, whole=whole, corpus=corpus, stream=_stream_of(plan))
 
 
 def _unplanned(saved: Mapping[str, Any], config: ModelConfig, texts: tuple[str, ...]) -> Plan:
@@ -205,10 +218,31 @@ def _unplanned(saved: Mapping[str, Any], config: ModelConfig, texts: tuple[str, 
     )  # fmt: skip
 
 
+def _check_stream(train: Train, texts: tuple[str, ...]) -> None:
+    """Raise InputError for flags that say how a text is read whole."""
+    if train.chat is not None or train.preset is not None or len(texts) > 1:
+        raise InputError("stream is True: give one data set, without --chat and --preset")
+    for name in ("train_rows", "valid_rows", "epochs"):
+        if name in train.given:
+            raise InputError(f"{name} is given with --stream, which reads on as long as the run does: leave it out and use --steps or --minutes")
+
+
+def _streamed(plan: Plan) -> tuple[DataSet, Corpus]:
+    """The files of a plan that streams, and the head of its text."""
+    return with_validation(data_set(plan.texts[0]))
+
+
+def _stream_of(plan: Plan) -> Stream | None:
+    """What a plan reads while training goes on, if it does."""
+    return Stream(shards=_streamed(plan)[0].train, lanes=plan.lanes) if plan.lanes else None
+
+
 def _vocabulary(train: Train, texts: tuple[str, ...]) -> int:
     """Entries of a tokenizer that is trained; of a long text no more is read than decides it."""
     if train.preset is not None or "vocab_size" in train.given or train.start is not None or train.text.tokenizer != "bpe":
         return int(train.architecture.vocab_size)
+    if train.stream:
+        return vocabulary_for(sum(shard.size for shard in data_set(texts[0]).train))
     corpus = load_corpus(texts)
     if "train" not in corpus.splits:
         return int(train.architecture.vocab_size)
@@ -227,6 +261,8 @@ def _prepared(plan: Plan, context: int) -> TokenCorpus:
         template, special = read_chat_template(Path(plan.start))
         chat = Chat(_tokenizer(plan), template or compiled(TEMPLATE, "the library"), special)
         return prepare_conversations(Path(plan.texts[0]), Path(plan.tokenizer), chat.marked, context)
+    if plan.lanes:
+        return prepare_corpus(_streamed(plan)[1], tokenizer=plan.tokenizer, vocab_size=plan.vocab_size)
     limits = {split: rows for split, rows in (("train", plan.train_rows), ("valid", plan.valid_rows)) if rows is not None}
     corpus = prepare(plan.texts, tokenizer=plan.tokenizer, vocab_size=plan.vocab_size, row_limits=limits or None)
     if missing := [split for split in ("train", "valid") if split not in corpus.splits]:

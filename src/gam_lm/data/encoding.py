@@ -117,40 +117,61 @@ def encode_in_processes(texts: Iterable[str], tokenizer_file: Path, dtype: str, 
     Raises:
         InputError: where one of the processes is killed.
     """
-    # As many threads as processes: each thread waits for one process at a time.
-    idle: SimpleQueue[subprocess.Popen[bytes] | None] = SimpleQueue()
-    for _ in range(cores):
-        idle.put(None)  # started when the first text for it comes
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def encode(text: str) -> Encoded:
-        process = idle.get()
-        if process is None:
-            process = _start(tokenizer_file, dtype)
-            processes.append(process)
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            _send(process.stdin, text.encode(), 0)
-            ids, words = _receive(process.stdout)
-        except (EOFError, BrokenPipeError) as error:
-            raise InputError("a process that encodes text was killed: free some memory and run the command again") from error
-        finally:
-            idle.put(process)
-        return Encoded(ids, words)
-
     waiting: deque[Future[Encoded]] = deque()
-    pool = ThreadPoolExecutor(cores)
+    pool = EncodingPool(tokenizer_file, dtype, cores)
     try:
         for text in texts:
-            waiting.append(pool.submit(encode, text))
+            waiting.append(pool.submit(text))
             if len(waiting) > 2 * cores:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        for process in processes:
+        pool.close()
+
+
+class EncodingPool:
+    """Other processes that encode texts with one tokenizer. Close it to end them.
+
+    Args:
+        tokenizer_file: what the processes read.
+        dtype: of the ids, "uint16" or "uint32".
+        cores: how many processes there are; each is started when the first text for it comes.
+    """
+
+    def __init__(self, tokenizer_file: Path, dtype: str, cores: int) -> None:
+        self._tokenizer_file, self._dtype = tokenizer_file, dtype
+        # As many threads as processes: each thread waits for one process at a time.
+        self._idle: SimpleQueue[subprocess.Popen[bytes] | None] = SimpleQueue()
+        for _ in range(cores):
+            self._idle.put(None)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._threads = ThreadPoolExecutor(cores)
+
+    def submit(self, text: str) -> Future[Encoded]:
+        """The ids of ``text``, later. The result raises InputError where a process is killed."""
+        return self._threads.submit(self._encode, text)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for process in self._processes:
             process.communicate()  # closes its input, which ends it
+
+    def _encode(self, text: str) -> Encoded:
+        process = self._idle.get()
+        try:
+            if process is None:
+                process = _start(self._tokenizer_file, self._dtype)
+                self._processes.append(process)
+            assert process.stdin is not None and process.stdout is not None
+            _send(process.stdin, text.encode(), 0)
+            ids, words = _receive(process.stdout)
+        except (EOFError, BrokenPipeError) as error:
+            raise InputError("a process that encodes text was killed: free some memory and run the command again") from error
+        finally:
+            self._idle.put(process)
+        return Encoded(ids, words)
 
 
 def _start(tokenizer_file: Path, dtype: str) -> subprocess.Popen[bytes]:

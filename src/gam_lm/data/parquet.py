@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,14 @@ def rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
             yield from zip(*(batch.column(batch.schema.get_field_index(column)).to_pylist() for column in columns), strict=True)
 
 
-def row_groups(path: Path) -> int:
-    """How many row groups a file has, from its footer alone. Raises as `texts` does."""
+def row_groups(path: Path | str) -> int:
+    """How many row groups a file has, from its footer alone. Raises as :func:`texts` does."""
     with _opened(path) as file:
         return int(file.num_row_groups)
 
 
-def texts(path: Path, row_group: int | None = None) -> Iterator[str | None]:
-    """The texts of a file or of one of its row groups, one a row; None where a row has none.
+def texts(path: Path | str, row_group: int | None = None) -> Iterator[str | None]:
+    """The texts of a file or of one of its row groups, one a row; None where a row has none. A file may be elsewhere: hf://…, as fsspec opens it.
 
     Raises:
         InputError: where the file is broken, or no column is known to hold the text.
@@ -51,7 +51,7 @@ def texts(path: Path, row_group: int | None = None) -> Iterator[str | None]:
             yield from batch.column(0).to_pylist()
 
 
-def _text_column(path: Path, kinds: dict[str, Any]) -> str:
+def _text_column(path: Path | str, kinds: dict[str, Any]) -> str:
     """The column called text, else the only one of strings."""
     strings = [name for name, kind in kinds.items() if _holds_text(kind)]
     if "text" in strings:
@@ -72,15 +72,25 @@ def _holds_text(kind: Any) -> bool:
     return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null))
 
 
+def _source(path: Path | str) -> AbstractContextManager[Any]:
+    if "://" not in str(path):
+        import pyarrow as pa
+
+        return pa.OSFile(os.fsencode(path))  # type: ignore[no-any-return]  # as bytes: a name may be no UTF-8
+    import fsspec
+
+    return fsspec.open(str(path), "rb")  # type: ignore[no-any-return]
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path | str) -> Iterator[Any]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtraError("pyarrow", "data", f"data {str(path)!r}") from error
     try:
-        with pa.OSFile(os.fsencode(path)) as raw, pq.ParquetFile(raw) as file:  # as bytes: a name may be no UTF-8
+        with _source(path) as source, pq.ParquetFile(source) as file:
             yield file
     except UnicodeDecodeError as error:
         raise InputError(f"data {str(path)!r} holds text that is not UTF-8: write the file again from UTF-8 text") from error

@@ -103,6 +103,13 @@ def prepare(
         InputError: for a corpus or tokenizer that cannot be read, empty text, or a cache that cannot be written.
     """
     corpus = load_corpus(data, rows=tokenizer == "paper").limited(row_limits)
+    return prepare_corpus(corpus, tokenizer=tokenizer, vocab_size=vocab_size, only=only, cache=cache)
+
+
+def prepare_corpus(
+    corpus: Corpus, *, tokenizer: str = "bpe", vocab_size: int = 10_000, only: Collection[str] | None = None, cache: Path | None = None
+) -> TokenCorpus:
+    """:func:`prepare` of a corpus that is found already."""
     given = None if tokenizer in ("bpe", "paper") else load_tokenizer(tokenizer)
     kind = tokenizer if given is None else f"file:{fingerprint(given)[:12]}"
     wanted = tuple(split for split in SPLITS if split in corpus.splits and (only is None or split in only))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gam_lm.config import ModelConfig
 from gam_lm.data.blocks import Batch, TrainingBlocks, check_length
+from gam_lm.data.shards import Shard
+from gam_lm.data.stream import Position, StreamedBlocks
 from gam_lm.data.tokenizer import END_OF_TEXT
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import InputError
@@ -94,6 +97,62 @@ class Batches:
             self._documents.arrange(epoch)
             self._epoch = epoch
         return self._blocks.batch(step)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """A data set that is read while a run goes on, in place of the train split of its corpus."""
+
+    shards: list[Shard]
+    lanes: int
+    """The same for the whole run."""
+    processes: int = 1
+    """That tokenise, for each process of the run."""
+
+
+class StreamedBatches:
+    """The batches of a run that streams: the same on any number of processes, of which each reads the lanes of its rows.
+
+    Raises:
+        InputError: where the recipe does not say how many steps there are, asks for another order, or the data set is not the one of ``position``.
+    """
+
+    steps_per_epoch = 0
+    """Nobody knows."""
+
+    def __init__(self, corpus: TokenCorpus, recipe: TrainConfig, stream: Stream, rank: int, size: int, position: dict[str, Any] | None) -> None:
+        if recipe.steps is None:
+            raise InputError("steps is not given, and a stream has no end: use --steps, or --minutes")
+        if recipe.shuffle_documents or recipe.blocks == "paper":
+            raise InputError("shuffle_documents and blocks='paper' are for texts that are prepared whole: leave them out with a stream")
+        first, *others = np.array_split(np.arange(recipe.batch_size), size)[rank]
+        self._blocks = StreamedBlocks(
+            stream.shards, corpus.directory / "tokenizer.json", context=recipe.context, batch_size=recipe.batch_size, lanes=stream.lanes,
+            rows=range(first, first + 1 + len(others)), position=None if position is None else Position.from_json(position), processes=stream.processes,
+        )  # fmt: skip
+
+    def batch(self, step: int) -> Batch:
+        """The batch of the next step; rows of other processes are zeros."""
+        return self._blocks.batch(step)
+
+    @property
+    def position(self) -> Position:
+        """Where the lanes that are read here stand."""
+        return self._blocks.position
+
+    def close(self) -> None:
+        """End the processes that tokenise."""
+        self._blocks.close()
+
+
+def batches_of(
+    corpus: TokenCorpus, recipe: TrainConfig, stream: Stream | None, rank: int, size: int, position: dict[str, Any] | None
+) -> Batches | StreamedBatches:
+    """The batches of a run of ``size`` processes, which reads the train split of ``corpus`` or a ``stream`` from ``position`` on."""
+    return Batches(corpus, recipe) if stream is None else StreamedBatches(corpus, recipe, stream, rank, size, position)
 
 
 def check_fits(config: ModelConfig, corpus: TokenCorpus, recipe: TrainConfig) -> None:

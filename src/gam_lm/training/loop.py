@@ -7,7 +7,9 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +20,7 @@ from gam_lm.model import LanguageModel
 from gam_lm.runtime.ownership import owned
 from gam_lm.runtime.progress import progress
 from gam_lm.training.averaging import Average
-from gam_lm.training.batches import Batches, check_fits
+from gam_lm.training.batches import Stream, StreamedBatches, batches_of, check_fits
 from gam_lm.training.compiled import compile_for_training, make_eager
 from gam_lm.training.directory import Metrics, check_claimable, claim
 from gam_lm.training.directory import corpus_figures as corpus_figures
@@ -59,6 +61,7 @@ def fit(
     plan: Mapping[str, object] | None = None,
     watch: Watch | None = None,
     shard: bool = False,
+    stream: Stream | None = None,
 ) -> Trained:
     """Train ``model`` in place and write its run directory as it goes.
 
@@ -75,6 +78,7 @@ def fit(
         plan: kept in recipe.json, for a command that goes on with the run.
         watch: called in every validation within the run, with the step and what was found, while the model has the weights that were validated. What it
             returns, JSON values, goes into that line of metrics.jsonl. It must leave the model and the global random generators as they are.
+        stream: read the training batches from this data set, whose tokenizer and validation split ``corpus`` has.
         shard: spread weights, gradients and moments over the processes (gam_lm.training.sharding); ``model`` stays so, the run directory has it whole.
 
     Raises:
@@ -95,7 +99,7 @@ def fit(
 
         World.current().first(take)
         with signals_held() as interruption:
-            return _Run(model, corpus, recipe, directory, tracker or NoTracker(), label, interruption, watch).train()
+            return _Run(model, corpus, recipe, directory, tracker or NoTracker(), label, interruption, watch, stream).train()
 
 
 class _Run:
@@ -103,18 +107,18 @@ class _Run:
 
     def __init__(
         self, model: LanguageModel, corpus: TokenCorpus, recipe: TrainConfig, directory: Path, tracker: Tracker, label: str, interruption: Interruption,
-        watch: Watch | None,
+        watch: Watch | None, stream: Stream | None,
     ) -> None:  # fmt: skip
         self.model, self.corpus, self.recipe, self.directory, self.label = model, corpus, recipe, directory, label
         self.interruption, self.watch, self.world = interruption, watch, World.current()
         self.tracker = NoTracker() if self.world.rank else tracker
         self.device = model.embed_tokens.weight.device
         self.dtype = choose_dtype(recipe.precision, self.device)
-        self.batches = Batches(corpus, recipe)
-        self.total = recipe.total_steps(self.batches.steps_per_epoch)
         self.optimizer = make_optimizer(model, recipe, self.world.size)
         self.average = Average(model, recipe.ema) if recipe.ema else None
         reached = load_state(directory, model, self.optimizer, None if self.average is None else self.average.tensors) or Progress()
+        self.batches = batches_of(corpus, recipe, stream, self.world.rank, self.world.size, reached.stream)
+        self.total = recipe.total_steps(self.batches.steps_per_epoch)
         self.step, self.recorded, self.tokens, self.seconds = reached.step, reached.recorded, reached.tokens, reached.seconds
         self.curve, self.pending, self.norm = list(reached.curve), list(reached.pending), reached.gradient_norm
         if len(set(self.world.gather(self.step))) > 1:
@@ -159,6 +163,7 @@ class _Run:
             raise KeyboardInterrupt from None
         finally:
             make_eager(self.compiled)
+            self.batches.close()
             self.tracker.finish()
         return Trained(
             steps=self.step, tokens=self.tokens, seconds=self.seconds, curve=self.curve, validation=self.validation,
@@ -273,18 +278,25 @@ class _Run:
 
     def _save(self, *, model: bool = True) -> None:
         """Write the state from which the run goes on, and the ``model``. Raises DivergedError where weights are not finite."""
+        started = time.monotonic()
         if (weight := broken_weight(self.model)) is not None:
             raise DivergedError("a weight", weight, self._last_rate, self.step - 1)
-        started = time.monotonic()
         if self.metrics is not None:
             self.metrics.sync()
         reached = Progress(
             step=self.step, recorded=self.recorded, tokens=self.tokens, seconds=self.seconds, curve=tuple(self.curve), pending=tuple(self.pending),
-            gradient_norm=self.norm,
+            gradient_norm=self.norm, stream=self._position(),
         )  # fmt: skip
         self.saving.save(reached, self._best_folder if self.curve else self.directory, model=model)
         self.saved = time.monotonic()
         self.spent = self.saved - started
+
+    def _position(self) -> dict[str, Any] | None:
+        """Where the stream stands, of the lanes of all processes."""
+        if not isinstance(self.batches, StreamedBatches):
+            return None
+        lanes = {lane: place for each in self.world.gather(self.batches.position) for lane, place in each.lanes.items()}
+        return replace(self.batches.position, lanes=lanes).to_json()
 
     def _place(self) -> dict[str, float]:
         return {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 3)}

@@ -213,6 +213,8 @@ class Plan:
     """Rows of the training split that are used; None uses all."""
     valid_rows: int | None = None
     """Rows of the validation split that are used; None uses all."""
+    lanes: int = 0
+    """Of a text that is streamed; 0 where it is prepared whole."""
 
     def to_dict(self) -> dict[str, object]:
         """The fields as JSON values."""
@@ -260,15 +262,17 @@ def explain(plan: Plan, recipe: TrainConfig, figures: Figures) -> Iterator[str]:
     measured = f"{plan.valid_tokens:,} of {f.valid_tokens:,}" if plan.valid_tokens < f.valid_tokens else f"{f.valid_tokens:,}"
     documents = f"{f.documents:,} {'conversation' if plan.chat else 'document'}{'' if f.documents == 1 else 's'}"
     size = f"{f.counted_tokens:,} tokens of answers" if plan.chat else f"{_size(f.train_bytes)} and {f.train_tokens:,} tokens"
-    yield f"text        {documents}, {size} to train on, {measured} tokens to validate on; {left_out}"
+    text = f"streamed in {plan.lanes} lanes; the plan rests on its first {documents}," if plan.lanes else f"{documents},"
+    yield f"text        {text} {size} to train on, {measured} tokens to validate on; {left_out}"
     length = "" if plan.chat else f", {f.train_bytes / f.train_tokens:.2f} bytes a token"
     yield f"vocabulary  {f.entries:,} entries{length}" + (f", of {plan.start}" if plan.start else "")
     yield f"model       {plan.model}: {f.layers}, {f.parameters:,} parameters" + (f", starting from {plan.start}" if plan.start else "")
     per_step = recipe.batch_size * recipe.context
     rates = f"Muon {recipe.muon_learning_rate or MUON_LEARNING_RATE:.3g}, AdamW" if recipe.optimizer == "muon" else "AdamW"
+    seen = f"{f.steps * per_step:,} tokens of the stream" if plan.lanes else f"{f.steps * per_step / f.train_tokens:.2g} passes over the text"
     passes = f.steps * per_step / f.train_tokens
     yield (
-        f"training    {f.steps:,} steps of {recipe.batch_size} × {recipe.context} tokens, {passes:.2g} passes over the text, {rates} {recipe.learning_rate:.3g}"
+        f"training    {f.steps:,} steps of {recipe.batch_size} × {recipe.context} tokens, {seen}, {rates} {recipe.learning_rate:.3g}"
     )
     early = plan.minutes and plan.seconds < 0.8 * 60 * plan.minutes and passes > 0.9 * MOST_PASSES
     why = f"; the text is too small to use all of the {plan.minutes:g} that it may take" if early else ""

@@ -53,6 +53,9 @@ WARMUP, TIMED = 8, 16
 SHARE_OF_MEMORY = 0.8
 """Of the free memory, for what a training step holds; the rest is for the libraries and the allocator's gaps."""
 
+ENDLESS = 10**15
+"""Tokens of a text that is streamed, for rules that ask how often it is read."""
+
 SHORTEST = 60.0
 """Seconds: a run whose steps the user named is validated as one that takes at least so long."""
 
@@ -83,6 +86,8 @@ class Planner:
     """Whether a trained model goes on."""
     tokens_per_step: int | None = None
     """Tokens that a step is to take: batch and accumulation follow. None leaves the batch to the rules."""
+    endless: bool = False
+    """Whether ``corpus`` is the head of a text that is longer than any run."""
     shard: bool = False
     """Whether weights, gradients and moments are spread over the processes."""
     sizes: Sequence[Size] = SIZES
@@ -92,7 +97,7 @@ class Planner:
 
     def plan(self) -> Planned:
         """Time some steps and decide."""
-        seconds, train = 60 * self.minutes, self.corpus.splits["train"]
+        seconds, tokens = 60 * self.minutes, ENDLESS if self.endless else self.corpus.splits["train"].tokens
         speeds: dict[Size, float] = {}
 
         def speed(size: Size) -> float:
@@ -103,18 +108,18 @@ class Planner:
                 logger.debug("%d × %d: %.0f tokens/s", size.hidden_size, size.num_hidden_layers, speeds[size])
             return speeds[size]
 
-        size = choose_size(train.tokens, seconds, speed, self.sizes)
-        seen = min(seconds * speed(size), self.most_passes * train.tokens)
+        size = choose_size(tokens, seconds, speed, self.sizes)
+        seen = min(seconds * speed(size), self.most_passes * tokens)
         recipe = self._recipe(self.config_at(size, 0.1), seen)
         step_seconds = self.step_seconds(self.config_at(size, 0.1), recipe)
         steps = self._steps(recipe)
         per_step = recipe.batch_size * recipe.context
         decided = schedule(
-            seconds=seconds if steps is None else max(steps * step_seconds, SHORTEST), step_seconds=step_seconds, tokens_per_step=per_step, text_tokens=train.tokens,
+            seconds=seconds if steps is None else max(steps * step_seconds, SHORTEST), step_seconds=step_seconds, tokens_per_step=per_step, text_tokens=tokens,
             valid_tokens=self.corpus.splits["valid"].tokens, context=recipe.context, steps=steps, most_passes=self.most_passes,
         )  # fmt: skip
         recipe = recipe.replace(steps=decided.steps, **{"validate_every": decided.validate_every} if "validate_every" not in self.fixed else {})
-        config = self.config_at(size, at(DROPOUT, decided.steps * per_step / train.tokens))
+        config = self.config_at(size, at(DROPOUT, decided.steps * per_step / tokens))
         return Planned(config, recipe, decided)
 
     def step_seconds(self, config: ModelConfig, recipe: TrainConfig) -> float:

@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -50,6 +50,8 @@ class Progress:
     """Losses since the last line of metrics."""
     gradient_norm: float = 0.0
     """Of the last step."""
+    stream: dict[str, Any] | None = None
+    """Where a streamed data set stands, of all lanes; see gam_lm.data.stream."""
 
 
 def save_state(
@@ -166,7 +168,7 @@ def _read_progress(path: Path) -> Progress:
     values = read_json(path)
     digest = values.pop(DIGEST, None)  # states of before 0.2 have none
     try:
-        if absent := [field.name for field in dataclasses.fields(Progress) if field.name not in values]:
+        if absent := [field.name for field in dataclasses.fields(Progress) if field.name not in {*values, "stream"}]:
             raise InputError(f"{absent[0]} is missing")
         progress = Progress(**values)
     except (InputError, TypeError) as error:

@@ -19,6 +19,7 @@ from gam_lm.data.corpora import Corpus, load_corpus
 from gam_lm.data.first_part import with_first_tokens
 from gam_lm.data.shards import DataSet, data_set, with_validation
 from gam_lm.data.stream import lanes_for
+from gam_lm.data.tokenizer import load_tokenizer
 from gam_lm.data.tokens import TokenCorpus, prepare, prepare_corpus
 from gam_lm.errors import InputError
 from gam_lm.mixers.registry import mixer_names
@@ -222,9 +223,8 @@ def _check_stream(train: Train, texts: tuple[str, ...]) -> None:
     """Raise InputError for flags that say how a text is read whole."""
     if train.chat is not None or train.preset is not None or len(texts) > 1:
         raise InputError("stream is True: give one data set, without --chat and --preset")
-    for name in ("train_rows", "valid_rows", "epochs"):
-        if name in train.given:
-            raise InputError(f"{name} is given with --stream, which reads on as long as the run does: leave it out and use --steps or --minutes")
+    if named := {"train_rows", "valid_rows", "epochs"} & train.given:
+        raise InputError(f"{min(named)} is given with --stream, which reads on as long as the run does: leave it out and use --steps or --minutes")
 
 
 def _streamed(plan: Plan) -> tuple[DataSet, Corpus]:
@@ -233,7 +233,6 @@ def _streamed(plan: Plan) -> tuple[DataSet, Corpus]:
 
 
 def _stream_of(plan: Plan) -> Stream | None:
-    """What a plan reads while training goes on, if it does."""
     return Stream(shards=_streamed(plan)[0].train, lanes=plan.lanes) if plan.lanes else None
 
 
@@ -259,7 +258,7 @@ def _prepared(plan: Plan, context: int) -> TokenCorpus:
     """The text of a plan as token ids."""
     if plan.chat:
         template, special = read_chat_template(Path(plan.start))
-        chat = Chat(_tokenizer(plan), template or compiled(TEMPLATE, "the library"), special)
+        chat = Chat(load_tokenizer(plan.tokenizer), template or compiled(TEMPLATE, "the library"), special)
         return prepare_conversations(Path(plan.texts[0]), Path(plan.tokenizer), chat.marked, context)
     if plan.lanes:
         return prepare_corpus(_streamed(plan)[1], tokenizer=plan.tokenizer, vocab_size=plan.vocab_size)
@@ -268,12 +267,6 @@ def _prepared(plan: Plan, context: int) -> TokenCorpus:
     if missing := [split for split in ("train", "valid") if split not in corpus.splits]:
         raise InputError(f"data {plan.texts[0]!r} has no {missing[0]} split: it is for evaluation, use it with gam eval RUN --data {plan.texts[0]}")
     return corpus
-
-
-def _tokenizer(plan: Plan) -> Any:
-    from gam_lm.data.tokenizer import load_tokenizer
-
-    return load_tokenizer(plan.tokenizer)
 
 
 def template_source(plan: Plan) -> str | None:

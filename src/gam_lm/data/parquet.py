@@ -32,7 +32,7 @@ def rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
 
 
 def row_groups(path: Path | str) -> int:
-    """How many row groups a file has, from its footer alone. Raises as :func:`texts` does."""
+    """How many row groups a file has, from its footer alone. Raises as `texts` does."""
     with _opened(path) as file:
         return int(file.num_row_groups)
 

@@ -67,7 +67,7 @@ class Position:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Position:
-        """The inverse of :meth:`to_json`. Raises InputError where it is broken."""
+        """The inverse of `to_json`. Raises InputError where it is broken."""
         try:
             lanes = {int(lane): Place(**place) for lane, place in values["lanes"].items()}
             return cls(data=values["data"], step=values["step"], lanes=lanes)

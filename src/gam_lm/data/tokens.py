@@ -109,7 +109,7 @@ def prepare(
 def prepare_corpus(
     corpus: Corpus, *, tokenizer: str = "bpe", vocab_size: int = 10_000, only: Collection[str] | None = None, cache: Path | None = None
 ) -> TokenCorpus:
-    """:func:`prepare` of a corpus that is found already."""
+    """`prepare` of a corpus that is found already."""
     given = None if tokenizer in ("bpe", "paper") else load_tokenizer(tokenizer)
     kind = tokenizer if given is None else f"file:{fingerprint(given)[:12]}"
     wanted = tuple(split for split in SPLITS if split in corpus.splits and (only is None or split in only))

@@ -36,7 +36,7 @@ class World:
     rank: int = 0
     size: int = 1
     store: Any = field(default=None, compare=False, repr=False)
-    """Through which the launcher joined them, where :func:`joined` did."""
+    """Through which the launcher joined them, where `joined` did."""
 
     @classmethod
     def current(cls) -> World:

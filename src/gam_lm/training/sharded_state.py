@@ -32,12 +32,12 @@ def flat_state(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], ave
 
 
 def part_of(part: str, tensors: Mapping[str, T]) -> dict[str, T]:
-    """What :func:`flat_state` took from one of its parts, under the names it had there."""
+    """What `flat_state` took from one of its parts, under the names it had there."""
     return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
 
 
 def empty_moments(optimizer: torch.optim.Optimizer, found: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors to read an optimiser's moments into; ``found`` are those of a state, as :func:`stored` tells of them.
+    """Tensors to read an optimiser's moments into; ``found`` are those of a state, as `stored` tells of them.
 
     Raises:
         IndexError: for a moment of a parameter that is not there.
@@ -84,9 +84,9 @@ class Writer:
 
         Args:
             path: of the new state.
-            tensors: of :func:`flat_state`.
+            tensors: of `flat_state`.
             beside: writes what else belongs to the state, on rank 0 and at once.
-            then: called on rank 0 when the state has its name, by :meth:`poll` or :meth:`finish`.
+            then: called on rank 0 when the state has its name, by `poll` or `finish`.
         """
         import torch.distributed.checkpoint as dcp
 

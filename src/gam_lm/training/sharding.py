@@ -49,7 +49,7 @@ def shard(model: LanguageModel, device: torch.device) -> None:
 
 
 def is_sharded(part: nn.Module | Tensor) -> bool:
-    """Whether :func:`shard` has been here."""
+    """Whether `shard` has been here."""
     return hasattr(part, "set_gradient_divide_factor" if isinstance(part, nn.Module) else "full_tensor")
 
 

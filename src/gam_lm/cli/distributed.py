@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gam_lm.cli.flags import command_line
 from gam_lm.cli.numbers import Count
@@ -26,6 +27,9 @@ class BenchDistributed:
     speed_steps: Count = 6
     """Optimiser steps of the runs that are timed."""
 
+    only: tuple[Literal["equality", "sharding", "rounding", "memory", "speed"], ...] = ("equality", "sharding", "rounding", "memory", "speed")
+    """What is measured."""
+
     def run(self) -> None:
         """Measure what is missing, then write the table."""
         from gam_lm.experiments.distributed import Protocol, measure_distributed
@@ -34,6 +38,6 @@ class BenchDistributed:
         from gam_lm.runtime.measure import environment
 
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
-        measure_distributed(self.models, self.processes, Protocol(steps=self.steps, speed_steps=self.speed_steps), results)
+        measure_distributed(self.models, self.processes, Protocol(steps=self.steps, speed_steps=self.speed_steps), results, self.only)
         show(write_distributed(self.out))
         print(f"table: {self.out / 'table.md'}")

@@ -139,18 +139,37 @@ def estimate(plan: Plan) -> Estimate:
         )
     cost = model_cost(plan.config, plan.context)
     count = cost.total_parameters
-    layers = plan.config.num_hidden_layers
-    everything = float(WEIGHTS + GRADIENTS + MOMENTS + COPIES) * count
-    gathered = (WEIGHTS + COPIES) * (count / max(1, layers) + cost.parameters["embedding"])
+    replicated, sharded = held_bytes(plan.config, plan.context, plan.gpus)
     link = plan.device.inside if plan.gpus <= GPUS_PER_NODE else plan.device.outside
     return Estimate(
         cost=cost,
         rows_per_gpu=rows,
-        replicated=_memory(plan, everything, cost, rows),
-        sharded=_memory(plan, (everything - COPIES * count) / plan.gpus + gathered, cost, rows),
+        replicated=_memory(plan, replicated, cost, rows),
+        sharded=_memory(plan, sharded, cost, rows),
         seconds_per_step=cost.training_flops * plan.tokens_per_step / (plan.gpus * plan.device.flops * plan.utilisation),
         exchange_seconds=2 * (plan.gpus - 1) / plan.gpus * GRADIENTS * count / link,
     )
+
+
+def held_bytes(config: ModelConfig, context: int, processes: int, *, copies: int = COPIES) -> tuple[float, float]:
+    """Bytes that a process holds besides activations: where everything is whole on each, and where it is spread over them.
+
+    Spread, a process has its share, the embedding and the head whole with their gradient, and of two blocks the weights (the one at work and the next), of
+    one the gradient, once as it is made and once as it is sent.
+
+    Args:
+        config: of the model.
+        context: tokens of a sequence.
+        processes: GPUs.
+        copies: bytes a parameter of copies in the format of the products; 0 in fp32.
+    """
+    cost = model_cost(config, context)
+    count = cost.total_parameters
+    outside = cost.parameters["embedding"] + cost.parameters["output head"]
+    block = (count - outside) / max(1, config.num_hidden_layers)
+    state = WEIGHTS + GRADIENTS + MOMENTS
+    gathered = (WEIGHTS + GRADIENTS + copies) * outside + (2 * WEIGHTS + 2 * GRADIENTS + copies) * block
+    return (state + copies) * float(count), state * count / processes + gathered * (processes > 1)
 
 
 def _memory(plan: Plan, state: float, cost: ModelCost, rows: int) -> Memory:
@@ -199,5 +218,6 @@ def _advice(plan: Plan, found: Estimate) -> str:
         parts = math.ceil(found.rows_per_gpu / found.replicated.rows)
         return f"Data parallel fits: `--accumulate {parts * plan.gpus}` makes parts of {found.replicated.rows} sequences on every GPU."
     if found.sharded.rows:
-        return "Data parallel does not fit. Weights, gradients and moments have to be spread over the GPUs, which `gam train` does not do yet."
+        parts = math.ceil(found.rows_per_gpu / found.sharded.rows)
+        return f"Data parallel does not fit: `--shard` spreads weights, gradients and moments, `--accumulate {parts * plan.gpus}` makes parts of {found.sharded.rows} sequences."
     return "Not even one sequence fits a GPU: use a shorter context, more GPUs for a sequence (context parallelism), or a smaller model."

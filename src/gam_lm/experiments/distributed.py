@@ -21,7 +21,8 @@ from torch.multiprocessing.spawn import spawn
 from gam_lm.checkpoint import load_model
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import prepare
-from gam_lm.presets.compared import DISTRIBUTED_SMALL, DISTRIBUTED_TINY
+from gam_lm.experiments.distributed_memory import long_sequence, training_memory
+from gam_lm.presets.compared import DISTRIBUTED_LONG, DISTRIBUTED_SMALL, DISTRIBUTED_TINY, DISTRIBUTED_WIDE
 from gam_lm.presets.models import named_model
 from gam_lm.results import Results
 from gam_lm.runtime.progress import progress
@@ -41,6 +42,14 @@ class Protocol:
     """Of the runs that are compared."""
     speed_steps: int = 6
     """Of the runs that are timed."""
+    long: int = 2**20
+    """Tokens of the sequence that lies in pieces."""
+
+    @property
+    def stepped(self) -> TrainConfig:
+        """Of the steps whose memory is measured: four sequences on a process of four."""
+        return TrainConfig(batch_size=16, context=256, steps=3, precision="fp32", compile="off")
+
     @property
     def recipe(self) -> TrainConfig:
         """Of the runs that are compared: 12 sequences divide among 1 to 4 processes and their parts."""
@@ -52,7 +61,13 @@ class Protocol:
         return TrainConfig(steps=self.speed_steps, batch_size=16, context=256, precision="fp32", compile="off")
 
 
-def measure_distributed(models: Sequence[str], counts: Sequence[int], protocol: Protocol, results: Results) -> None:
+PARTS = ("equality", "sharding", "rounding", "memory", "speed")
+"""What is measured; see `_measurements`."""
+
+
+def measure_distributed(
+    models: Sequence[str], counts: Sequence[int], protocol: Protocol, results: Results, only: Sequence[str] = PARTS
+) -> None:
     """Measure what ``results`` does not have; each row is written at once.
 
     Args:
@@ -60,31 +75,58 @@ def measure_distributed(models: Sequence[str], counts: Sequence[int], protocol: 
         counts: numbers of processes beside one.
         protocol: sizes and steps.
         results: an open results.json.
+        only: of PARTS.
     """
     with tempfile.TemporaryDirectory() as folder:
         data = write_text_of_words(Path(folder) / "words")
         prepare(data, vocab_size=DISTRIBUTED_TINY["vocab_size"])  # once, for all processes
-        with progress("several processes", len(models) * (3 * len(counts) + 2), "runs") as bar:
-            for name in models:
-                for variant, measure in _measurements(name, counts, protocol, data, results):
-                    bar.now(f"{name}, {variant}")
-                    measure()
-                    bar.advance()
+        runs = [(name, *each) for name in models for each in _measurements(name, counts, protocol, data, results, only)]
+        with progress("several processes", len(runs), "runs") as bar:
+            for name, variant, measure in runs:
+                bar.now(f"{name}, {variant}")
+                measure()
+                bar.advance()
 
 
-def _measurements(name: str, counts: Sequence[int], protocol: Protocol, data: str, results: Results) -> Iterator[tuple[str, Callable[[], None]]]:
+def _measurements(
+    name: str, counts: Sequence[int], protocol: Protocol, data: str, results: Results, only: Sequence[str]
+) -> Iterator[tuple[str, Callable[[], None]]]:
     """What is measured of a model, and how."""
     circle = (max(counts), *(count for count in (2, 1) if count < max(counts)), max(counts))
-    tiny, small = named_model(name, DISTRIBUTED_TINY), named_model(name, DISTRIBUTED_SMALL)
-    for dtype in ("fp64", "fp32"):
+    arrows = "→".join(map(str, circle))
+    tiny, small, wide = (named_model(name, base) for base in (DISTRIBUTED_TINY, DISTRIBUTED_SMALL, DISTRIBUTED_WIDE))
+    muon = protocol.recipe.replace(optimizer="muon")
+
+    def fill(config: ModelConfig, recipe: TrainConfig, dtype: str, variant: str, measure: Callable[[], dict[str, Any]]) -> tuple[str, Callable[[], None]]:
+        return f"{dtype}, {variant}", partial(_fill, results, name, config, recipe, dtype, variant, measure)
+
+    if "equality" in only:
+        for dtype in ("fp64", "fp32"):
+            for count in counts:
+                yield fill(tiny, protocol.recipe, dtype, f"{count} processes", partial(_equality, tiny, protocol.recipe, data, dtype, [count]))
+        yield fill(tiny, muon, "fp64", f"Muon, {max(counts)} processes", partial(_equality, tiny, muon, data, "fp64", [max(counts)]))
+        yield fill(tiny, protocol.recipe, "fp64", f"stopped and gone on, {arrows} processes", partial(_equality, tiny, protocol.recipe, data, "fp64", circle))
+    if "sharding" in only:
         for count in counts:
-            several = f"{count} processes"
-            yield f"{dtype}, {several}", partial(_fill, results, name, tiny, protocol.recipe, dtype, several, partial(_equality, tiny, protocol, data, dtype, [count]))
-    moved = f"stopped and gone on, {'→'.join(map(str, circle))} processes"
-    yield moved, partial(_fill, results, name, tiny, protocol.recipe, "fp64", moved, partial(_equality, tiny, protocol, data, "fp64", circle))
-    for count in (1, *counts):
-        speed = f"speed, {count} processes"
-        yield speed, partial(_fill, results, name, small, protocol.timed, "fp32", speed, partial(_speed, small, protocol, data, count))
+            yield fill(tiny, protocol.recipe, "fp64", f"sharded, {count} processes", partial(_equality, tiny, protocol.recipe, data, "fp64", [count], shard=True))
+        yield fill(tiny, muon, "fp64", f"Muon, sharded, {max(counts)} processes", partial(_equality, tiny, muon, data, "fp64", [max(counts)], shard=True))
+        moved = f"sharded, stopped and gone on, {arrows} processes"
+        yield fill(tiny, protocol.recipe, "fp64", moved, partial(_equality, tiny, protocol.recipe, data, "fp64", circle, shard=True))
+    if "rounding" in only:  # one process, the batch in other parts: the same sums in another order
+        for parts in (1, 12):
+            again = protocol.recipe.replace(accumulate=parts)
+            yield fill(tiny, again, "fp32", f"1 process, {parts} parts for 3", partial(_equality, tiny, protocol.recipe, data, "fp32", [1], again=again))
+    if "memory" in only:
+        for shard in (False, True):
+            for count in counts:
+                what = f"memory of training{', sharded' * shard}, {count} processes"
+                yield fill(wide, protocol.stepped, "fp32", what, partial(training_memory, wide, protocol.stepped, count, shard=shard))
+        long = named_model(name, DISTRIBUTED_LONG)
+        one = TrainConfig(batch_size=1, context=protocol.long, steps=1, precision="fp32", compile="off")
+        yield fill(long, one, "fp32", f"memory of a sequence, {max(counts)} processes", partial(long_sequence, long, protocol.long, max(counts)))
+    if "speed" in only:
+        for count in (1, *counts):
+            yield fill(small, protocol.timed, "fp32", f"speed, {count} processes", partial(_speed, small, protocol, data, count))
 
 
 def _fill(
@@ -107,14 +149,16 @@ def write_text_of_words(folder: Path) -> str:
     return str(folder)
 
 
-def _equality(config: ModelConfig, protocol: Protocol, data: str, dtype: str, counts: Sequence[int]) -> dict[str, Any]:
-    """The largest differences to the run of one process, of a run that ``counts`` processes make in turns."""
+def _equality(
+    config: ModelConfig, recipe: TrainConfig, data: str, dtype: str, counts: Sequence[int], *, shard: bool = False, again: TrainConfig | None = None
+) -> dict[str, Any]:
+    """The largest differences to the run of one process, of a run that ``counts`` processes make in turns, with another recipe where ``again`` says so."""
     with tempfile.TemporaryDirectory() as folder:
         one, several = Path(folder) / "one", Path(folder) / "several"
-        _train(config, data, protocol.recipe, dtype, one, 1, None)
+        _train(config, data, recipe, dtype, one, 1, None)
         for turn, count in enumerate(counts, 1):
-            stop = None if turn == len(counts) else turn * protocol.steps // len(counts) // 10 * 10
-            _train(config, data, protocol.recipe, dtype, several, count, stop)
+            stop = None if turn == len(counts) else turn * (recipe.steps or 0) // len(counts) // 10 * 10
+            _train(config, data, again or recipe, dtype, several, count, stop, shard=shard and count > 1)
         expected, found = (torch.cat([p.detach().flatten() for p in load_model(path).parameters()]) for path in (one, several))
         losses = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (one, several)]
         return {
@@ -136,11 +180,13 @@ def _speed(config: ModelConfig, protocol: Protocol, data: str, count: int) -> di
     return {"processes": count, "threads": max(1, CORES // count), "load_average": os.getloadavg()[0], "tokens_per_second": last["tokens"] / last["seconds"]}
 
 
-def _train(config: ModelConfig, data: str, recipe: TrainConfig, dtype: str, run: Path, count: int, stop: int | None) -> None:
+def _train(
+    config: ModelConfig, data: str, recipe: TrainConfig, dtype: str, run: Path, count: int, stop: int | None, *, shard: bool = False
+) -> None:
     """Train, or go on, on ``count`` gloo processes up to the end or about ``stop`` steps."""
     with tempfile.TemporaryDirectory() as folder:
         threads = 1 if recipe.batch_size * recipe.context < 1024 else max(1, CORES // count)  # small products gain nothing by threads
-        arguments = (count, threads, f"{folder}/rendezvous", config.to_dict(), data, recipe.to_dict(), dtype, str(run), stop)
+        arguments = (count, threads, f"{folder}/rendezvous", config.to_dict(), data, recipe.to_dict(), dtype, str(run), stop, shard)
         if count == 1:
             _process(0, *arguments)
         else:
@@ -158,6 +204,7 @@ def _process(
     dtype: str,
     run: str,
     stop: int | None,
+    shard: bool,
 ) -> None:
     torch.set_num_threads(threads)
     if count > 1:
@@ -166,7 +213,8 @@ def _process(
     if dtype == "fp64":
         model = model.double()
     try:
-        fit(model, prepare(data, vocab_size=DISTRIBUTED_TINY["vocab_size"]), TrainConfig.from_dict(recipe), Path(run), tracker=_StopAfter(stop))
+        corpus = prepare(data, vocab_size=DISTRIBUTED_TINY["vocab_size"])
+        fit(model, corpus, TrainConfig.from_dict(recipe), Path(run), tracker=_StopAfter(stop), shard=shard)
     except KeyboardInterrupt:
         if stop is None:
             raise

@@ -40,3 +40,13 @@ DISTRIBUTED_SMALL: Mapping[str, Any] = {
     "vocab_size": 512, "hidden_size": 192, "num_hidden_layers": 3, "options": {"gam": {"num_heads": 3}, "gated_deltanet": {"num_heads": 3}},
 }  # fmt: skip
 """The base of its runs that are timed."""
+
+DISTRIBUTED_WIDE: Mapping[str, Any] = {
+    "vocab_size": 4096, "hidden_size": 384, "num_hidden_layers": 8, "options": {"gam": {"num_heads": 6}, "gated_deltanet": {"num_heads": 6}},
+}  # fmt: skip
+"""The base of its steps whose memory is measured: large enough that the libraries do not matter."""
+
+DISTRIBUTED_LONG: Mapping[str, Any] = {
+    "vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 1, "options": {"gam": {"num_heads": 1}, "gated_deltanet": {"num_heads": 1}},
+}  # fmt: skip
+"""The base of its long sequence."""

@@ -16,6 +16,11 @@ def distributed_table(results: dict[str, object]) -> str:
         if "weights_relative_difference" in row:
             figures = (f"{row[key]:.1e}" for key in ("weights_relative_difference", "validation_difference_nats", "training_difference_nats"))
             lines.append(f"| {row['model']} | {row['dtype']} | {row['variant']} | {' | '.join(figures)} | {row['tokens_missed']} |")
+    lines += ["", "| Model | Run | Memory of a process (MB) | Expected (MB) | Ratio |", "|:--|:--|--:|--:|--:|"]
+    for row in rows:
+        if "memory_ratio" in row:
+            expected = row.get("expected_memory_mb", row.get("piece_alone_mb"))
+            lines.append(f"| {row['model']} | {row['variant']} | {row['peak_memory_mb']:,.0f} | {expected:,.0f} | {row['memory_ratio']:.2f} |")
     lines += ["", "| Model | Processes | Threads each | Tokens a second | Load of the machine |", "|:--|--:|--:|--:|--:|"]
     for row in rows:
         if "tokens_per_second" in row:

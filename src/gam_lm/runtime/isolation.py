@@ -142,12 +142,12 @@ class _Watch:
                 case "started":
                     deadline = time.monotonic() + self.seconds
                 case "watch":
-                    self.exact = _reset_high_water(self.process.pid)
+                    self.exact = reset_high_water(self.process.pid)
                     self.base = self.highest = resident_bytes(self.process.pid) or 0
                     self._say({})
                 case "watched":
                     if self.exact:
-                        self.highest = max(self.highest, _high_water(self.process.pid))
+                        self.highest = max(self.highest, high_water(self.process.pid))
                     self._say({"bytes": self.highest - self.base if self.base else None})
                 case "done":
                     return Isolated(OK, said["figures"])
@@ -195,7 +195,7 @@ def available_mb() -> float:
     return min(found, default=8192.0)
 
 
-def _reset_high_water(pid: int) -> bool:
+def reset_high_water(pid: int) -> bool:
     """Let Linux note the highest resident memory anew; False where it may not, and what is polled has to serve."""
     if sys.platform != "linux":
         return False
@@ -206,8 +206,8 @@ def _reset_high_water(pid: int) -> bool:
     return True
 
 
-def _high_water(pid: int) -> int:
-    """The highest resident memory since `_reset_high_water`."""
+def high_water(pid: int) -> int:
+    """The highest resident memory since `reset_high_water`."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 

@@ -83,7 +83,7 @@ class Job:
         config = {key: value for key, value in self.config.to_dict().items() if key not in ("vocab_size", "options")}
         options = {} if plan.start else self.config.to_dict()["options"]
         model = {"dropout": config["dropout"]} if plan.start else config
-        rows = {"stream": True} if plan.lanes else {"train_rows": plan.train_rows, "valid_rows": plan.valid_rows}
+        rows: dict[str, Any] = {"stream": True} if plan.lanes else {"train_rows": plan.train_rows, "valid_rows": plan.valid_rows}
         rows["valid_tokens"] = plan.valid_tokens
         return to_toml({**what, **made, **rows, **model, **self.recipe.to_dict(), **options})
 

@@ -76,10 +76,10 @@ def _source(path: Path | str) -> AbstractContextManager[Any]:
     if "://" not in str(path):
         import pyarrow as pa
 
-        return pa.OSFile(os.fsencode(path))  # type: ignore[no-any-return]  # as bytes: a name may be no UTF-8
+        return pa.OSFile(os.fsencode(path))  # as bytes: a name may be no UTF-8
     import fsspec
 
-    return fsspec.open(str(path), "rb")  # type: ignore[no-any-return]
+    return fsspec.open(str(path), "rb")
 
 
 @contextmanager

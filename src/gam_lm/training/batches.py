@@ -128,10 +128,10 @@ class StreamedBatches:
             raise InputError("steps is not given, and a stream has no end: use --steps, or --minutes")
         if recipe.shuffle_documents or recipe.blocks == "paper":
             raise InputError("shuffle_documents and blocks='paper' are for texts that are prepared whole: leave them out with a stream")
-        first, *others = np.array_split(np.arange(recipe.batch_size), size)[rank]
+        own = np.array_split(np.arange(recipe.batch_size), size)[rank].tolist()
         self._blocks = StreamedBlocks(
             stream.shards, corpus.directory / "tokenizer.json", context=recipe.context, batch_size=recipe.batch_size, lanes=stream.lanes,
-            rows=range(first, first + 1 + len(others)), position=None if position is None else Position.from_json(position), processes=stream.processes,
+            rows=range(own[0], own[-1] + 1), position=None if position is None else Position.from_json(position), processes=stream.processes,
         )  # fmt: skip
 
     def batch(self, step: int) -> Batch:

@@ -148,7 +148,8 @@ class DataParallel:
     def summed(self, last: bool) -> AbstractContextManager[Any]:
         """Around forward and backward pass of a part: only the last one of a batch sums the gradients over the processes."""
         if self._sharded:
-            self.module.set_requires_gradient_sync(last)  # type: ignore[operator]
+            sharded: Any = self.module
+            sharded.set_requires_gradient_sync(last)
         return nullcontext() if last or self._several is None else self._several.no_sync()
 
     @property

@@ -124,9 +124,11 @@ def evaluate(
 
 def _own(blocks: Iterable[Batch], world: World, *, even: bool) -> Iterator[tuple[int | None, Batch]]:
     """This process's batches with their numbers; where all processes need an ``even`` number of forward passes, perhaps one more that has none."""
-    number, block = -1, None
-    for number, block in enumerate(blocks):
-        if number % world.size == world.rank:
-            yield number, block
-    if even and block is not None and 0 < (number + 1) % world.size <= world.rank:
-        yield None, block
+    last: Batch | None = None
+    count = 0
+    for count, block in enumerate(blocks, 1):
+        last = block
+        if (count - 1) % world.size == world.rank:
+            yield count - 1, block
+    if even and last is not None and 0 < count % world.size <= world.rank:
+        yield None, last

@@ -103,7 +103,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_([local(p) for p in moved], 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_([local(p) for p in moved], updates, alpha=-group["lr"])
 
-    def _orthogonalize(self, moved: Sequence[Tensor], updates: Sequence[Tensor]) -> None:
+    def _orthogonalize(self, moved: Sequence[Any], updates: Sequence[Tensor]) -> None:
         """Orthogonalise the logical matrices of ``updates`` in place, over several processes each its share."""
         matrices = matrices_of([p.shape for p in moved], [self._rows[p] for p in moved])
         if self._processes == 1:

@@ -49,7 +49,7 @@ def empty_moments(optimizer: torch.optim.Optimizer, found: Mapping[str, Any]) ->
 
 def stored(folder: Path) -> Mapping[str, Any]:
     """Names, sizes and formats of the tensors in ``folder``, from the heads of its files."""
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     return HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
 
@@ -60,12 +60,12 @@ def read_into(folder: Path, tensors: dict[str, Tensor]) -> None:
     Raises:
         ValueError: where something is missing or has another shape.
     """
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
-        reader = dcp.HuggingFaceStorageReader(str(folder))
-        dcp.load(tensors, storage_reader=reader, no_dist=not (dist.is_available() and dist.is_initialized()))
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not (dist.is_available() and dist.is_initialized()))
     except (CheckpointException, KeyError, RuntimeError) as error:
         raise ValueError(str(error)) from error
 
@@ -88,7 +88,8 @@ class Writer:
             beside: writes what else belongs to the state, on rank 0 and at once.
             then: called on rank 0 when the state has its name, by `poll` or `finish`.
         """
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import async_save
 
         self.finish()
         place = [""]
@@ -98,9 +99,8 @@ class Writer:
             beside(temporary)
             place = [str(temporary / SHARDS)]
         dist.broadcast_object_list(place, src=0)
-        writer = dcp.HuggingFaceStorageWriter(place[0], save_distributed=True)
-        self._then = then
-        self._writing = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)  # type: ignore[assignment]
+        writing: Any = async_save(tensors, storage_writer=HuggingFaceStorageWriter(place[0], save_distributed=True), process_group=self._group)
+        self._writing, self._then = writing, then
 
     def poll(self) -> None:
         """Give what has been written its name. Raises InputError where it could not be."""

@@ -35,8 +35,9 @@ def shard(model: LanguageModel, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     # The gradient is summed in no narrower format than that of the weights; a block takes its input as it comes.
     policy = MixedPrecisionPolicy(reduce_dtype=model.embed_tokens.weight.dtype, cast_forward_inputs=False)
-    for part in (*model.layers, model):
-        fully_shard(part, mesh=mesh, mp_policy=policy)  # type: ignore[call-overload]
+    parts: list[Any] = [*model.layers, model]
+    for part in parts:
+        fully_shard(part, mesh=mesh, mp_policy=policy)
     for part in sharded_parts(model):
         part.set_gradient_divide_factor(1.0)  # shares of a batch add up
     register_fsdp_forward_method(model, "hidden")
@@ -60,12 +61,14 @@ def sharded_parts(model: nn.Module) -> list[Any]:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's slice of a sharded tensor, sharing its memory; any other tensor as it is."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    sharded: Any = tensor
+    return sharded.to_local() if is_sharded(tensor) else tensor
 
 
 def full(tensor: Tensor) -> Tensor:
     """The whole of a sharded tensor, for which all processes make the call; any other tensor as it is."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    sharded: Any = tensor
+    return sharded.full_tensor() if is_sharded(tensor) else tensor
 
 
 def like(whole: Tensor, target: Tensor) -> Tensor:
@@ -112,8 +115,9 @@ def gathered(model: LanguageModel) -> LanguageModel | None:
 
 def give_back(model: nn.Module) -> None:
     """Free what forward passes without a backward pass have gathered: it is out of date after the next step."""
+    sharded: Any = model
     if is_sharded(model):
-        model.reshard()  # type: ignore[operator]
+        sharded.reshard()
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:

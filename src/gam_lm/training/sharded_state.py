@@ -6,6 +6,7 @@ tensors go there; numbers are in progress.json.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -64,8 +65,11 @@ def read_into(folder: Path, tensors: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
+    alone = not (dist.is_available() and dist.is_initialized())
     try:
-        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not (dist.is_available() and dist.is_initialized()))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is, and that is what is meant
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
     except (CheckpointException, KeyError, RuntimeError) as error:
         raise ValueError(str(error)) from error
 

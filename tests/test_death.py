@@ -1,13 +1,13 @@
 """A process of a run that dies: one line names it, the job ends within a minute, and the launcher may start it again."""
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import launched
 from test_distributed import lines, text, weights
 
 import gam_lm
@@ -18,7 +18,7 @@ import os, signal, threading, time
 from pathlib import Path
 
 def kill(run):
-    while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").read_text():
+    while not any((run / "state").glob("step-*")):
         time.sleep(0.01)
     os.kill(os.getpid(), SIGNAL)
 
@@ -28,7 +28,7 @@ if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 
 
 def started(count, folder, run, *launcher, signal=None, steps=60):
-    """`gam train --shard` on several processes, of which the second gets a signal after the first line of metrics."""
+    """`gam train --shard` on several processes, of which the second gets a signal when the first state is there."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(gam_lm.__file__).parents[1])}
     killer = folder / "killer.py"
     killer.write_text(KILLER.replace("SIGNAL", f"signal.{signal}").replace("RUN", repr(str(run))) if signal else "")
@@ -39,7 +39,7 @@ def started(count, folder, run, *launcher, signal=None, steps=60):
         "10", "--out", str(run), "--shard",
     ]  # fmt: skip
     begun = time.monotonic()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = launched(command, env=environment)
     return done, time.monotonic() - begun
 
 

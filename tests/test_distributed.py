@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from processes import in_processes
+from processes import in_processes, launched
 from stacks import stack
 
 import gam_lm.training.loop as loop
@@ -200,7 +199,7 @@ def command(count, folder, text_folder, *more):
     flags = ["train", "--data", str(text_folder), "--vocab-size", "270", "--hidden-size", "16", "--num-hidden-layers", "1", "--gam.num-heads", "2"]
     recipe = ["--steps", "8", "--batch-size", "4", "--context", "16", "--precision", "fp32", "--device", "cpu", "--out", str(folder), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(loop.__file__).parents[2])}
-    return subprocess.run([*started, *flags, *recipe], env=environment, capture_output=True, text=True, timeout=300)
+    return launched([*started, *flags, *recipe], env=environment)
 
 
 @pytest.mark.slow

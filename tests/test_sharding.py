@@ -105,6 +105,19 @@ def test_a_sharded_run_goes_on_with_other_numbers_of_processes(texts, tmp_path):
     assert [line["tokens"] for line in lines(run)] == [line["tokens"] for line in lines(tmp_path / "whole")]
 
 
+def in_fp32(rank, texts, folder):
+    fit(model_of().float(), tokens(texts), RECIPE, folder, shard=dist.get_world_size() > 1)
+
+
+@pytest.mark.slow
+def test_sharded_processes_in_fp32_have_the_losses_of_one(texts, tmp_path):
+    for count in (1, 2):
+        in_processes(count, in_fp32, tmp_path, texts, tmp_path / str(count))
+        (tmp_path / "rendezvous").unlink(missing_ok=True)
+    one, two = ([line["train_nats"] for line in lines(tmp_path / count)] for count in ("1", "2"))
+    assert two == pytest.approx(one, rel=1e-4)
+
+
 def spread(rank):
     """Muon over several processes against Muon on one: whole weights, and weights sharded by rows."""
     torch.manual_seed(0)

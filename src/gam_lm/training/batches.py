@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from gam_lm.errors import InputError
 from gam_lm.training.recipe import TrainConfig
 
 logger = logging.getLogger("gam_lm")
+
+Gather = Callable[[Position], list[Position]]
+"""Gives what every process has, as `gam_lm.training.distributed.World.gather` does."""
 
 AT_ONCE = 2**24
 """Token ids that are searched at once for ends of documents, which bounds the memory."""
@@ -98,6 +102,9 @@ class Batches:
             self._epoch = epoch
         return self._blocks.batch(step)
 
+    def position(self, gather: Gather) -> None:
+        """A batch is a function of its step: there is nothing to keep."""
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -138,10 +145,11 @@ class StreamedBatches:
         """The batch of the next step; rows of other processes are zeros."""
         return self._blocks.batch(step)
 
-    @property
-    def position(self) -> Position:
-        """Where the lanes that are read here stand."""
-        return self._blocks.position
+    def position(self, gather: Gather) -> dict[str, Any]:
+        """Where the stream stands, of the lanes of all processes, which make the call together, for `Position.from_json`."""
+        own = self._blocks.position
+        lanes = {lane: place for each in gather(own) for lane, place in each.lanes.items()}
+        return replace(own, lanes=lanes).to_json()
 
     def close(self) -> None:
         """End the processes that tokenise."""

@@ -7,9 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +18,7 @@ from gam_lm.model import LanguageModel
 from gam_lm.runtime.ownership import owned
 from gam_lm.runtime.progress import progress
 from gam_lm.training.averaging import Average
-from gam_lm.training.batches import Stream, StreamedBatches, batches_of, check_fits
+from gam_lm.training.batches import Stream, batches_of, check_fits
 from gam_lm.training.compiled import compile_for_training, make_eager
 from gam_lm.training.directory import Metrics, check_claimable, claim
 from gam_lm.training.directory import corpus_figures as corpus_figures
@@ -285,18 +283,11 @@ class _Run:
             self.metrics.sync()
         reached = Progress(
             step=self.step, recorded=self.recorded, tokens=self.tokens, seconds=self.seconds, curve=tuple(self.curve), pending=tuple(self.pending),
-            gradient_norm=self.norm, stream=self._position(),
+            gradient_norm=self.norm, stream=self.batches.position(self.world.gather),
         )  # fmt: skip
         self.saving.save(reached, self._best_folder if self.curve else self.directory, model=model)
         self.saved = time.monotonic()
         self.spent = self.saved - started
-
-    def _position(self) -> dict[str, Any] | None:
-        """Where the stream stands, of the lanes of all processes."""
-        if not isinstance(self.batches, StreamedBatches):
-            return None
-        lanes = {lane: place for each in self.world.gather(self.batches.position) for lane, place in each.lanes.items()}
-        return replace(self.batches.position, lanes=lanes).to_json()
 
     def _place(self) -> dict[str, float]:
         return {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 3)}

@@ -40,6 +40,7 @@ def shard(model: LanguageModel, device: torch.device) -> None:
         fully_shard(part, mesh=mesh, mp_policy=policy)
     for part in sharded_parts(model):
         part.set_gradient_divide_factor(1.0)  # shares of a batch add up
+        part.set_force_sum_reduction_for_comms(True)  # of the other reductions gloo has none
     register_fsdp_forward_method(model, "hidden")
     for name, parameter in model.named_parameters():
         for mark, value in marks[name].items():  # as ``no_weight_decay``, which an optimiser reads

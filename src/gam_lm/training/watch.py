@@ -8,10 +8,11 @@ a clock, so that a machine that slept has lost nobody.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from gam_lm.errors import InputError
@@ -19,6 +20,9 @@ from gam_lm.training.distributed import World
 
 BEAT = 1.0
 """Seconds between two counts."""
+
+LOST = " lost"
+"""Follows the count of a process that has met a broken connection, for all to look closely."""
 
 PATIENCE = 6
 SILENCE = 40
@@ -35,14 +39,22 @@ def watched(world: World) -> Iterator[None]:
         return
     watch = _Watch(world)
     watch.start()
+
+    def stopped(number: int, frame: object) -> None:
+        """A launcher ends the others when one has died, perhaps before it was found which."""
+        watch.look()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    before = signal.signal(signal.SIGTERM, stopped)
     try:
         yield
     except (RuntimeError, InputError) as error:
         if any(word in str(error).lower() for word in BROKEN):
-            watch.lost.set()
-            watch.join((PATIENCE + 4) * BEAT)  # it ends the process where it finds that another is dead
+            watch.look()
         raise
     finally:
+        signal.signal(signal.SIGTERM, before)
         watch.ended.set()
         watch.join()
 
@@ -56,22 +68,29 @@ class _Watch(threading.Thread):
         self._store.set(self._keys[world.rank], "0")
         self._store.wait(self._keys)
 
+    def look(self) -> None:
+        """Wait until it must be clear whether another is dead: then the process ends in here."""
+        self.lost.set()
+        self.join((PATIENCE + 4) * BEAT)
+
     def run(self) -> None:
         """Count and look until the block ends, or somebody is dead."""
         own, seen, still = 0, [b""] * self._world.size, [0] * self._world.size
         while not self.ended.wait(BEAT):
             own += 1
             try:
-                self._store.set(self._keys[self._world.rank], str(own))
+                self._store.set(self._keys[self._world.rank], f"{own}{LOST if self.lost.is_set() else ''}")
                 counts = self._store.multi_get(self._keys)
             except RuntimeError:  # the first process keeps the store, unless the launcher does
                 self._end([0])
             still = [0 if count != before or count == b"ended" else number + 1 for count, before, number in zip(counts, seen, still, strict=True)]
             seen = counts
-            dead = [rank for rank, number in enumerate(still) if number >= (PATIENCE if self.lost.is_set() else SILENCE)]
+            patience = PATIENCE if any(LOST.encode() in count for count in counts) else SILENCE
+            dead = [rank for rank, number in enumerate(still) if number >= patience]
             if dead:
                 self._end(dead)
-        self._store.set(self._keys[self._world.rank], "ended")
+        with suppress(RuntimeError):  # whoever keeps the store has ended before: nobody is left to be told
+            self._store.set(self._keys[self._world.rank], "ended")
 
     def _end(self, dead: list[int]) -> NoReturn:
         if self._world.rank == min({*range(self._world.size)} - {*dead}):

@@ -16,7 +16,8 @@ def distributed_table(results: dict[str, object]) -> str:
         if "weights_relative_difference" in row:
             figures = (f"{row[key]:.1e}" for key in ("weights_relative_difference", "validation_difference_nats", "training_difference_nats"))
             lines.append(f"| {row['model']} | {row['dtype']} | {row['variant']} | {' | '.join(figures)} | {row['tokens_missed']} |")
-    lines += ["", "| Model | Run | Memory of a process (MB) | Expected (MB) | Ratio |", "|:--|:--|--:|--:|--:|"]
+    if any("memory_ratio" in row for row in rows):
+        lines += ["", "| Model | Run | Memory of a process (MB) | Expected (MB) | Ratio |", "|:--|:--|--:|--:|--:|"]
     for row in rows:
         if "memory_ratio" in row:
             expected = row.get("expected_memory_mb", row.get("piece_alone_mb"))

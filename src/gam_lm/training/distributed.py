@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -117,6 +118,9 @@ def joined(device: str) -> Iterator[tuple[World, str]]:
         device = f"cuda:{processes.local_rank()}"
         torch.cuda.set_device(device)
     store, rank, size = next(rendezvous("env://"))
+    # torchrun keeps its store over restarts, and with it the addresses of the dead. Launchers of several machines may count differently.
+    if processes.local_world_size() == size:
+        store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield replace(World.current(), store=store), device

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
@@ -64,7 +65,8 @@ class _Watch(threading.Thread):
         super().__init__(daemon=True)
         self.lost, self.ended = threading.Event(), threading.Event()
         self._world, self._store = world, world.store.clone()
-        self._keys = [f"gam-alive-{rank}" for rank in range(world.size)]
+        job = world.gather(uuid.uuid4().hex)[0]  # the store may still hold the counts of a job that died
+        self._keys = [f"gam-alive-{job}-{rank}" for rank in range(world.size)]
         self._store.set(self._keys[world.rank], "0")
         self._store.wait(self._keys)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import gam_lm.training.loop as loop
+import gam_lm.training.saving as saving
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import prepare
 from gam_lm.errors import InputError
@@ -70,7 +71,8 @@ def test_killed_runs_leave_the_bytes_of_a_run_that_nobody_killed(arguments):
 def test_a_signal_anywhere_ends_the_run_between_two_steps_and_it_goes_on_bit_by_bit(corpus, tmp_path, monkeypatch, number, where, call):
     whole = small_model()
     fit(whole, corpus, RECIPE, tmp_path / "whole")
-    original, count = getattr(loop, where), []
+    place = saving if where.startswith("save") else loop
+    original, count = getattr(place, where), []
 
     def interrupted(*arguments, **options):
         count.append(1)
@@ -80,7 +82,7 @@ def test_a_signal_anywhere_ends_the_run_between_two_steps_and_it_goes_on_bit_by_
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, where, interrupted)
+        patch.setattr(place, where, interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit(small_model(), corpus, RECIPE, tmp_path / "run")
     assert signal.getsignal(number) is before
@@ -123,8 +125,8 @@ def test_a_run_in_another_thread_trains_and_leaves_the_signals_alone(corpus, tmp
 def test_a_state_is_written_by_the_clock(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SECONDS_BETWEEN_STATES", 0.0)
     monkeypatch.setattr(loop, "SHARE_OF_SAVING", 1e9)
-    saved, original = [], loop.save_state
-    monkeypatch.setattr(loop, "save_state", lambda directory, progress, *rest: (saved.append(progress.step), original(directory, progress, *rest)))
+    saved, original = [], saving.save_state
+    monkeypatch.setattr(saving, "save_state", lambda directory, progress, *rest: (saved.append(progress.step), original(directory, progress, *rest)))
     fit(small_model(), corpus, RECIPE.replace(steps=4, checkpoint_every=1000, validate_every=None), tmp_path / "run")
     assert saved == [0, 1, 2, 3, 4]
 

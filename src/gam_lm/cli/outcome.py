@@ -53,11 +53,12 @@ def tell(trained: Trained, model: LanguageModel, job: Job, seconds: float | None
     print(f"bits per byte: {bits:.3f}; without a model: " + ", ".join(f"{name} {value:.3f}" for name, value in page.floors.items()))
     print(meaning(bits, page.floors))
     keep_figures(trained, model, job, page.floors, seconds)
-    page.write(trained.kept_step)
+    written = page.write(trained.kept_step)
     if not job.plan.chat:
         print(f"\nA sample:\n{page.sample()}")
     out = shlex.quote(str(job.out))
-    print(f"\nrun: {job.out} ({valid.tokens:,} validation tokens)\npage: {page.path} (curves, samples, the memory's use; open it in a browser)\nnext:")
+    where = f"{page.path} (curves, samples, the memory's use; open it in a browser)" if written else "none; pip install 'gam-lm[plot]' for report.html"
+    print(f"\nrun: {job.out} ({valid.tokens:,} validation tokens)\npage: {where}\nnext:")
     for command, what in (
         (f"gam chat {out}" if job.plan.chat else f'gam generate {out} --prompt "…"', "talk to it" if job.plan.chat else "let it write"),
         (f"gam eval {out} --data TEXT", "measure it on another text"),

@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,7 +105,13 @@ class RunPage:
         self.tracker.finish()
 
     def write(self, kept_step: int | None = None) -> bool:
-        """Write the page as far as the run is; a finished one keeps the weights of ``kept_step``. Returns whether there was a validation to show."""
+        """Write the page as far as the run is; a finished one keeps the weights of ``kept_step``.
+
+        Returns:
+            Whether there is a page: it takes a validation to show, and jinja2, which training works without.
+        """
+        if find_spec("jinja2") is None:
+            return False
         lines = read_metrics(self.job.out / "metrics.jsonl")
         validations = [line for line in lines if "val_nats" in line]
         if not validations:

@@ -21,6 +21,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.mixers.base import MOST_LOG_RATE, Cost, Mixer, MixerState, init_linear, residual_branches
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.gated_deltanet_options import GatedDeltaNetOptions
+from gam_lm.ops.chunks import CPU_CHUNK
 from gam_lm.ops.context_parallel import delta_over_pieces, number_segments
 from gam_lm.ops.delta_rule import delta_memory
 from gam_lm.ops.delta_rule_kernels import DELTA_KERNELS
@@ -124,7 +125,7 @@ class GatedDeltaNet(Mixer):
         """Constant per token at every context."""
         options = config.options_of(GatedDeltaNetOptions)
         D, (H, Q, V), K = config.hidden_size, sizes(config), options.conv_kernel_size
-        M, E, L = Q // H, V // H, min(options.chunk_size, context)
+        M, E, L = Q // H, V // H, min(options.chunk_size, CPU_CHUNK, context)
         projections = D * (2 * Q + V) + D * V + 2 * D * H + V * D
         flops = 2 * (projections + K * (2 * Q + V))
         inside = 2 * L * (2 * M + 2 * E) + L * L

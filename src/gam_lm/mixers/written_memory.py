@@ -16,6 +16,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.mixers.addresses import Addresses
 from gam_lm.mixers.base import INIT_STD, MOST_LOG_RATE, Cost, init_linear, residual_branches
 from gam_lm.mixers.gam_options import GAMOptions
+from gam_lm.ops.chunks import CPU_CHUNK
 from gam_lm.ops.context_parallel import delta_over_pieces, mean_over_pieces
 from gam_lm.ops.delta_rule import delta_memory
 from gam_lm.ops.delta_rule_kernels import DELTA_KERNELS
@@ -139,7 +140,7 @@ class WrittenMemory(Addresses):
         """What the memory adds to a layer."""
         options = config.options_of(GAMOptions)
         D, K, H, S = config.hidden_size, options.conv_kernel_size, options.num_heads or 1, options.num_memory_slots or config.hidden_size
-        E, M, L = D // H, S // H, min(options.chunk_size, context)
+        E, M, L = D // H, S // H, min(options.chunk_size, CPU_CHUNK if options.write == "delta" else context, context)
         plain, mean, has_gate = options.write_address == "keys", options.write == "mean", options.gated_paths > 0
         projections = 2 * (S * D + 2 * D * D + 2 * D * H + K * S)
         # Per token and head in chunks of L, whose L × L products are triangular only in what counts, not in what is computed: delta scores a and r by a,

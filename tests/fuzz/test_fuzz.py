@@ -37,6 +37,6 @@ def test_the_page_has_the_counts_of_the_results_and_nothing_was_lost():
     page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
     assert rows
     for row in rows:
-        counts = [row[key] for key in ("tried", "used", "refused", "kills", "requests") if key in row]
+        counts = [row[key] for key in ("tried", "used", "refused", "kills", "requests", "steps") if key in row]
         assert counts and all(f"{count:,}" in page for count in counts)
         assert not any(row.get(key) for key in ("lost", "differing", "errors_500", "failed"))

@@ -43,7 +43,7 @@ NOT_RUN = {
     r"python tests/load/.*": "minutes of load, against a server",
 }
 
-# These pages' commands are parsed in test_docs; running them takes minutes.
+# Each takes more than some seconds.
 SLOW = {"compare.md", "huggingface.md", "many-machines.md", "memory-limits.md", "memory-worth.md", "quickstart.md", "serve.md", "speed.md"}
 
 MADE_ELSEWHERE = {"inspect.md": {"runs/compared": "laptop-0.2", "runs/scaling": "scaling/cpu"}}
@@ -120,9 +120,9 @@ def in_a_process(words):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=page.name, marks=[])
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW else [])
         for page in PAGES
-        if page.name not in SLOW and any(not any(re.fullmatch(each, command) for each in NOT_RUN) for command in commands(page))
+        if any(not any(re.fullmatch(each, command) for each in NOT_RUN) for command in commands(page))
     ],
 )
 def test_the_commands_of_a_page_run_in_their_order(page, folder, quick, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from processes import in_processes
 from stacks import stack
-from test_distributed import RECIPE, lines, model_of, text, tokens, train, weights
+from test_distributed import RECIPE, lines, model_of, read, text, tokens, train, weights
 
 import gam_lm.training.loop as loop
 from gam_lm.checkpoint import load_model
@@ -64,10 +64,6 @@ def same_to_rounding(found, expected):
     assert np.linalg.norm(found["weights"] - expected["weights"]) < 1e-9 * np.linalg.norm(expected["weights"])
     np.testing.assert_allclose(found["blocks"], expected["blocks"], rtol=1e-9)
     assert found["tokens"] == expected["tokens"]
-
-
-def read(folder, rank):
-    return np.load(folder.with_suffix(f".{rank}.npz"))
 
 
 @pytest.mark.slow

@@ -2,10 +2,10 @@
 
 import json
 import math
-import random
 
 import numpy as np
 import pytest
+from small_runs import command, write_book
 
 from gam_lm.cli.main import run
 from gam_lm.errors import InputError
@@ -18,18 +18,7 @@ SPACE = (Range("learning_rate", 1e-3, 1.6e-2),)
 
 @pytest.fixture
 def book(tmp_path):
-    """A text of a few hundred different sentences."""
-    words = ["the", "a", "cat", "dog", "sees", "finds", "old", "new", "house", "tree", "and", "then", "but", "runs", "sleeps"]
-    rng = random.Random(0)
-    path = tmp_path / "book.txt"
-    path.write_text("\n".join(" ".join(rng.choices(words, k=9)) + "." for _ in range(400)))
-    return path
-
-
-def command(verb, book, out, *more):
-    tiny = ["--vocab-size", "270", "--hidden-size", "8", "--num-hidden-layers", "1", "--steps", "3", "--batch-size", "2", "--context", "32"]
-    return [verb, "--data", str(book), "--models", "gam", "transformer", "--no-match-parameters", "--device", "cpu", "--precision", "fp32",
-            *tiny, "--out", str(out), *more]  # fmt: skip
+    return write_book(tmp_path)
 
 
 def rows_of(out):

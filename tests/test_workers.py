@@ -2,12 +2,12 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from small_runs import command, write_book
 
 import gam_lm
 from gam_lm.cli.main import run
@@ -16,24 +16,14 @@ from gam_lm.runtime.workers import CORES, _environment, claimed
 SOURCE = str(Path(gam_lm.__file__).parents[1])
 
 
-@pytest.fixture
-def book(tmp_path):
-    words = ["the", "a", "cat", "dog", "sees", "finds", "old", "new", "house", "tree", "and", "then", "but", "runs", "sleeps"]
-    rng = random.Random(0)
-    path = tmp_path / "book.txt"
-    path.write_text("\n".join(" ".join(rng.choices(words, k=9)) + "." for _ in range(400)))
-    return path
-
-
-def command(verb, book, out, *more):
-    tiny = ["--vocab-size", "270", "--hidden-size", "8", "--num-hidden-layers", "1", "--steps", "3", "--batch-size", "2", "--context", "32"]
-    return [verb, "--data", str(book), "--models", "gam", "transformer", "--no-match-parameters", "--device", "cpu", "--precision", "fp32",
-            *tiny, "--out", str(out), *more]  # fmt: skip
-
-
 def in_a_process(arguments):
     environment = {key: value for key, value in os.environ.items() if key != "GAM_LM_WORKER"} | {"PYTHONPATH": SOURCE}
     return subprocess.run([sys.executable, "-m", "gam_lm", *arguments], env=environment, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture
+def book(tmp_path):
+    return write_book(tmp_path)
 
 
 def figures(out):

@@ -9,14 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import BaseModel, ConfigDict, Field
 
 from gam_lm.errors import InputError
 from gam_lm.inference.context_file import model_checksum, named_tensors, state_of_tensors
+from gam_lm.inference.tensor_file import read_tensors, write_tensors
 from gam_lm.model import State
-from gam_lm.runtime.files import explained, replacing
 
 if TYPE_CHECKING:
     from gam_lm.hf.modeling_gam import GAMForCausalLM
@@ -39,12 +37,7 @@ def save_cache(state: State | None, length: int, path: Path, model: GAMForCausal
     if state is None:
         raise InputError("the cache has read nothing: call the model with it before you save it")
     header = CacheHeader(model=model_checksum(model.to_language_model()), length=length)
-    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named_tensors("state", state).items()}
-    with replacing(path) as temporary, explained(path):
-        try:
-            save_file(own, temporary, metadata={"gam_lm": header.model_dump_json()})
-        except SafetensorError as error:
-            raise InputError(f"cannot write {path}: {error}; choose another place or make room") from error
+    write_tensors(path, named_tensors("state", state), header)
 
 
 def load_cache(path: Path, model: GAMForCausalLM) -> tuple[State, int]:
@@ -53,21 +46,13 @@ def load_cache(path: Path, model: GAMForCausalLM) -> tuple[State, int]:
     Raises:
         InputError: where the file is missing, broken, or belongs to another model.
     """
-    broken = f"{path} is broken or no saved cache"
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = CacheHeader.model_validate_json((file.metadata() or {}).get("gam_lm", ""))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: write it with cache.save(path, model)") from error
-    except ValidationError as error:
-        raise InputError(f"{broken} (its header does not fit: {error.errors()[0]['msg']}): save it again") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{broken} ({error}): save it again") from error
+    broken, again = f"{path} is broken or no saved cache", "save it again"
+    missing = f"{path} does not exist: write it with cache.save(path, model)"
+    header, tensors = read_tensors(path, CacheHeader, missing=missing, broken=broken, again=again)
     plain = model.to_language_model()
     if header.model != model_checksum(plain):
         raise InputError(f"{path} was read by another model (or the same in another dtype): load the model it was saved with, or read the text again")
     try:
         return state_of_tensors(tensors, "state", plain.initial_state(len(tensors["state.position"]))), header.length
     except (KeyError, ValueError) as error:
-        raise InputError(f"{broken} ({error}): save it again") from error
+        raise InputError(f"{broken} ({error}): {again}") from error

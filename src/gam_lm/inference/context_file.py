@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from gam_lm.errors import InputError
 from gam_lm.inference.context import Context, Earlier, state_tensors
+from gam_lm.inference.tensor_file import read_tensors, write_tensors
 from gam_lm.model import LanguageModel, State
-from gam_lm.runtime.files import explained, replacing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -62,13 +60,7 @@ def save_context(context: Context, path: Path, tokenizer: Tokenizer | None = Non
         tensors["logits"] = context.logits
     for i, earlier in enumerate(context.ring):
         tensors |= named_tensors(f"ring.{i}", earlier.state)
-    # Copies: states share memory (a start of zeros, a ring and its present), which the format does not know.
-    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary, explained(path):
-        try:
-            save_file(own, temporary, metadata={"gam_lm": header.model_dump_json()})
-        except SafetensorError as error:
-            raise InputError(f"cannot write {path}: {error}; choose another place or make room") from error
+    write_tensors(path, tensors, header)
 
 
 def load_context(path: Path, model: LanguageModel, tokenizer: Tokenizer | None = None) -> Context:
@@ -82,17 +74,9 @@ def load_context(path: Path, model: LanguageModel, tokenizer: Tokenizer | None =
     Raises:
         InputError: where the file is missing, broken, or belongs to another model or tokenizer.
     """
-    broken = f"{path} is broken or no saved context"
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = Header.model_validate_json((file.metadata() or {}).get("gam_lm", ""))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: write it with `gam read RUN TEXT --out {path}`") from error
-    except ValidationError as error:
-        raise InputError(f"{broken} (its header does not fit: {error.errors()[0]['msg']}): write it again with `gam read`") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{broken} ({error}): write it again with `gam read`") from error
+    broken, again = f"{path} is broken or no saved context", "write it again with `gam read`"
+    missing = f"{path} does not exist: write it with `gam read RUN TEXT --out {path}`"
+    header, tensors = read_tensors(path, Header, missing=missing, broken=broken, again=again)
     if header.model != model_checksum(model):
         raise InputError(f"{path} was read by another model (or the same in another dtype): load the model it was saved with, or read the text again")
     if tokenizer is not None and header.tokenizer is not None and header.tokenizer != tokenizer_checksum(tokenizer):
@@ -100,7 +84,7 @@ def load_context(path: Path, model: LanguageModel, tokenizer: Tokenizer | None =
     try:
         return _restored(header, tensors, model)
     except (KeyError, ValueError) as error:
-        raise InputError(f"{broken} ({error}): write it again with `gam read`") from error
+        raise InputError(f"{broken} ({error}): {again}") from error
 
 
 def _restored(header: Header, tensors: dict[str, Tensor], model: LanguageModel) -> Context:

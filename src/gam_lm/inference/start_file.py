@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from gam_lm.errors import InputError
 from gam_lm.inference.context_file import model_checksum
+from gam_lm.inference.tensor_file import read_tensors, write_tensors
 from gam_lm.model import LanguageModel
-from gam_lm.runtime.files import explained, replacing
 
 
 class StartHeader(BaseModel):
@@ -51,12 +49,7 @@ def initial_memory(model: LanguageModel) -> dict[str, nn.Parameter]:
 
 def save_start(path: Path, model: LanguageModel, header: StartHeader) -> None:
     """Write the initial memory of ``model``, whole or not at all. Raises InputError where the place cannot be written."""
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in initial_memory(model).items()}
-    with replacing(path) as temporary, explained(path):
-        try:
-            save_file(tensors, temporary, metadata={"gam_lm": header.model_dump_json()})
-        except SafetensorError as error:
-            raise InputError(f"cannot write {path}: {error}; choose another place or make room") from error
+    write_tensors(path, initial_memory(model), header)
 
 
 @torch.no_grad()
@@ -75,16 +68,8 @@ def load_start(path: Path, model: LanguageModel) -> StartHeader:
     """
     broken = f"start is {str(path)!r}, which is broken or no initial memory"
     again = "write it again with `gam tune-state`"
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = StartHeader.model_validate_json((file.metadata() or {}).get("gam_lm", ""))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
-    except FileNotFoundError as error:
-        raise InputError(f"start is {str(path)!r}, which does not exist: write it with `gam tune-state RUN --data TEXT --out {path}`") from error
-    except ValidationError as error:
-        raise InputError(f"{broken} (its header does not fit: {error.errors()[0]['msg']}): {again}") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{broken} ({error}): {again}") from error
+    missing = f"start is {str(path)!r}, which does not exist: write it with `gam tune-state RUN --data TEXT --out {path}`"
+    header, tensors = read_tensors(path, StartHeader, missing=missing, broken=broken, again=again)
     wanted = initial_memory(model)
     if header.model != model_checksum(model):
         raise InputError(f"start is {str(path)!r}, which belongs to another model (or the same in another format): use the run that it was tuned for")

@@ -34,6 +34,7 @@ from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.mixers.static_memory import StaticMemory
 from gam_lm.mixers.written_memory import WrittenMemory
 from gam_lm.ops.causal_conv import last_inputs
+from gam_lm.ops.chunks import chunk_tokens
 from gam_lm.ops.context_parallel import inputs_before, number_segments
 from gam_lm.ops.segments import Segments
 
@@ -77,7 +78,10 @@ class GAMMixer(Mixer):
 
     def compiles(self, context: int) -> bool:
         """See `Mixer.compiles`."""
-        return not self.options.written or self.backend == "triton" or context <= MAX_UNROLLED * self.options.chunk_size
+        if not isinstance(self.written, WrittenMemory) or self.backend == "triton":
+            return True
+        size = self.options.chunk_size
+        return context <= MAX_UNROLLED * (chunk_tokens(size, self.written.address.device) if self.options.write == "delta" else size)
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See `Mixer.matrices`."""

@@ -21,7 +21,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.mixers.base import MOST_LOG_RATE, Cost, Mixer, MixerState, init_linear, residual_branches
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.gated_deltanet_options import GatedDeltaNetOptions
-from gam_lm.ops.chunks import CPU_CHUNK
+from gam_lm.ops.chunks import CPU_CHUNK, chunk_tokens
 from gam_lm.ops.context_parallel import delta_over_pieces, number_segments
 from gam_lm.ops.delta_rule import delta_memory
 from gam_lm.ops.delta_rule_kernels import DELTA_KERNELS
@@ -92,7 +92,7 @@ class GatedDeltaNet(Mixer):
 
     def compiles(self, context: int) -> bool:
         """See `Mixer.compiles`."""
-        return self.backend == "triton" or context <= MAX_UNROLLED * self.options.chunk_size
+        return self.backend == "triton" or context <= MAX_UNROLLED * chunk_tokens(self.options.chunk_size, self.out_proj.weight.device)
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See `Mixer.matrices`."""

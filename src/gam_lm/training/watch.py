@@ -7,9 +7,9 @@ a clock, so that a machine that slept has lost nobody.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -18,6 +18,8 @@ from typing import NoReturn
 
 from gam_lm.errors import InputError
 from gam_lm.training.distributed import World
+
+logger = logging.getLogger("gam_lm")
 
 BEAT = 1.0
 """Seconds between two counts."""
@@ -97,5 +99,5 @@ class _Watch(threading.Thread):
     def _end(self, dead: list[int]) -> NoReturn:
         if self._world.rank == min({*range(self._world.size)} - {*dead}):
             names = f"process {dead[0]}" if len(dead) == 1 else f"processes {', '.join(map(str, dead))}"
-            print(f"gam: {names} of {self._world.size} died; the same command goes on from the last state", file=sys.stderr, flush=True)
+            logger.error("gam: %s of %d died; the same command goes on from the last state", names, self._world.size)
         os._exit(1)  # no exception reaches a main thread that waits for the dead

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pages import PAGES, ROOT, TEXT, commands, make_home
 
@@ -20,10 +22,10 @@ TINY = "--hidden-size 32 --num-hidden-layers 1"
 SMALLER = {
     "train": f"{TRAINED} {TINY} --vocab-size 300", "generate": "--max-new-tokens 4", "chat": "--max-new-tokens 4", "bench": f"{TRAINED} {TINY} --vocab-size 300",
     "tune": f"{TRAINED} {TINY} --vocab-size 300 --trials 1 --widenings 0", "ablate": f"{TRAINED} {TINY} --vocab-size 300 --data my_texts",
-    "recall": f"--steps 2 --batch-size 2 {TINY} --pairs 4 --length 32", "scale": f"--lengths 16 32 --warmup 0 --iterations 1 {TINY}",
+    "recall": f"--steps 2 --batch-size 2 {TINY} --pairs 4 --length 32", "scale": f"--lengths 16 32 --warmup 1 --iterations 1 {TINY}",
     "bench-train": f"--models gam --batch-sizes 2 --context 16 --rounds 1 --warmup 1 --variants plain eager {TINY} --vocab-size 300",
     "bench-decode": f"--models gam transformer --contexts 8 16 --batch-sizes 1 --variants eager --steps 2 --warmup 1 {TINY} --vocab-size 300",
-    "bench-gpu": "--dry --minutes 0.02", "bench-distributed": "--processes 2 --steps 2 --speed-steps 1", "inspect slots": "--remove 1 --remove-tokens 64",
+    "bench-gpu": "--dry --minutes 0.02", "bench-distributed": "--processes 2 --steps 2 --speed-steps 1 --only equality speed", "inspect slots": "--remove 1 --remove-tokens 64",
     "serve": "--port 0",
 }  # fmt: skip
 """By verb: flags behind those of the page, which they replace."""
@@ -57,6 +59,9 @@ def folder(tmp_path, monkeypatch):
         (home / f"{name}.txt").write_text(text * 400)
     turns = '{"messages": [{"role": "user", "content": "Who sat on the mat?"}, {"role": "assistant", "content": "The cat."}]}\n'
     (home / "conversations.jsonl").write_text(turns * 60)
+    (home / "my_parquet_files").mkdir()
+    for number in range(2):
+        pq.write_table(pa.table({"text": [TEXT * 40] * 8}), home / "my_parquet_files" / f"train-0000{number}.parquet")
     shutil.copytree(ROOT / "examples", home / "examples")
     (home / "results").symlink_to(ROOT / "results")  # is read alone: see `arguments_of`
     monkeypatch.chdir(home)

@@ -61,7 +61,7 @@ PRESETS: Mapping[str, Preset] = {
         data="stdlib",
         models=("gam", "gam-static", "transformer", "mamba"),
         model={"hidden_size": 128, "num_hidden_layers": 4},
-        train=TrainConfig(steps=300, batch_size=8, context=256, learning_rate=8e-3, warmup_steps=30, validate_every=100),
+        train=TrainConfig(steps=300, batch_size=8, context=256, learning_rate=8e-3, warmup_steps=30, validate_every=100, precision="fp32"),
         vocab_size=4096,
     ),
     "small-cpu": Preset(

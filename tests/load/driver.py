@@ -271,9 +271,10 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--requests", type=int, default=2**31, help="stop after so many requests")
+    parser.add_argument("--cache-mb", type=int, default=32, help="of the server's prefix cache: so small that it is full long before half time")
     parser.add_argument("--out", type=Path, help="folder of the results.json to add to")
     chosen = parser.parse_args()
-    figures, tally, log = load(chosen.run, clients=chosen.clients, seconds=chosen.seconds, most=chosen.requests)
+    figures, tally, log = load(chosen.run, clients=chosen.clients, seconds=chosen.seconds, most=chosen.requests, flags=("--cache-mb", str(chosen.cache_mb)))
     print(json.dumps(figures, indent=1))
     for line in [*tally.differing[:5], *tally.failed[:5]]:
         print(line)

@@ -28,7 +28,7 @@ from llama_server import make_llama, transformers_serving
 
 TURNS = 10
 NEW_TEXT = "the cat sat on a mat and the hat of the rat, and " * 8
-CONCURRENCY = (1, 4, 16, 64)
+CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
 
 
 def stream(server: Address, path: str, body: dict[str, Any]) -> tuple[list[float], str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import threading
 import time
 from contextlib import aclosing
 
@@ -18,9 +17,9 @@ from tokenizers import Tokenizer
 from gam_lm.inference.context import state_tensors
 from gam_lm.serve.engine import Engine
 from gam_lm.serve.limits import Limits
+from gam_lm.serve.model_thread import ModelThread
 from gam_lm.serve.prefix_cache import PrefixCache
 from gam_lm.serve.protocol import read_request
-from gam_lm.serve.turns import Turns
 
 TEXTS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 
@@ -262,30 +261,27 @@ class Lasting(torch.nn.Identity):
 def reading_and_drawing(block_seconds, token_seconds, blocks=12, tokens=4):
     """The order in which the blocks of a prompt and the tokens of another answer come."""
     modules = torch.nn.ModuleList(Lasting(block_seconds) for _ in range(blocks))
-    turns, order, ready = Turns(modules), [], threading.Event()
-    turns._usual = token_seconds
-
-    def read():
-        with turns.turn(yielding=True):
-            ready.set()
-            while not turns._queue:
-                time.sleep(0.001)
-            for block in modules:
-                block(torch.zeros(1))
-                order.append("block")
+    order = []
 
     def draw():
-        ready.wait()
-        for _ in range(tokens):
-            with turns.turn():
-                time.sleep(token_seconds)
-                order.append("token")
+        time.sleep(token_seconds)
+        order.append("token")
 
-    threads = [threading.Thread(target=work) for work in (read, draw)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    thread = ModelThread(modules, lambda: order.count("token") < tokens, draw)
+    thread._usual = token_seconds
+
+    def read():
+        for block in modules:
+            block(torch.zeros(1))
+            order.append("block")
+
+    async def work():
+        await thread.read(read)
+        for _ in range(tokens):  # those that no reader gave way to
+            thread.draw_soon()
+        await thread.read(lambda: None)
+
+    asyncio.run(work())
     assert sorted(order) == ["block"] * blocks + ["token"] * tokens
     return " ".join(order)
 

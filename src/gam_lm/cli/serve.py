@@ -78,6 +78,8 @@ class Serve:
         except ImportError as error:
             raise MissingExtraError("starlette, uvicorn and prometheus-client", "serve", "gam serve") from error
         del _starlette, _uvicorn, _prometheus_client
+        import torch
+
         from gam_lm.checkpoint import load_tokenizer_of
         from gam_lm.cli.starting import load_started
         from gam_lm.serve.app import make_app
@@ -90,9 +92,13 @@ class Serve:
         key = self.api_key if self.api_key is not None else os.environ.get("GAM_API_KEY")
         if key is not None and not key.strip():
             raise InputError("the API key is empty: give one, or leave out --api-key and GAM_API_KEY")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # of this thread, which then gets no helpers: see gam_lm.serve.model_thread
         model = load_started(self.run_directory, self.start, self.device)
         tokenizer = load_tokenizer_of(self.run_directory)
-        engine = Engine(model=model, tokenizer=tokenizer, piece=self.prefill_tokens, cache_bytes=self.cache_mb * 2**20, batch=self.batch, draft=self.speculate)
+        engine = Engine(
+            model=model, tokenizer=tokenizer, piece=self.prefill_tokens, cache_bytes=self.cache_mb * 2**20, batch=self.batch, draft=self.speculate, threads=threads
+        )
         chat = Chat(tokenizer, *read_chat_template(self.run_directory))
         name = self.run_directory.resolve().name
         app = make_app(engine, chat, name=name, limits=limits, api_key=None if key is None else key.strip(), hosts=(self.host, *self.allow_host), cors=self.cors)

@@ -110,7 +110,7 @@ class Chat:
     def text(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
         """The chat as text, up to where the assistant answers or without an answer to come. Raises RequestError where the template refuses the messages."""
         if self.template is None:
-            return "".join(f"{message['role'].capitalize()}: {message['content']}\n" for message in messages) + ("Assistant:" if answer else "")
+            return "".join(f"{message['role'].capitalize()}: {_said(message)}\n" for message in messages) + ("Assistant:" if answer else "")
         from jinja2 import TemplateError
 
         try:
@@ -145,6 +145,12 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list | tuple):
         for each in value.values() if isinstance(value, Mapping) else value:
             yield from _strings(each)
+
+
+def _said(message: Mapping[str, Any]) -> Any:
+    """The content; of an answer without the space that it began with behind "Assistant:", so that the next turn has the tokens that were drawn."""
+    content = message["content"]
+    return content.removeprefix(" ") if message["role"] == "assistant" and isinstance(content, str) else content
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

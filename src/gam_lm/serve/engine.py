@@ -8,14 +8,17 @@ rounding; an answer alone is computed as the library computes it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from anyio import CapacityLimiter, Lock, to_thread
+from anyio import CapacityLimiter, to_thread
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
@@ -26,10 +29,10 @@ from gam_lm.inference.prompt_lookup import PromptLookup
 from gam_lm.model import LanguageModel, State
 from gam_lm.serve.chat import encode
 from gam_lm.serve.metrics import Metrics
+from gam_lm.serve.model_thread import ModelThread
 from gam_lm.serve.prefix_cache import PrefixCache
 from gam_lm.serve.protocol import Request, RequestError
 from gam_lm.serve.stopping import StopTexts
-from gam_lm.serve.turns import Turns
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -67,16 +70,17 @@ class _Asked:
 
     answer: Continuation
     most: int
+    done: asyncio.Future[None]
+    """When ``tokens`` are there, on the loop that waits for them."""
     tokens: list[int] | None = None
     """None until they are drawn."""
-    failure: Exception | None = None
 
 
 @dataclass(kw_only=True)
 class Engine:
     """A model, its tokenizer, and the prompts and answers that are at work.
 
-    Made and used on one event loop; the model runs in two threads that take turns.
+    Made and used on one event loop; the model runs in a thread of its own.
     """
 
     model: LanguageModel
@@ -91,13 +95,14 @@ class Engine:
     """Answers whose next tokens are drawn in one call of the model; 1 draws each as it would be alone, to the last bit."""
     draft: int = 0
     """Longest draft of speculative decoding by prompt lookup; 0 draws without."""
+    threads: int | None = None
+    """Cores that the model may use; None leaves torch's number."""
     metrics: Metrics = field(default_factory=Metrics)
     active: int = 0
     """Prompts and answers whose state is held."""
-    _reading: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
-    _drawing: Lock = field(default_factory=Lock)
-    _drawing_thread: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     _asking: deque[_Asked] = field(default_factory=deque)
+    _asked_for: bool = False
+    """Whether a drawing is about to be asked for."""
     _tokenizing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
 
     def __post_init__(self) -> None:
@@ -105,7 +110,7 @@ class Engine:
         self.tokenizer.no_padding()
         end = self.tokenizer.token_to_id(END_OF_TEXT)
         self._end = None if end is None else int(end)
-        self._turns = Turns(self.model.layers)  # type: ignore[arg-type]
+        self._thread = ModelThread(self.model.layers, lambda: bool(self._asking), self._step, self.threads)  # type: ignore[arg-type]
         self.cache = PrefixCache[State](self.cache_bytes, state_bytes) if self.cache_bytes else None
 
     async def apart(self, function: Any, *arguments: Any) -> Any:
@@ -147,7 +152,7 @@ class Engine:
         try:
             while place < len(ids):
                 end = min((place // self.piece + 1) * self.piece, len(ids))
-                read = await to_thread.run_sync(self._read_piece, ids[place:end], state, limiter=self._reading)
+                read = await self._thread.read(partial(self._read_piece, ids[place:end], state))
                 (logits_V, state), place = read, end
                 if self.cache is not None and place in kept:
                     self.cache.keep(ids[:place], compact(read[1]))
@@ -178,7 +183,7 @@ class Engine:
         try:
             while drawn < request.max_tokens:
                 started = time.perf_counter()
-                asked = _Asked(answer, request.max_tokens - drawn)
+                asked = _Asked(answer, request.max_tokens - drawn, asyncio.get_running_loop().create_future())
                 tokens = await self._drawn(asked)
                 self.metrics.drawn(len(tokens), time.perf_counter() - started)
                 if not tokens:
@@ -211,40 +216,47 @@ class Engine:
 
     @torch.inference_mode()
     def _read_piece(self, ids: Sequence[int], state: State | None) -> tuple[Tensor, State]:
-        with self._turns.turn(yielding=True):
-            tokens_1T = torch.tensor([ids], device=self.model.embed_tokens.weight.device)
-            logits_1V, state = last_logits(self.model, tokens_1T, state)
-            return logits_1V[0], state
+        tokens_1T = torch.tensor([ids], device=self.model.embed_tokens.weight.device)
+        logits_1V, state = last_logits(self.model, tokens_1T, state)
+        return logits_1V[0], state
 
     async def _drawn(self, asked: _Asked) -> list[int]:
-        """The next tokens of an answer. Whoever's turn it is draws for all who wait, so that they come in one call of the model."""
+        """The next tokens of an answer, drawn together with those of all others who wait."""
         self._asking.append(asked)
+        if not self._asked_for:  # those who had a token in the same call ask again within the same round of the loop, and come in one call again
+            self._asked_for = True
+            asyncio.get_running_loop().call_soon(self._ask)
         try:
-            async with self._drawing:
-                while asked.tokens is None and asked.failure is None:
-                    await to_thread.run_sync(self._step, limiter=self._drawing_thread)
+            await asked.done
         finally:
-            if asked in self._asking:  # it left before its turn came
+            with contextlib.suppress(ValueError):  # it left before its turn came
                 self._asking.remove(asked)
-        if asked.tokens is None:
-            raise RuntimeError("a call of the model failed") from asked.failure
+        assert asked.tokens is not None
         return asked.tokens
+
+    def _ask(self) -> None:
+        self._asked_for = False
+        self._thread.draw_soon()
 
     @torch.inference_mode()
     def _step(self) -> None:
-        """Draw for those who wait now. They are taken off the list within the turn, so that whoever is given up on the way takes nobody along."""
-        with self._turns.turn():
-            waiting: list[_Asked] = []
-            while self._asking and len(waiting) < self.batch:
+        """Draw for those who wait now. They are taken off the list first, so that whoever is given up on the way takes nobody along."""
+        waiting: list[_Asked] = []
+        with contextlib.suppress(IndexError):
+            while len(waiting) < self.batch:
                 waiting.append(self._asking.popleft())
-            try:
-                drawn = step_together([(each.answer, each.most) for each in waiting])
-            except Exception as error:  # raised where each of them waits
-                for asked in waiting:
-                    asked.failure = error
-                return
+        if self._asking:
+            self._thread.draw_soon()
+        if not waiting:
+            return
+        failure: Exception | None = None
+        try:
+            drawn = step_together([(each.answer, each.most) for each in waiting])
             for asked, tokens in zip(waiting, drawn, strict=True):
                 asked.tokens = tokens
+        except Exception as error:  # raised where each of them waits
+            failure = error
+        waiting[0].done.get_loop().call_soon_threadsafe(_tell, waiting, failure)
 
     def _positions_used_up(self, tokens: int) -> bool:
         config = self.model.config
@@ -253,3 +265,16 @@ class Engine:
     def _report_cache(self) -> None:
         if self.cache is not None:
             self.metrics.cache(self.cache.nbytes, len(self.cache))
+
+
+def _tell(waiting: Sequence[_Asked], failure: Exception | None) -> None:
+    """Wake those who wait, unless they have left."""
+    for asked in waiting:
+        if asked.done.done():
+            continue
+        if failure is None:
+            asked.done.set_result(None)
+        else:
+            error = RuntimeError("a call of the model failed")
+            error.__cause__ = failure
+            asked.done.set_exception(error)

@@ -33,9 +33,9 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def unit(x):
-    """x / ‖x‖ over the last dimension."""
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+def unit(x, least=0.0):
+    """x / max(‖x‖, least) over the last dimension."""
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), least)
 
 
 def rms(x, eps):
@@ -127,7 +127,7 @@ class GAM:
         before_S = (w[name + ".before.weight"].T * window_KS).sum(0) + w[name + ".before.bias"]
         r_HM, a_HM = s_S.reshape(H, -1), before_S.reshape(H, -1)
         if self.options["write_address"] == "keys":  # r_t = SiLU(s_t) / ‖·‖
-            r_HM, a_HM = unit(silu(r_HM)), unit(silu(a_HM))
+            r_HM, a_HM = unit(silu(r_HM), 1.0), unit(silu(a_HM), 1.0)
         else:  # shares of learned slots
             r_HM, a_HM = softmax(r_HM), softmax(a_HM) if mean else unit(softmax(a_HM))
         v_HE = self.linear(name + ".value_proj", h).reshape(H, -1)

@@ -138,7 +138,7 @@ def test_a_turn_depends_on_distance_alone():
 @pytest.mark.parametrize("fusion", ["gate", "sum", "global"])
 @pytest.mark.parametrize("gate_activation", ["silu", "sigmoid"])
 def test_attention_in_the_place_of_the_memory_is_a_loop_over_tokens(fusion, gate_activation):
-    """The equations of gam_lm.mixers.attention_memory: plain keys of length 1, written where the token before was read, and a learned temperature."""
+    """The equations of gam_lm.mixers.attention_memory: plain keys of at most length 1, written where the token before was read, and a learned temperature."""
     S = 10
     options = GAMOptions(memory="attention", fusion=fusion, gate_activation=gate_activation, num_heads=H, num_memory_slots=S, conv_kernel_size=3)
     mixer = perturbed(GAMMixer(ModelConfig(vocab_size=7, hidden_size=D, layer_norm_eps=1e-3, options=(options,))))
@@ -150,7 +150,7 @@ def test_attention_in_the_place_of_the_memory_is_a_loop_over_tokens(fusion, gate
         value = (h @ memory.value_proj.weight.T).unflatten(-1, (H, -1))
         heads = []
         for i in range(H):
-            r, a = (x[:, i] / x[:, i].square().sum(-1, keepdim=True).sqrt() for x in (read, write))
+            r, a = (x[:, i] / x[:, i].square().sum(-1, keepdim=True).sqrt().clamp(min=1) for x in (read, write))
             g = softmax_loop(r, a, value[:, i], memory.temperature[i])
             heads.append(g / (g.square().mean(-1, keepdim=True) + 1e-3).sqrt())
         local = taps(h, mixer.conv) if mixer.conv is not None else 0

@@ -99,7 +99,7 @@ def test_the_mixer_is_its_equations(address):
     mixer.init_weights()
     for parameter in mixer.parameters():
         parameter.data.add_(0.3 * torch.randn_like(parameter))
-    h = torch.randn(T, D, dtype=torch.float64)
+    h = 3 * torch.randn(T, D, dtype=torch.float64)
     memory, silu = mixer.written, torch.nn.functional.silu
 
     def before(x, conv):
@@ -111,9 +111,14 @@ def test_the_mixer_is_its_equations(address):
     if address == "slots":
         scores = scores * memory.sharpness[:, None]
     write = before(scores.flatten(1), memory.before).unflatten(-1, (H, -1))
-    read, write = (silu(scores), silu(write)) if address == "keys" else (scores.softmax(-1), write.softmax(-1))
-    read = read / read.norm(dim=-1, keepdim=True) if address == "keys" else read
-    write = write / write.norm(dim=-1, keepdim=True)
+    if address == "keys":
+        read, write = silu(scores), silu(write)
+        lengths = [each.norm(dim=-1, keepdim=True) for each in (read, write)]
+        assert all((each < 1).any() and (each > 1).any() for each in lengths)
+        read, write = (each / length.clamp(min=1) for each, length in zip((read, write), lengths, strict=True))
+    else:
+        read, write = scores.softmax(-1), write.softmax(-1)
+        write = write / write.norm(dim=-1, keepdim=True)
     strength, step = (h @ memory.write_proj.weight.T + memory.write_proj.bias).chunk(2, -1)
     log_decay = -memory.log_rate.exp() * torch.nn.functional.softplus(step)
     value = (h @ memory.value_proj.weight.T).unflatten(-1, (H, -1))

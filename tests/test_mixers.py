@@ -13,6 +13,7 @@ from gam_lm.errors import InputError
 from gam_lm.mixers.registry import mixer_class, mixer_names, options_class
 from gam_lm.model import LanguageModel, count_parameters
 from gam_lm.presets.models import MODELS, named_model, on_base
+from gam_lm.training.loop import new_model
 
 SMALL = {"num_heads": 2, "num_memory_slots": 6, "chunk_size": 8, "state_size": 3, "expand_k": 1.0}
 """Sizes of a mixer, as far as it has such options."""
@@ -371,3 +372,14 @@ def test_parameter_counts_are_the_published_ones(name):
 def test_an_unknown_mixer_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'mamba'"):
         LanguageModel(ModelConfig(vocab_size=3, mixers=("mambo",)))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_no_part_of_a_new_model_has_a_gradient_that_leaves_nothing_of_the_others(name):
+    """Clipping scales all gradients alike: a part whose own is 10¹² times as long would stop the others."""
+    model = new_model(named_model(name, {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}), 0)
+    tokens_BT = torch.randint(64, (2, 17), generator=torch.Generator().manual_seed(0))
+    _, loss = model(tokens_BT[:, :-1], tokens_BT[:, 1:])
+    loss.backward()
+    lengths = [parameter.grad.norm() for parameter in model.parameters()]
+    assert max(lengths) < 20 * torch.stack(lengths).median()

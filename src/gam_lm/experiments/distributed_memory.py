@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from gam_lm.training.optimizers import make_optimizer
 from gam_lm.training.recipe import TrainConfig
 from gam_lm.training.sharding import shard as shard_model
 from gam_lm.training.step import train_step
+
+GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "THP_MEM_ALLOC_ENABLE": "0"}
+"""Environment of a process whose tensors come from the system one by one and go back to it; the second for PyTorch, against large pages."""
 
 
 def long_sequence(config: ModelConfig, tokens: int, count: int) -> dict[str, Any]:
@@ -59,9 +63,24 @@ def training_memory(config: ModelConfig, recipe: TrainConfig, count: int, *, sha
 
 def _on_processes(count: int, work: Callable[..., float], *arguments: Any) -> list[float]:
     """What ``work`` returns on each of ``count`` new processes."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _giving_back():
         spawn(_process, args=(count, folder, work, arguments), nprocs=count)
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(count)]
+
+
+@contextlib.contextmanager
+def _giving_back() -> Iterator[None]:
+    """New processes return every tensor that they free to the system, so that what they hold is what they need at a time."""
+    before = {name: os.environ.get(name) for name in GIVING_BACK}
+    os.environ.update(GIVING_BACK)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _process(rank: int, count: int, folder: str, work: Callable[..., float], arguments: tuple[Any, ...]) -> None:

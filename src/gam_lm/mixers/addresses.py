@@ -1,6 +1,6 @@
 """Where a token reads and where it writes: the keys of a written memory, and of attention in its place.
 
-    s_t = τ K h_t      read:  r_t = SiLU(s_t) / ‖·‖, or softmax(s_t) over learned slots
+    s_t = τ K h_t      read:  r_t = SiLU(s_t) / max(‖·‖, 1), or softmax(s_t) over learned slots
                        write: the same of Σ_k u_k ∘ s_{t−k}, whose taps u start as the previous token
 
 A value is thus written under the address of what came before it, so that a token reads what followed its like.
@@ -25,6 +25,10 @@ from gam_lm.ops.segments import Segments
 SHARPNESS = 4.0
 """τ of slots at initialisation: with addresses on the unit sphere, the standard deviation of a score."""
 
+LEAST_LENGTH = 1.0
+"""A key that is shorter stays as it is. Nothing comes before the first token of a sequence, whose write key starts as 0: brought to length 1, its gradient would be
+without bound, and clipping would leave nothing of the others (docs/log.md). Others are longer, from the start on."""
+
 
 class Addresses(nn.Module):
     """The part of a memory that knows where; a memory derives from it and adds what is there."""
@@ -44,7 +48,7 @@ class Addresses(nn.Module):
         """Slots of all heads that are taken out (see `Mixer.silence`)."""
 
     def addresses(self, h_BTD: Tensor, conv_state: Tensor | None, segments: Segments | None) -> tuple[Tensor, Tensor]:
-        """Where each token reads and where it writes (B, T, H, M): keys of length 1, or distributions over the slots.
+        """Where each token reads and where it writes (B, T, H, M): keys of at most length 1, or distributions over the slots.
 
         Args:
             h_BTD: input of the mixer.
@@ -64,7 +68,7 @@ class Addresses(nn.Module):
         read_BTHM, write_BTHM = (scores_BTS.unflatten(-1, (self.num_heads, -1)) for scores_BTS in (read_BTS, write_BTS))
         if self.plain:
             read_BTHM, write_BTHM = (self._audible(F.silu(keys_BTHM)) for keys_BTHM in (read_BTHM, write_BTHM))
-            return F.normalize(read_BTHM, dim=-1), F.normalize(write_BTHM, dim=-1)
+            return F.normalize(read_BTHM, dim=-1, eps=LEAST_LENGTH), F.normalize(write_BTHM, dim=-1, eps=LEAST_LENGTH)
         read_BTHM, write_BTHM = (self._audible(scores_BTHM.softmax(-1), 1) for scores_BTHM in (read_BTHM, write_BTHM))
         return read_BTHM, F.normalize(write_BTHM, dim=-1) if self.options.write == "delta" else write_BTHM
 

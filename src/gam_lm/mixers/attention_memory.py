@@ -2,7 +2,7 @@
 
     g_t = Σ_{i ≤ t} softmax_i(τ r_t · a_i) v_i
 
-with r and a as of the written memory (plain keys of length 1, a starting as the previous token), τ learned for each head, and the same norm, gate and
+with r and a as of the written memory (plain keys of at most length 1, a starting as the previous token), τ learned for each head, and the same norm, gate and
 output projection around it.
 
 Shapes: B rows, T tokens, D = hidden_size, H heads, M channels of a key, E = D / H.

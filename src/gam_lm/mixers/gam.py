@@ -7,7 +7,7 @@
 The paper's memory is static, so that the global path moves nothing between tokens: one layer sees K tokens. With ``write="mean"`` or ``"delta"`` the
 sequence edits what the memory holds. Per head, with a learned projection K to keys and the bank V0 as the memory before a word was read:
 
-    k_t = SiLU(K h_t) / ‖·‖                            where to read; softmax(τ K h_t) where K are the addresses of learned slots
+    k_t = SiLU(K h_t) / max(‖·‖, 1)                    where to read; softmax(τ K h_t) where K are the addresses of learned slots
     a_t = the same of a causal convolution of K h      where to write, at first "the token before" (gam_lm.mixers.addresses)
     v_t = W_v h_t,  b_t = σ(·),  log λ_t = −exp(A) softplus(·)
     y_t = φ(W_l h_t) ∘ local_t + W_o (φ(W_g h_t) ∘ RMSNorm(g_t))          g_t: gam_lm.ops.delta_rule or mean_rule, from k, a, v, b, λ and V0

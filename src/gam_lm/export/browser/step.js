@@ -59,10 +59,11 @@ const GAM = (() => {
     return y;
   }
 
-  function unit(x) {
+  // x / max(‖x‖, least)
+  function unit(x, least) {
     let square = 0;
     for (const each of x) square += each * each;
-    const scale = 1 / Math.max(Math.sqrt(square), 1e-12);
+    const scale = 1 / Math.max(Math.sqrt(square), least);
     return x.map((each) => each * scale);
   }
 
@@ -207,11 +208,11 @@ const GAM = (() => {
       const before = taps(state.scores, scores, w[`${name}.before.weight`], w[`${name}.before.bias`]);
       state.scores = [...state.scores, scores].slice(1);
       const quiet = (head) => silent && silent.subarray(head * M, (head + 1) * M);
-      const key = (x, head) => unit(audible(x.map(silu), quiet(head), false));  // SiLU(s_t) / ‖·‖
+      const key = (x, head) => unit(audible(x.map(silu), quiet(head), false), 1);  // SiLU(s_t) / max(‖·‖, 1)
       const slots = (x, head) => audible(softmax(x), quiet(head), true);  // shares of learned slots
       const plain = options.write_address === "keys";
       const r = byHead(scores, H, plain ? key : slots);
-      const a = byHead(before, H, plain ? key : mean ? slots : (x, head) => unit(slots(x, head)));
+      const a = byHead(before, H, plain ? key : mean ? slots : (x, head) => unit(slots(x, head), 0));
       const v = this.linear(`${name}.value_proj`, h), gates = this.linear(`${name}.write_proj`, h), rate = w[`${name}.log_rate`];
       const b = filled(H, (i) => (options.write_gate === "learned" ? sigmoid(gates[i]) * options.max_write : 0));
       const decay = filled(H, (i) => Math.exp(-Math.exp(rate[i]) * softplus(gates[H + i])));  // λ = exp(−exp(A) softplus(·))

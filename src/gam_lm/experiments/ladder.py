@@ -34,8 +34,8 @@ from gam_lm.training.recipe import TrainConfig
 
 logger = logging.getLogger("gam_lm")
 
-VALID_BYTES = 200_000
-"""Of the validation text, the same for every length."""
+VALID_TOKENS = 60_000
+"""Most tokens of the validation text, of which every run of a text reads the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def climb(rungs: Sequence[Rung], source: Corpus, results: Results, out: Path, de
 
 
 def _row(rung: Rung, source: Corpus, out: Path, device: torch.device) -> dict[str, Any]:
-    whole = prepare(str(_text(source, rung.text_bytes, out / "texts")), vocab_size=rung.vocab_size)
+    whole = with_first_tokens(prepare(str(_text(source, rung.text_bytes, out / "texts")), vocab_size=rung.vocab_size), "valid", VALID_TOKENS)
     run = out / "runs" / rung.label
     config, recipe, valid_tokens, expected = _decided(rung, whole, run, device)
     corpus = with_first_tokens(whole, "valid", valid_tokens)
@@ -152,14 +152,13 @@ def _floors(corpus: TokenCorpus) -> dict[str, float]:
 
 
 def _text(source: Corpus, text_bytes: int, folder: Path) -> Path:
-    """A folder with the first bytes of the training text as train.txt and of the validation text as valid.txt."""
-    found = folder / str(text_bytes)
-    for name, split, limit in (("train", "train", text_bytes), ("valid", "valid", VALID_BYTES)):
-        if not (found / f"{name}.txt").is_file():
-            text = END_OF_TEXT.join(_first_bytes(source.splits[split], limit))
-            if name == "train" and len(text.encode()) < 0.95 * limit:
-                raise InputError(f"bytes is {text_bytes}, the training text of {source.name} has {len(text.encode())}: use a longer text or fewer bytes")
-            write_text(found / f"{name}.txt", text)
+    """A file with the first bytes of the training text, which is split as anybody's text is: what is validated is of the same books."""
+    found = folder / f"{text_bytes}.txt"
+    if not found.is_file():
+        text = END_OF_TEXT.join(_first_bytes(source.splits["train"], text_bytes))
+        if len(text.encode()) < 0.95 * text_bytes:
+            raise InputError(f"bytes is {text_bytes}, the training text of {source.name} has {len(text.encode())}: use a longer text or fewer bytes")
+        write_text(found, text)
     return found
 
 

@@ -53,7 +53,7 @@ GPU_BATCH = 4
 CONTEXTS = (256, 128, 64, 32, 16)
 """Tokens in a sequence: the longest of these that leaves a text enough sequences."""
 
-DROPOUT = ((0, 0.0), (3, 0.1), (5, 0.15), (7, 0.2), (12, 0.25), (20, 0.3))
+DROPOUT = ((0, 0.0), (3, 0.1), (5, 0.15), (7, 0.2), (10, 0.3))
 """Passes over the text → dropout."""
 
 MOST_PASSES = 12

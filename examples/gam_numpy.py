@@ -33,7 +33,7 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def unit(x, least=0.0):
+def unit(x, least=1e-12):
     """x / max(‖x‖, least) over the last dimension."""
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), least)
 

@@ -212,7 +212,7 @@ const GAM = (() => {
       const slots = (x, head) => audible(softmax(x), quiet(head), true);  // shares of learned slots
       const plain = options.write_address === "keys";
       const r = byHead(scores, H, plain ? key : slots);
-      const a = byHead(before, H, plain ? key : mean ? slots : (x, head) => unit(slots(x, head), 0));
+      const a = byHead(before, H, plain ? key : mean ? slots : (x, head) => unit(slots(x, head), 1e-12));  // 0 where all are silent
       const v = this.linear(`${name}.value_proj`, h), gates = this.linear(`${name}.write_proj`, h), rate = w[`${name}.log_rate`];
       const b = filled(H, (i) => (options.write_gate === "learned" ? sigmoid(gates[i]) * options.max_write : 0));
       const decay = filled(H, (i) => Math.exp(-Math.exp(rate[i]) * softplus(gates[H + i])));  // λ = exp(−exp(A) softplus(·))

@@ -26,6 +26,17 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton here: pip install 'gam-lm[triton]'")
 NAMES = ("g", "state", "read", "write", "value", "gate", "log_decay", "bank", "first")
 
+if importlib.util.find_spec("triton") is not None:
+    import triton
+    import triton.language as tl
+
+    from gam_lm.ops.triton_tiles import put, tile
+
+    @triton.jit
+    def _copy(source, target, Y, X, EXACT: tl.constexpr):
+        y_Y, x_X = tl.arange(0, 16), tl.arange(0, 64)
+        put(target, tile(source, y_Y, Y, x_X, X, X), y_Y, Y, x_X, X, X, EXACT)
+
 
 def parts(B, T, H=2, M=5, E=3):
     """Inputs of the rule and a first state, in float64."""
@@ -104,7 +115,19 @@ def test_heads_of_any_width_and_several_blocks_of_values(M, E):
 @with_triton
 def test_without_a_first_state_and_in_bf16():
     check(parts(2, 34)[:6])
-    check(parts(1, 40), dtype=torch.bfloat16, floor=2.0**-7)  # the interpreter cuts digits off where a GPU rounds
+    check(parts(1, 40), dtype=torch.bfloat16, floor=2.0**-8)
+
+
+@with_triton
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_tile_is_rounded_as_torch_rounds_it(dtype):
+    from gam_lm.ops.delta_rule_triton import INTERPRETED
+
+    ties = torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 2 - 2.0**-8, torch.inf, 0.0]).repeat(10)
+    wide = torch.cat([ties[None], torch.randn(14, 60) * torch.logspace(-4, 4, 60)]).to(DEVICE)
+    narrow = torch.empty_like(wide, dtype=dtype)
+    _copy[(1,)](wide, narrow, *wide.shape, EXACT="interpreted" if INTERPRETED else "ieee")
+    assert torch.equal(narrow, wide.to(dtype))
 
 
 @with_triton

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gam_lm.ops.segments import Packed, pack, whole_rows
+from gam_lm.ops.triton_tiles import dot, put, rounded, tile
 
 CHUNK = 32
 """L at most. With 64 the tiles of L × L do not fit into the registers of a Hopper GPU beside the state, and most of them are spilled to memory."""
@@ -125,42 +126,26 @@ class _Call:
     def forward(self, g: Tensor, last: Tensor, starts: Tensor | None) -> None:
         """Fill ``g`` and ``last``, or if given ``starts`` alone: the states before each chunk."""
         _, H, M, E = self.state_shape
-        _forward[self.grid](
-            *self.inputs, self.first, g, last, last if starts is None else starts, *self.places, H, M, E, STARTS=starts is not None, **self.options
-        )  # fmt: skip
+        with torch.cuda.device_of(g):  # Triton launches on the current device, whatever its tensors lie on
+            _forward[self.grid](
+                *self.inputs, self.first, g, last, last if starts is None else starts, *self.places, H, M, E, STARTS=starts is not None, **self.options
+            )  # fmt: skip
 
     def backward(self, dg: Tensor, dlast: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The gradients of all inputs and of the first state, zeros where there is none."""
         read, write, value, gate, log_decay = self.inputs
         _, H, M, E = self.state_shape
         # Of what all blocks of values share, each block has a part of its own.
-        shared = [_buffer((self.blocks, *each.shape), each, each.dtype if self.blocks == 1 else torch.float32) for each in (read, write, gate, log_decay)]
+        shared = [
+            _buffer((self.blocks, *each.shape), each, each.dtype if self.blocks == 1 else torch.float32) for each in (read, write, gate, log_decay)
+        ]
         dvalue, dfirst = _buffer(value.shape, value), torch.zeros_like(dlast)
-        _backward[self.grid](
-            *self.inputs, starts, dg, dlast, *shared, dvalue, dfirst, *self.places, read.shape[0] * read.shape[1], H, M, E, **self.options
-        )  # fmt: skip
+        with torch.cuda.device_of(dg):
+            _backward[self.grid](
+                *self.inputs, starts, dg, dlast, *shared, dvalue, dfirst, *self.places, read.shape[0] * read.shape[1], H, M, E, **self.options
+            )  # fmt: skip
         dread, dwrite, dgate, ddecay = (each.sum(0).to(like.dtype) for each, like in zip(shared, (read, write, gate, log_decay), strict=True))
         return dread, dwrite, dvalue, dgate, ddecay, dfirst
-
-
-@triton.jit
-def _tile(start, y_Y, Y, x_X, X, stride):
-    """(Y, X) numbers from a matrix whose rows are ``stride`` apart; 0 beyond Y and X."""
-    return tl.load(start + y_Y[:, None] * stride + x_X[None, :], mask=(y_Y < Y)[:, None] & (x_X < X)[None, :], other=0.0)
-
-
-@triton.jit
-def _put(start, tile_YX, y_Y, Y, x_X, X, stride):
-    """The inverse of `_tile`."""
-    tl.store(start + y_Y[:, None] * stride + x_X[None, :], tile_YX, mask=(y_Y < Y)[:, None] & (x_X < X)[None, :])
-
-
-@triton.jit
-def _dot(x_YX, y_XZ, EXACT: tl.constexpr):
-    """A matrix product with sums in fp32; "interpreted" where numpy, which has no bf16, takes it."""
-    if EXACT == "interpreted":
-        return tl.dot(x_YX.to(tl.float32), y_XZ.to(tl.float32))
-    return tl.dot(x_YX, y_XZ, input_precision=EXACT)
 
 
 @triton.jit
@@ -179,8 +164,8 @@ def _decays(log_L, L: tl.constexpr):
 def _system(r_LP, a_LP, b_L, mask_LL, L: tl.constexpr, LEVELS: tl.constexpr, EXACT: tl.constexpr):
     """The scores of reads and of writes, and (I + A)⁻¹."""
     i_L1, i_1L = tl.arange(0, L)[:, None], tl.arange(0, L)[None, :]
-    reads_LL = _dot(r_LP, tl.trans(a_LP), EXACT)
-    writes_LL = _dot(a_LP, tl.trans(a_LP), EXACT)
+    reads_LL = dot(r_LP, tl.trans(a_LP), EXACT)
+    writes_LL = dot(a_LP, tl.trans(a_LP), EXACT)
     A_LL = tl.where(i_L1 > i_1L, b_L[:, None] * writes_LL * mask_LL, 0.0)
     inverse_LL = tl.where(i_L1 == i_1L, 1.0, 0.0)
     for level in tl.static_range(LEVELS):
@@ -189,7 +174,7 @@ def _system(r_LP, a_LP, b_L, mask_LL, L: tl.constexpr, LEVELS: tl.constexpr, EXA
         if level == 0:
             inverse_LL -= C_LL
         else:
-            inverse_LL -= _dot(_dot(inverse_LL, C_LL, EXACT), inverse_LL, EXACT)
+            inverse_LL -= dot(dot(inverse_LL, C_LL, EXACT), inverse_LL, EXACT)
     return reads_LL, writes_LL, inverse_LL
 
 
@@ -201,32 +186,31 @@ def _forward(
     n, h = tl.program_id(0) // H, tl.program_id(0) % H
     m_P, e_S, i_L = tl.arange(0, P), tl.program_id(1) * S + tl.arange(0, S), tl.arange(0, L)
     begin, end, row, j = tl.load(cu_seqlens + n), tl.load(cu_seqlens + n + 1), tl.load(first_row + n), tl.load(chunk + n)
-    low = value.dtype.element_ty
     D_PS = tl.zeros((P, S), tl.float32)
     if row >= 0:
-        D_PS = _tile(first + (row * H + h) * M * E, m_P, M, e_S, E, E)
+        D_PS = tile(first + (row * H + h) * M * E, m_P, M, e_S, E, E)
     for start in range(begin, end, L):
         if STARTS:
-            _put(starts + (j * H + h) * M * E, D_PS, m_P, M, e_S, E, E)
+            put(starts + (j * H + h) * M * E, D_PS, m_P, M, e_S, E, E, EXACT)
         T, token = end - start, start * H + h
-        r_LP, a_LP = _tile(read + token * M, i_L, T, m_P, M, H * M), _tile(write + token * M, i_L, T, m_P, M, H * M)
-        u_LS = _tile(value + token * E, i_L, T, e_S, E, H * E)
+        r_LP, a_LP = tile(read + token * M, i_L, T, m_P, M, H * M), tile(write + token * M, i_L, T, m_P, M, H * M)
+        u_LS = tile(value + token * E, i_L, T, e_S, E, H * E)
         b_L = tl.load(gate + token + i_L * H, mask=i_L < T, other=0.0)
         log_L = tl.load(log_decay + token + i_L * H, mask=i_L < T, other=0.0)
         mask_LL, from_start_L, to_end_L, keep = _decays(log_L, L)
         reads_LL, _, inverse_LL = _system(r_LP, a_LP, b_L, mask_LL, L, LEVELS, EXACT)
-        D_low = D_PS.to(low)
-        error_LS = u_LS - from_start_L[:, None] * _dot(a_LP, D_low, EXACT)
-        W_LS = _dot((inverse_LL * b_L[None, :]).to(low), error_LS.to(low), EXACT).to(low)
+        D_low = rounded(D_PS, value, EXACT)
+        error_LS = u_LS - from_start_L[:, None] * dot(a_LP, D_low, EXACT)
+        W_LS = rounded(dot(rounded(inverse_LL * b_L[None, :], value, EXACT), rounded(error_LS, value, EXACT), EXACT), value, EXACT)
         if not STARTS:
-            g_LS = from_start_L[:, None] * _dot(r_LP, D_low, EXACT) + _dot((reads_LL * mask_LL).to(low), W_LS, EXACT)
-            _put(g + token * E, g_LS, i_L, T, e_S, E, H * E)
-        D_PS = keep * D_PS + _dot(tl.trans((a_LP * to_end_L[:, None]).to(low)), W_LS, EXACT)
+            g_LS = from_start_L[:, None] * dot(r_LP, D_low, EXACT) + dot(rounded(reads_LL * mask_LL, value, EXACT), W_LS, EXACT)
+            put(g + token * E, g_LS, i_L, T, e_S, E, H * E, EXACT)
+        D_PS = keep * D_PS + dot(tl.trans(rounded(a_LP * to_end_L[:, None], value, EXACT)), W_LS, EXACT)
         j += 1
     if not STARTS:
         row = tl.load(last_row + n)
         if row >= 0:
-            _put(last + (row * H + h) * M * E, D_PS, m_P, M, e_S, E, E)
+            put(last + (row * H + h) * M * E, D_PS, m_P, M, e_S, E, E, EXACT)
 
 
 @triton.jit
@@ -237,64 +221,63 @@ def _backward(
     n, h = tl.program_id(0) // H, tl.program_id(0) % H
     m_P, e_S, i_L = tl.arange(0, P), tl.program_id(1) * S + tl.arange(0, S), tl.arange(0, L)
     begin, end, row, j = tl.load(cu_seqlens + n), tl.load(cu_seqlens + n + 1), tl.load(last_row + n), tl.load(chunk + n)
-    low = value.dtype.element_ty
     part = tl.program_id(1).to(tl.int64) * tokens * H
     dD_PS = tl.zeros((P, S), tl.float32)
     if row >= 0:
-        dD_PS = _tile(dlast + (row * H + h) * M * E, m_P, M, e_S, E, E)
+        dD_PS = tile(dlast + (row * H + h) * M * E, m_P, M, e_S, E, E)
     count = (end - begin + L - 1) // L
     for back in range(count):
         c = count - 1 - back
         start = begin + c * L
         T, token = end - start, start * H + h
-        r_LP, a_LP = _tile(read + token * M, i_L, T, m_P, M, H * M), _tile(write + token * M, i_L, T, m_P, M, H * M)
-        u_LS, dg_LS = _tile(value + token * E, i_L, T, e_S, E, H * E), _tile(dg + token * E, i_L, T, e_S, E, H * E)
+        r_LP, a_LP = tile(read + token * M, i_L, T, m_P, M, H * M), tile(write + token * M, i_L, T, m_P, M, H * M)
+        u_LS, dg_LS = tile(value + token * E, i_L, T, e_S, E, H * E), tile(dg + token * E, i_L, T, e_S, E, H * E)
         b_L = tl.load(gate + token + i_L * H, mask=i_L < T, other=0.0)
         log_L = tl.load(log_decay + token + i_L * H, mask=i_L < T, other=0.0)
         mask_LL, from_start_L, to_end_L, keep = _decays(log_L, L)
         reads_LL, writes_LL, inverse_LL = _system(r_LP, a_LP, b_L, mask_LL, L, LEVELS, EXACT)
-        solved_LL = (inverse_LL * b_L[None, :]).to(low)
-        D_PS = _tile(starts + ((j + c) * H + h) * M * E, m_P, M, e_S, E, E)
-        D_low, dD_low = D_PS.to(low), dD_PS.to(low)
-        met_LS = _dot(a_LP, D_low, EXACT)
-        error_LS = (u_LS - from_start_L[:, None] * met_LS).to(low)
-        W_LS = _dot(solved_LL, error_LS, EXACT).to(low)
+        solved_LL = rounded(inverse_LL * b_L[None, :], value, EXACT)
+        D_PS = tile(starts + ((j + c) * H + h) * M * E, m_P, M, e_S, E, E)
+        D_low, dD_low = rounded(D_PS, value, EXACT), rounded(dD_PS, value, EXACT)
+        met_LS = dot(a_LP, D_low, EXACT)
+        error_LS = rounded(u_LS - from_start_L[:, None] * met_LS, value, EXACT)
+        W_LS = rounded(dot(solved_LL, error_LS, EXACT), value, EXACT)
 
         # What was written: read within the chunk, and carried to its end. Then the errors it was solved from.
-        dW_LS = _dot(tl.trans((reads_LL * mask_LL).to(low)), dg_LS, EXACT)
-        dW_LS = (dW_LS + to_end_L[:, None] * _dot(a_LP, dD_low, EXACT)).to(low)
-        derror_LS = _dot(tl.trans(solved_LL), dW_LS, EXACT)
-        _put(dvalue + token * E, derror_LS, i_L, T, e_S, E, H * E)
-        dfound_LS, dmet_LS = (dg_LS * from_start_L[:, None]).to(low), (-derror_LS * from_start_L[:, None]).to(low)
+        dW_LS = dot(tl.trans(rounded(reads_LL * mask_LL, value, EXACT)), dg_LS, EXACT)
+        dW_LS = rounded(dW_LS + to_end_L[:, None] * dot(a_LP, dD_low, EXACT), value, EXACT)
+        derror_LS = dot(tl.trans(solved_LL), dW_LS, EXACT)
+        put(dvalue + token * E, derror_LS, i_L, T, e_S, E, H * E, EXACT)
+        dfound_LS, dmet_LS = rounded(dg_LS * from_start_L[:, None], value, EXACT), rounded(-derror_LS * from_start_L[:, None], value, EXACT)
 
         # The system: d(X⁻¹) = −X⁻ᵀ dX X⁻ᵀ, below the diagonal.
-        dsolved_LL = _dot(dW_LS, tl.trans(error_LS), EXACT)
-        dA_LL = _dot(tl.trans(inverse_LL), dsolved_LL * b_L[None, :], EXACT)
-        dA_LL = -_dot(dA_LL, tl.trans(inverse_LL), EXACT) * mask_LL
+        dsolved_LL = dot(dW_LS, tl.trans(error_LS), EXACT)
+        dA_LL = dot(tl.trans(inverse_LL), dsolved_LL * b_L[None, :], EXACT)
+        dA_LL = -dot(dA_LL, tl.trans(inverse_LL), EXACT) * mask_LL
         dA_LL = tl.where(i_L[:, None] > i_L[None, :], dA_LL, 0.0)
-        dreads_LL = _dot(dg_LS, tl.trans(W_LS), EXACT) * mask_LL
+        dreads_LL = dot(dg_LS, tl.trans(W_LS), EXACT) * mask_LL
         db_L = tl.sum(dsolved_LL * inverse_LL, 0) + tl.sum(dA_LL * writes_LL, 1)
         dwrites_LL = dA_LL * b_L[:, None]
         dmask_LL = dreads_LL * reads_LL + dwrites_LL * writes_LL
 
         # Addresses.
-        dreads_low, dwrites_low = dreads_LL.to(low), dwrites_LL.to(low)
-        dr_LP = _dot(dfound_LS, tl.trans(D_low), EXACT) + _dot(dreads_low, a_LP, EXACT)
-        dinto_LP = _dot(W_LS, tl.trans(dD_low), EXACT)
-        da_LP = _dot(dmet_LS, tl.trans(D_low), EXACT) + dinto_LP * to_end_L[:, None] + _dot(dwrites_low, a_LP, EXACT)
-        da_LP += _dot(tl.trans(dreads_low), r_LP, EXACT) + _dot(tl.trans(dwrites_low), a_LP, EXACT)
-        _put(dread + (part + token) * M, dr_LP, i_L, T, m_P, M, H * M)
-        _put(dwrite + (part + token) * M, da_LP, i_L, T, m_P, M, H * M)
+        dreads_low, dwrites_low = rounded(dreads_LL, value, EXACT), rounded(dwrites_LL, value, EXACT)
+        dr_LP = dot(dfound_LS, tl.trans(D_low), EXACT) + dot(dreads_low, a_LP, EXACT)
+        dinto_LP = dot(W_LS, tl.trans(dD_low), EXACT)
+        da_LP = dot(dmet_LS, tl.trans(D_low), EXACT) + dinto_LP * to_end_L[:, None] + dot(dwrites_low, a_LP, EXACT)
+        da_LP += dot(tl.trans(dreads_low), r_LP, EXACT) + dot(tl.trans(dwrites_low), a_LP, EXACT)
+        put(dread + (part + token) * M, dr_LP, i_L, T, m_P, M, H * M, EXACT)
+        put(dwrite + (part + token) * M, da_LP, i_L, T, m_P, M, H * M, EXACT)
 
         # Gates and decays, whose running sums every later token of the chunk has.
-        dstart_L = tl.sum(dg_LS * _dot(r_LP, D_low, EXACT), 1) - tl.sum(derror_LS * met_LS, 1)
+        dstart_L = tl.sum(dg_LS * dot(r_LP, D_low, EXACT), 1) - tl.sum(derror_LS * met_LS, 1)
         ended_L = tl.sum(dinto_LP * a_LP, 1) * to_end_L
         dsum_L = tl.sum(dmask_LL, 1) - tl.sum(dmask_LL, 0) + dstart_L * from_start_L - ended_L
         dtotal = tl.sum(ended_L, 0) + tl.sum(tl.sum(D_PS * dD_PS, 1), 0) * keep
         tl.store(dgate + part + token + i_L * H, db_L, mask=i_L < T)
         tl.store(ddecay + part + token + i_L * H, tl.cumsum(dsum_L.to(tl.float64), 0, reverse=True).to(tl.float32) + dtotal, mask=i_L < T)
 
-        dD_PS = keep * dD_PS + _dot(tl.trans(r_LP), dfound_LS, EXACT) + _dot(tl.trans(a_LP), dmet_LS, EXACT)
+        dD_PS = keep * dD_PS + dot(tl.trans(r_LP), dfound_LS, EXACT) + dot(tl.trans(a_LP), dmet_LS, EXACT)
     row = tl.load(first_row + n)
     if row >= 0:
-        _put(dfirst + (row * H + h) * M * E, dD_PS, m_P, M, e_S, E, E)
+        put(dfirst + (row * H + h) * M * E, dD_PS, m_P, M, e_S, E, E, EXACT)

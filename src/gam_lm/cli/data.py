@@ -64,8 +64,8 @@ class Prepare:
     """Folder that gets the first ids and the tokenizer, for a machine without the text: `--data FOLDER` of `gam bench` reads it there."""
     carry_tokens: Count = 10_000_000
     """Training tokens that it gets, two bytes each."""
-    carry_valid_tokens: Count = 200_000
-    """Validation tokens that it gets."""
+    carry_valid_tokens: Count = 1_000_000
+    """Validation tokens that it gets, and test tokens where the corpus has them."""
 
     @classmethod
     def defaults(cls, arguments: list[str]) -> list[None]:
@@ -83,5 +83,6 @@ class Prepare:
         if self.carry is not None:
             from gam_lm.data.carried import carry
 
-            carry(corpus, self.carry, {"train": self.carry_tokens, "valid": self.carry_valid_tokens})
+            held_out = {split: self.carry_valid_tokens for split in ("valid", "test") if split in corpus.splits}
+            carry(corpus, self.carry, {"train": self.carry_tokens, **held_out})
             print(f"carried: {self.carry}")

@@ -138,7 +138,7 @@ def test_models_are_of_one_size_whatever_their_positions_need():
     for name in ("transformer-learned", GPT2):
         _, matched = contender(name, BASE, match=True)
         assert configs[name].replace(max_position_embeddings=matched.max_position_embeddings) == matched
-    assert decode._row(GPT2, configs[GPT2], 5, "fp32", "eager", 1)["backend"] == "transformers-sdpa"
+    assert decode._row(GPT2, configs[GPT2], torch.device("cpu"), 5, "fp32", "eager", 1)["backend"] == "transformers-sdpa"
     with pytest.raises(InputError, match="hf:gpt2"):
         decode._config("hf:gpt3", BASE, 5)
 

@@ -342,4 +342,4 @@ def test_the_choice_is_said_once(caplog):
     config = ModelConfig(vocab_size=7, hidden_size=16, num_hidden_layers=3, mixers=("gam", "attention", "mamba"))
     for _ in range(2):
         new_model(config, 0)
-    assert [line for line in caplog.messages if " on cpu" in line] == ["delta rule: torch on cpu", "attention: sdpa on cpu"]
+    assert [line for line in caplog.messages if " on cpu" in line] == ["delta rule: torch on cpu", "attention: sdpa on cpu", "selective scan: torch on cpu"]

@@ -101,9 +101,10 @@ def test_the_compiled_block_is_within_the_reference(opened):
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="no triton here: pip install 'gam-lm[triton]'")
 @pytest.mark.slow
-def test_the_kernel_is_within_the_reference_packed_rows_included(opened, monkeypatch):
+@pytest.mark.parametrize("model", ["gam+backend=triton", "mamba+backend=triton"])
+def test_the_kernel_is_within_the_reference_packed_rows_included(opened, monkeypatch, model):
     monkeypatch.setattr(parity, "PARITY_TOKENS", 20)  # the interpreter is slow
-    parity.measure_parity(["gam+backend=triton"], DRY.base, opened("parity"), CPU, lambda: True)
+    parity.measure_parity([model], DRY.base, opened("parity"), CPU, lambda: True)
     rows = {(row["dtype"], row["variant"]): row for row in opened("parity").rows}
     assert set(rows) == {(d, w) for d in ("fp32", "bf16") for w in ("eager", "packed")}
     assert all(row["within"] for row in rows.values()) and rows["fp32", "eager"]["logits_error"] != rows["fp32", "packed"]["logits_error"]

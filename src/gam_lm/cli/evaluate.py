@@ -142,7 +142,7 @@ class Eval:
         path = results_file(self.out)
         command = command_line()
         results = Results.open(path, command=command, environment=environment(), corpus=corpus_figures(corpus))
-        results.add(row | described(model.config) | {"command": command})
+        results.add(row | described(model.config, next(model.parameters()).device) | {"command": command})
         write_text(self.out / "table.md", context_table(read_results(path)))
         for picture in context_plots(read_results(path), self.out):
             print(f"plot: {picture}")

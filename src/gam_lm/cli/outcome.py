@@ -76,7 +76,7 @@ def keep_figures(trained: Trained, model: LanguageModel, job: Job, floors: dict[
     for name, bits in floors.items():
         nats = bits * math.log(2) * valid.bytes / predicted
         results.add({"model": name, "floor": True, "val_nats_per_token": nats, "val_ppl": math.exp(min(700.0, nats)), "val_bits_per_byte": bits})
-    row = {"model": job.plan.model, "seed": job.recipe.seed, **described(job.config), "train_config": job.recipe.to_dict()}
+    row = {"model": job.plan.model, "seed": job.recipe.seed, **described(job.config, next(model.parameters()).device), "train_config": job.recipe.to_dict()}
     before = results.find(row) or {}
     row |= figures(model, trained, {"val": trained.validation}, job.recipe)
     row |= {

@@ -94,7 +94,7 @@ def bench_decode(
     settings = possible(settings, device)
     configs = {name: _config(name, base, max(contexts) + protocol.room) for name in dict.fromkeys(models)}
     groups = [
-        Group(label=f"{name} {dtype} {variant}, batch {B}", rows=[_row(name, config, n, dtype, variant, B) for n in sorted({*contexts})])
+        Group(label=f"{name} {dtype} {variant}, batch {B}", rows=[_row(name, config, device, n, dtype, variant, B) for n in sorted({*contexts})])
         for B in batch_sizes for dtype, variant in settings for name, config in configs.items() if _serves(name, dtype, variant)
     ]  # fmt: skip
     bandwidth = cache(lambda: _bandwidth(device, isolated))  # once for all models, and only where something is missing
@@ -139,9 +139,9 @@ def _config(name: str, base: Fields, longest: int) -> ModelConfig:
     return config if config.longest is None else config.replace(max_position_embeddings=max(config.longest, longest))
 
 
-def _row(name: str, config: ModelConfig, n: int, dtype: str, variant: str, B: int) -> Row:
+def _row(name: str, config: ModelConfig, device: torch.device, n: int, dtype: str, variant: str, B: int) -> Row:
     """What tells a row from the others."""
-    return {"model": name, **described(config), "context": n, "batch_size": B, "dtype": dtype, "variant": variant}
+    return {"model": name, **described(config, device), "context": n, "batch_size": B, "dtype": dtype, "variant": variant}
 
 
 def _bandwidth(device: torch.device, isolated: bool) -> float:

@@ -131,17 +131,18 @@ def activations_per_token(config: ModelConfig, context: int) -> float:
     return max(mixer_class(name).cost(config, context).activations for name in config.mixers)
 
 
-def described(config: ModelConfig) -> dict[str, Any]:
-    """What a row says of its model: ``backend`` and ``model_config``, and of a baseline how transformers describes it."""
+def described(config: ModelConfig, device: torch.device | None = None) -> dict[str, Any]:
+    """What a row says of its model: ``backend`` and ``model_config``, and of a baseline how transformers describes it; the device as of `backend_name`."""
     if not is_baseline(config):
-        return {"backend": backend_name(config), "model_config": config.to_dict()}
+        return {"backend": backend_name(config, device), "model_config": config.to_dict()}
     baselines = _baselines(config.mixers[0])
     return {"backend": baselines.backend_name(config), "model_config": config.to_dict(), **baselines.columns(config)}
 
 
-def backend_name(config: ModelConfig) -> str:
-    """Which implementations of its mixers run, as results name them."""
-    return "-".join(dict.fromkeys(mixer_class(name).backend_name(config) for name in config.mixers))
+def backend_name(config: ModelConfig, device: torch.device | None = None) -> str:
+    """Which implementations of its mixers run on ``device`` (None: a GPU if there is one), as results name them."""
+    where = None if device is None else str(device)
+    return "-".join(dict.fromkeys(mixer_class(name).backend_name(config, where) for name in config.mixers))
 
 
 def _baseline(name: str, base: Fields, target: int | None) -> ModelConfig:

@@ -31,12 +31,12 @@ ALLOWED = 2.0
 """How many times the error of the plain path a fast one may have (the rule of state-spaces/mamba's tests)."""
 
 KERNELS = {"+backend=fla": "fla", "+backend=triton": "triton"}
-"""How the name of a model on a kernel of the delta rule ends, and the package that the kernel needs."""
+"""How the name of a model on a kernel ends, and the package that the kernel needs."""
 
 LOW = "+backend=fla"
 """The kernel that computes in bf16 whatever is asked for."""
 
-PLAIN = {"sdpa": "+backend=materialised"}
+PLAIN = {"sdpa": "+backend=materialised", "triton": "+backend=torch"}
 """By the backend of a model that has a kernel of its own: the change that makes the plain model that it is held to."""
 
 PARITY_TOKENS = 300
@@ -69,8 +69,8 @@ def measure_parity(
         torch.backends.cuda.matmul.allow_tf32 = False
     for name in models:
         config = named_model(name, base)
-        plain = named_model(without_kernel(name) + PLAIN.get(backend_name(config), ""), base)
-        rows = {(dtype, way): _parity_row(name, config, dtype, way) for dtype in _formats(name) for way in _ways(config, device, dtype, name, compiled_at)}
+        plain = named_model(without_kernel(name) + PLAIN.get(backend_name(config, device), ""), base)
+        rows = {(dtype, way): _parity_row(name, config, device, dtype, way) for dtype in _formats(name) for way in _ways(config, device, dtype, name, compiled_at)}
         if all(results.find(row) is not None for row in rows.values()) or not go_on():
             continue
         references = {packed: _Pass(plain, torch.float64, device, compiled=False, packed=packed) for packed in {way == "packed" for _, way in rows}}
@@ -79,7 +79,7 @@ def measure_parity(
             exact = references[packed]
             trusted = _Pass(plain, DTYPES[dtype], device, compiled=False, packed=packed)
             if way == "graph":
-                logits = _decoded(plain, device)
+                logits = _decoded(config if backend_name(config, device) == "triton" else plain, device)
                 errors = {"logits_error": _error(logits, exact.logits), "plain_logits_error": _error(trusted.logits, exact.logits)}
             else:
                 fast = _Pass(config, DTYPES[dtype], device, compiled=way == "compiled", packed=packed)
@@ -94,7 +94,7 @@ def measure_parity(
 
 
 def on_kernel(name: str) -> bool:
-    """Whether a model of this name runs on a kernel of the delta rule."""
+    """Whether the name of a model asks for a kernel."""
     return name.endswith(tuple(KERNELS))
 
 
@@ -109,7 +109,7 @@ def _formats(name: str) -> tuple[str, ...]:
 
 def _ways(config: ModelConfig, device: torch.device, dtype: str, name: str, compiled_at: int | None) -> list[str]:
     """The plain path as well: its row says what is compared with."""
-    ways = ["eager"] + ["packed"] * on_kernel(name)
+    ways = ["eager"] + ["packed"] * (on_kernel(name) or backend_name(config, device) == "triton")
     if compiled_at is not None and obstacle(device) is None and compiles_at(config, compiled_at):
         ways.append("compiled")
     if device.type == "cuda" and dtype == "fp32" and not on_kernel(name) and not _grows(config):
@@ -123,9 +123,9 @@ def _grows(config: ModelConfig) -> bool:
         return any(mixer_class(name)(config).filled_cache(1, 1, 1, dtype=torch.float32) is not None for name in config.mixers)
 
 
-def _parity_row(name: str, config: ModelConfig, dtype: str, way: str) -> dict[str, Any]:
+def _parity_row(name: str, config: ModelConfig, device: torch.device, dtype: str, way: str) -> dict[str, Any]:
     return {
-        "model": name, "backend": backend_name(config), "model_config": config.to_dict(), "dtype": dtype, "variant": way,
+        "model": name, "backend": backend_name(config, device), "model_config": config.to_dict(), "dtype": dtype, "variant": way,
     }  # fmt: skip
 
 

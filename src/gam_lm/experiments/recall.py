@@ -139,7 +139,7 @@ class _Run:
             "model": self.name, "seed": seed, "task": task.task, "pairs": task.pairs, "sequence_length": task.length,
             "vocab": task.vocab, "gap_power": task.gap_power,
             **({} if task.filler == "random" else {"filler": task.filler}),  # rows that say nothing have random filler
-            **described(self.config), "train_config": own.to_dict(), **self.columns,
+            **described(self.config, self.device), "train_config": own.to_dict(), **self.columns,
         }  # fmt: skip
         label = f"{self.name} {task.task} P={task.pairs} T={task.length} {self.columns.get('variant', f'seed {seed}')}"
         there = results.find(row)

@@ -71,7 +71,7 @@ def scale(
         go_on: asked before each cell; False ends the analysis, to be gone on with later.
     """
     configs = dict(block_contender(name, base) for name in models)
-    rows = [_row(name, T, config, protocol) for T in sorted(dict.fromkeys(lengths)) for name, config in configs.items()]
+    rows = [_row(name, T, config, protocol, device) for T in sorted(dict.fromkeys(lengths)) for name, config in configs.items()]
     given = {"iterations": protocol.iterations, "seconds": protocol.seconds, "accuracy": protocol.accuracy}
 
     def measure(missing: Sequence[Row]) -> Iterator[tuple[Row, Isolated]]:
@@ -82,10 +82,10 @@ def scale(
     measure_missing("scaling", "cells", cells, measure, _name_of, _words, results, go_on)
 
 
-def _row(name: str, T: int, config: ModelConfig, protocol: Protocol) -> Row:
+def _row(name: str, T: int, config: ModelConfig, protocol: Protocol, device: torch.device) -> Row:
     """What tells a cell from the others."""
     return {
-        "model": name, **described(config), "sequence_length": T,
+        "model": name, **described(config, device), "sequence_length": T,
         "batch_size": protocol.batch_size, "dtype": protocol.dtype, "variant": "compiled" if protocol.compiled else "eager",
     }  # fmt: skip
 

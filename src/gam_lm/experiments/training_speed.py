@@ -85,7 +85,7 @@ def bench_train(
     """
     variants = possible(variants, device)
     groups = [
-        Group(label=f"{name}, batch {B}", rows=[_row(name, config, context, B, *each) for each in variants])
+        Group(label=f"{name}, batch {B}", rows=[_row(name, config, device, context, B, *each) for each in variants])
         for B in batch_sizes for name, config in models.items()
     ]  # fmt: skip
     measure_missing(
@@ -107,10 +107,10 @@ def matched(names: Sequence[str], base: Fields) -> dict[str, ModelConfig]:
     return dict(contender(name, base, match=True) for name in names)
 
 
-def _row(name: str, config: ModelConfig, context: int, B: int, way: str, dtype: str) -> Row:
+def _row(name: str, config: ModelConfig, device: torch.device, context: int, B: int, way: str, dtype: str) -> Row:
     """What tells a row from the others."""
     return {
-        "model": name, **described(config), "context": context, "batch_size": B, "dtype": dtype, "variant": way,
+        "model": name, **described(config, device), "context": context, "batch_size": B, "dtype": dtype, "variant": way,
     }  # fmt: skip
 
 

@@ -148,8 +148,8 @@ class Mixer(nn.Module, ABC):
         """Draw the start values that ``config.initialization`` asks for."""
 
     @classmethod
-    def backend_name(cls, config: ModelConfig) -> str:
-        """Which implementation runs for ``config``, as results name it."""
+    def backend_name(cls, config: ModelConfig, device: str | None = None) -> str:
+        """Which implementation runs for ``config`` on ``device`` ("cpu", "cuda:1"; None: a GPU if there is one), as results name it."""
         name = config.options_of(cls.options_type).backend
         return cls.backends[0] if name == "auto" else name
 

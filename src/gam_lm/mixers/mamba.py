@@ -23,7 +23,8 @@ from gam_lm.mixers.base import MOST_LOG_RATE, Cost, Mixer, MixerState, init_line
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.mamba_options import MambaOptions
 from gam_lm.ops.segments import read_segments
-from gam_lm.ops.selective_scan import chunk_length, recomputed_places, selective_scan
+from gam_lm.ops.selective_scan import chunk_length, recomputed_places
+from gam_lm.ops.selective_scan_kernels import automatic_backend, scan_by
 
 STEP_RANGE = (1e-3, 0.1)
 """Step sizes at the start, log-uniform (section 3.6)."""
@@ -40,16 +41,17 @@ def inner_size(config: ModelConfig) -> int:
 
 
 class Mamba(Mixer):
-    """The token mixer of Mamba, with the scan in plain PyTorch.
+    """The token mixer of Mamba, with the scan in plain PyTorch or, on a GPU, by the library's own kernels.
 
     State: the last K − 1 inputs of the convolution (B, K − 1, E) and the state space (B, N, E), together 4·E·(K − 1 + N) bytes a sequence in fp32.
     """
 
     options_type = MambaOptions
+    backends = ("torch", "triton")
     options: MambaOptions
 
     def compiles(self, context: int) -> bool:
-        """Never: the scan's gradient is written out for the CPU's cache, and a compiler takes minutes over its loops."""
+        """Never: the scan's gradient is written out for the CPU's cache, and a compiler takes minutes over its loops; with the kernels nobody has tried."""
         return False
 
     def __init__(self, config: ModelConfig) -> None:
@@ -78,7 +80,8 @@ class Mamba(Mixer):
         if segments is not None:
             dt_BTE = dt_BTE * segments.real_BT[..., None]  # a step of size 0 changes nothing
             index_BT = segments.index_BT
-        y_BTE, scan_state = selective_scan(
+        widest = torch.promote_types(x_BTE.dtype, self.A_log.dtype)
+        y_BTE, scan_state = scan_by(self.options.backend, x_BTE.device.type, N, widest)(
             x_BTE, dt_BTE, -self.A_log.clamp(max=MOST_LOG_RATE).exp(), B_BTN, C_BTN, scan_state, chunk_size=self.options.chunk_size, index_BT=index_BT
         )
         y_BTE = (y_BTE + self.skip * x_BTE).to(x_BTE.dtype) * F.silu(z_BTE)
@@ -113,6 +116,20 @@ class Mamba(Mixer):
         E = inner_size(self.config)
         yield self.in_proj.weight, (E, E)
         yield self.out_proj.weight, (self.config.hidden_size,)
+
+    @classmethod
+    def backend_name(cls, config: ModelConfig, device: str | None = None) -> str:
+        """See `Mixer.backend_name`."""
+        options = config.options_of(MambaOptions)
+        if options.backend != "auto":
+            return options.backend
+        kind = device.partition(":")[0] if device else "cuda" if torch.cuda.is_available() else "cpu"
+        return automatic_backend(kind, options.state_size, torch.get_default_dtype())
+
+    @classmethod
+    def rule(cls, config: ModelConfig) -> str:
+        """See `Mixer.rule`."""
+        return "selective scan"
 
     @classmethod
     def cost(cls, config: ModelConfig, context: int) -> Cost:

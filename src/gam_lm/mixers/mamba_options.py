@@ -23,8 +23,8 @@ class MambaOptions(MixerOptions):
     """Taps of the short causal convolution, the current token included."""
     chunk_size: Positive = 64
     """Tokens that the scan handles at once: speed and memory only, never the result."""
-    backend: Literal["auto", "torch"] = "auto"
-    """torch is the only one."""
+    backend: Literal["auto", "torch", "triton"] = "auto"
+    """auto takes the kernels of triton on an NVIDIA GPU where triton is installed, else torch. A single token is one step in torch whatever is named."""
 
     def resolved(self, hidden_size: int) -> MambaOptions:
         """See `MixerOptions.resolved`."""

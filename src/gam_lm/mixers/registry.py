@@ -78,7 +78,7 @@ def log_backends(config: ModelConfig, device: str) -> None:
     for name in dict.fromkeys(config.mixers):
         kind = mixer_class(name)
         if rule := kind.rule(config):
-            _log_once(f"{rule}: {kind.backend_name(config)} on {device}")
+            _log_once(f"{rule}: {kind.backend_name(config, device)} on {device}")
 
 
 @cache

@@ -21,11 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gam_lm.ops.triton_tiles import rounded
+
 CHUNK = 64
 """L."""
 
 CHANNELS, WARPS = 32, 1
-"""Channels of a program. A thread has all states of one channel, so that y needs no exchange between threads."""
+"""Channels of a program. It is one warp, so that what its threads exchange takes no barrier between warps."""
 
 CARRIED = 128
 """Numbers of state that a program of `_carry` has."""
@@ -38,6 +40,9 @@ FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether TRITON_INTERPRET was set at import: the kernels run as numpy, on a CPU."""
+
+EXACT = "interpreted" if INTERPRETED else "ieee"
+"""As gam_lm.ops.triton_tiles takes it."""
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 
@@ -59,10 +64,11 @@ def selective_scan(
     Returns:
         y (B, T, E) and the state (B, N, E) after the rows, both in fp32.
     """
-    call = _Call(x, dt, A, B, C, first, index)
-    y = _buffer(x.shape, x)
-    starts, _, last = call.starts()
-    _forward[call.grid](*call.inputs, call.index, starts, y, *call.sizes, **call.options)
+    with torch.cuda.device_of(x):  # Triton launches on the current device, whatever its tensors lie on
+        call = _Call(x, dt, A, B, C, first, index)
+        y = _buffer(x.shape, x)
+        starts, _, last = call.starts()
+        _forward[call.grid](*call.inputs, call.index, starts, y, *call.sizes, **call.options)
     return y, last
 
 
@@ -75,7 +81,8 @@ def _shapes(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, first: Tenso
 def _selective_scan_backward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, first: Tensor | None, index: Tensor | None, dy: Tensor, dlast: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _Call(x, dt, A, B, C, first, index).backward(dy.contiguous(), dlast.contiguous())
+    with torch.cuda.device_of(x):
+        return _Call(x, dt, A, B, C, first, index).backward(dy.contiguous(), dlast.contiguous())
 
 
 @_selective_scan_backward.register_fake
@@ -144,7 +151,7 @@ class _Call:
         states = _buffer((chunks, CHUNK, N, E), x)
         for begin in range(0, self.grid[0], chunks):
             grid = (min(chunks, self.grid[0] - begin), self.blocks)
-            _backward[grid](*self.inputs, self.index, dy, starts, ends, states, dx, ddt, dB, dC, begin, B.numel(), *self.sizes, **self.options)
+            _backward[grid](*self.inputs, self.index, dy, starts, ends, states, dx, ddt, dB, dC, begin, B.numel(), *self.sizes, EXACT=EXACT, **self.options)
         return dx, ddt, ends.sum(0), dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype), dfirst  # `_backward` left dA where it found the ends
 
 
@@ -241,7 +248,7 @@ def _forward(
 @triton.jit(do_not_specialize=["begin_chunk"])
 def _backward(
     x, dt, A, B, C, index, dy, starts, ends, states, dx, ddt, dB, dC, begin_chunk, part, T, J, N, E,
-    L: tl.constexpr, P: tl.constexpr, S: tl.constexpr, PACKED: tl.constexpr,
+    L: tl.constexpr, P: tl.constexpr, S: tl.constexpr, PACKED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     chunk = begin_chunk + tl.program_id(0).to(tl.int64)
     row, begin = chunk // J, (chunk % J) * L
@@ -275,7 +282,7 @@ def _backward(
         g_PS *= _decay(dt_S, rate_PS, index, row, begin + i, T, PACKED)
         q_PS = g_PS * before_PS  # the gradient of dt A
         dA_PS += q_PS * dt_S[None, :]
-        tl.store(dx + token * E + e_S, du_S * dt_S, mask=in_S)
-        tl.store(ddt + token * E + e_S, du_S * x_S + tl.sum(q_PS * A_PS, 0), mask=in_S)
+        tl.store(dx + token * E + e_S, rounded(du_S * dt_S, dx, EXACT), mask=in_S)
+        tl.store(ddt + token * E + e_S, rounded(du_S * x_S + tl.sum(q_PS * A_PS, 0), ddt, EXACT), mask=in_S)
         h_PS = before_PS
     tl.store(ends + chunk * N * E + at_PS, dA_PS, mask=in_PS)

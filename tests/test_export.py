@@ -23,8 +23,8 @@ from gam_lm.export.onnx import OnnxGraph, _solve_unit_lower
 from gam_lm.export.operators import as_operators
 from gam_lm.export.write import export
 from gam_lm.inference.int8 import Int8Linear, quantize_int8
-from gam_lm.mixers import attention, key_value_cache, written_memory
-from gam_lm.ops import delta_rule
+from gam_lm.mixers import attention, key_value_cache
+from gam_lm.ops import delta_rule, delta_rule_kernels
 
 SMALL = {**BASE, "vocab_size": 270, "options": BASE["options"] | {"gated_deltanet": {"num_heads": 2, "chunk_size": 8}}}
 STREAMED = ["gam-static", "gam-mean", "gam", "gam-slots", ("gam", "gated_deltanet"), WINDOWED, "transformer"]
@@ -176,10 +176,10 @@ def test_an_export_is_timed_in_both_forms_and_gone_on_with(tmp_path, capsys):
 
 
 def test_modules_have_their_own_functions_back_after_a_trace():
-    before = written_memory.delta_memory, attention.attend
+    before = delta_rule_kernels.delta_memory, attention.attend
     with as_operators():
-        assert written_memory.delta_memory is not before[0] and attention.attend is not before[1]
-    assert (written_memory.delta_memory, attention.attend) == before == (delta_rule.delta_memory, key_value_cache.attend)
+        assert delta_rule_kernels.delta_memory is not before[0] and attention.attend is not before[1]
+    assert (delta_rule_kernels.delta_memory, attention.attend) == before == (delta_rule.delta_memory, key_value_cache.attend)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -1,7 +1,6 @@
 """All that a GPU can tell, within minutes: parity of every fast path, Table 2, blocks up to 65,536 tokens, training at two sizes, decoding with CUDA graphs.
 
-Each part has its own folder with a results.json, so that what time did not allow is what the next call goes on with. Written where no GPU was at hand: until it
-has run on one, its figures are empty, not guessed.
+Each part has its own folder with a results.json, so that what time did not allow is what the next call goes on with.
 
 Shapes: B rows, T tokens.
 """
@@ -21,7 +20,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.diagnostics.cost import enlarged
 from gam_lm.experiments import decode, scaling, training_speed
 from gam_lm.experiments.measuring import emulated
-from gam_lm.experiments.parity import KERNELS, PARITY_TOKENS, compiles_at, measure_parity, on_kernel
+from gam_lm.experiments.parity import KERNELS, PARITY_TOKENS, PLAIN, compiles_at, measure_parity, on_kernel
 from gam_lm.presets import compared
 from gam_lm.presets.models import Fields, named_model
 from gam_lm.results import Results
@@ -135,12 +134,22 @@ class _Run:
         except Exception:
             logger.exception("%s failed", name)
             self.failed.append(name)
+            if self.device.type == "cuda":
+                self._survived()
 
-    def parity(self, models: Sequence[str], context: int) -> None:
+    def _survived(self) -> None:
+        """After some errors a GPU does nothing more for this process: then the rest is left to the next call."""
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            logger.error("the GPU is lost to this process: the same command goes on with what is missing")
+            self.deadline = None
+
+    def parity(self, models: Sequence[str], compiled_at: int | None = None) -> None:
         """See gam_lm.experiments.parity; a step for each model."""
         for name in models:
             self.take(f"parity of {name}", partial(
-                measure_parity, [name], self.plan.base, self.opened("parity"), self.device, self.go_on, compiled_at=context if self.plan.compiled else None
+                measure_parity, [name], self.plan.base, self.opened("parity"), self.device, self.go_on, compiled_at=compiled_at
             ))  # fmt: skip
 
     def scale(self, models: Sequence[str], lengths: Sequence[int], dtype: str, *, compiled: bool = False) -> None:
@@ -206,25 +215,28 @@ def bench_gpu(plan: Plan, opened: Open, device: torch.device, *, seconds: float)
     models, blocks = ([name for name in names if name not in missing] for names in (plan.models, plan.blocks))
     longest = max(plan.lengths)
     quick = [name for name in models if plan.compiled and compiles_at(named_model(name, plan.base), longest)]
-    rest = [name for name in models if name not in quick]
     run = _Run(plan, opened, device, seconds)
 
-    run.parity([*models, *(name for name in blocks if on_kernel(name) and name not in models)], longest)
+    published = training_speed.matched(models, plan.base)
+    large = {name: enlarged(named_model(name, plan.base), *plan.large) for name in models}
+    T = min(256, plan.base.get("max_position_embeddings", 256))
+    run.parity([*models, *(name for name in blocks if on_kernel(name) and name not in models)])
+    run.train(published, plan.tokens, T, ("plain", "eager"))
     run.scale([*models, MATERIALISED], plan.lengths, "fp16" if device.type == "cuda" else "fp32")
     run.compare_blocks(blocks)
-    published = training_speed.matched(models, plan.base)
-    T = min(256, plan.base.get("max_position_embeddings", 256))
-    run.train({name: published[name] for name in quick}, plan.tokens, T, ("plain", "eager", "compiled"))
-    run.train({name: published[name] for name in rest}, plan.tokens, T, ("plain", "eager"))
-    run.decode([name for name in models if not on_kernel(name)])
     for T_large in plan.contexts:
-        for some, ways in ((quick, ("eager", "compiled")), (rest, ("eager",))):
-            run.train({name: enlarged(named_model(name, plan.base), *plan.large) for name in some}, plan.large_tokens, T_large, ways)
-    run.scale([*rest, MATERIALISED], plan.lengths, "bf16")
-    for name in quick:
-        run.scale([name], plan.compiled_lengths, "bf16", compiled=True)
+        run.train(large, plan.large_tokens, T_large, ("eager",))
+    run.decode([name for name in models if not on_kernel(name) and not name.endswith(PLAIN["triton"])])
+    run.scale([*models, MATERIALISED], plan.lengths, "bf16")
 
-    slow = [name for name in rest if plan.compiled and compiles_at(published[name], T)]  # on short contexts alone, a minute for each
+    # Compiling takes up to a minute for each.
+    for name in quick:
+        run.train({name: published[name]}, plan.tokens, T, ("compiled",))
+        run.parity([name], longest)
+        run.scale([name], plan.compiled_lengths, "bf16", compiled=True)
+        for T_large in plan.contexts:
+            run.train({name: large[name]}, plan.large_tokens, T_large, ("compiled",))
+    slow = [name for name in models if name not in quick and plan.compiled and compiles_at(published[name], T)]  # on short contexts alone
     run.train({name: published[name] for name in slow}, plan.tokens, T, ("compiled",))
-    run.parity(slow, PARITY_TOKENS)
+    run.parity(slow, PARITY_TOKENS if plan.compiled else None)
     return run.failed

@@ -75,6 +75,8 @@ def measure_parity(
             continue
         references = {packed: _Pass(plain, torch.float64, device, compiled=False, packed=packed) for packed in {way == "packed" for _, way in rows}}
         for (dtype, way), row in rows.items():
+            if results.find(row) is not None:
+                continue
             packed = way == "packed"
             exact = references[packed]
             trusted = _Pass(plain, DTYPES[dtype], device, compiled=False, packed=packed)

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from types import FunctionType
 from typing import Any
@@ -111,12 +112,14 @@ def graphed_step(step: Step, token_B1: Tensor, state: State) -> Callable[[Tensor
         logits_B1V, after = step(token_B1, state)
         _carry(kept, _tensors(after))
 
-    def replay(next_B1: Tensor) -> Tensor:
-        token_B1.copy_(next_B1)
-        graph.replay()
-        return logits_B1V
+    return partial(_replay, graph, token_B1, logits_B1V, kept)
 
-    return replay
+
+def _replay(graph: Any, token_B1: Tensor, logits_B1V: Tensor, kept: list[Tensor], next_B1: Tensor) -> Tensor:
+    """``kept`` is the state that the graph reads and writes by its address: nobody else may hold it, and memory that is free is soon another's."""
+    token_B1.copy_(next_B1)
+    graph.replay()
+    return logits_B1V
 
 
 def _tensors(state: State) -> list[Tensor]:

@@ -92,7 +92,7 @@ class Mixer(nn.Module, ABC):
     """Its options class."""
 
     backends: ClassVar[tuple[str, ...]] = ("torch",)
-    """Names of its implementations; the first is what backend="auto" takes."""
+    """Names of its implementations; the first is what backend="auto" takes unless `automatic_backend` says otherwise."""
 
     prefill_tokens: ClassVar[int | None] = None
     """Tokens that one exported graph takes at a time: a number, 0 for any, None where the mixer cannot be exported; an instance may set its own."""
@@ -151,7 +151,14 @@ class Mixer(nn.Module, ABC):
     def backend_name(cls, config: ModelConfig, device: str | None = None) -> str:
         """Which implementation runs for ``config`` on ``device`` ("cpu", "cuda:1"; None: a GPU if there is one), as results name it."""
         name = config.options_of(cls.options_type).backend
-        return cls.backends[0] if name == "auto" else name
+        if name != "auto":
+            return name
+        return cls.automatic_backend(config, device.partition(":")[0] if device else "cuda" if torch.cuda.is_available() else "cpu")
+
+    @classmethod
+    def automatic_backend(cls, config: ModelConfig, device_type: str) -> str:
+        """What backend="auto" takes on a device."""
+        return cls.backends[0]
 
     @classmethod
     def rule(cls, config: ModelConfig) -> str:

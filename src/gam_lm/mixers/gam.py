@@ -36,6 +36,7 @@ from gam_lm.mixers.written_memory import WrittenMemory
 from gam_lm.ops.causal_conv import last_inputs
 from gam_lm.ops.chunks import chunk_tokens
 from gam_lm.ops.context_parallel import inputs_before, number_segments
+from gam_lm.ops.delta_rule_kernels import automatic_backend
 from gam_lm.ops.segments import Segments
 
 MAX_UNROLLED = 16
@@ -76,12 +77,22 @@ class GAMMixer(Mixer):
         paths, new_state = self._paths(x_BTD, self._gates(x_BTD), state, segments)
         return sum(paths[1:], paths[0]), new_state
 
+    @classmethod
+    def automatic_backend(cls, config: ModelConfig, device_type: str) -> str:
+        """See `Mixer.automatic_backend`."""
+        options = config.options_of(GAMOptions)
+        if not options.written or options.write != "delta":
+            return "torch"
+        return automatic_backend(device_type, (options.num_memory_slots or config.hidden_size) // (options.num_heads or 1), torch.get_default_dtype())
+
     def compiles(self, context: int) -> bool:
         """See `Mixer.compiles`."""
-        if not isinstance(self.written, WrittenMemory) or self.backend == "triton":
+        if not isinstance(self.written, WrittenMemory):
             return True
-        size = self.options.chunk_size
-        return context <= MAX_UNROLLED * (chunk_tokens(size, self.written.address.device) if self.options.write == "delta" else size)
+        size, device = self.options.chunk_size, self.written.address.device
+        if self.backend_name(self.config, str(device)) == "triton":
+            return True
+        return context <= MAX_UNROLLED * (chunk_tokens(size, device) if self.options.write == "delta" else size)
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See `Mixer.matrices`."""

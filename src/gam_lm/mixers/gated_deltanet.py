@@ -23,8 +23,7 @@ from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.gated_deltanet_options import GatedDeltaNetOptions
 from gam_lm.ops.chunks import CPU_CHUNK, chunk_tokens
 from gam_lm.ops.context_parallel import delta_over_pieces, number_segments
-from gam_lm.ops.delta_rule import delta_memory
-from gam_lm.ops.delta_rule_kernels import DELTA_KERNELS
+from gam_lm.ops.delta_rule_kernels import automatic_backend, delta_rule_by
 
 RATE_RANGE, STEP_RANGE = (1.0, 16.0), (1e-3, 0.1)
 """Decays at initialisation, as published: exp(A) uniform, softplus(dt) log-uniform."""
@@ -81,7 +80,7 @@ class GatedDeltaNet(Mixer):
             gate_BTH, log_decay_BTH = (each * segments.real_BT[..., None] for each in (gate_BTH, log_decay_BTH))
             index_BT = segments.index_BT
         M, E = q.shape[-1], v.shape[-1]
-        rule = DELTA_KERNELS.get(self.options.backend) or delta_memory
+        rule = delta_rule_by(self.options.backend, q, v)
         bank_HME = v.new_zeros(self.num_heads, M, E)
         g_BTHE, (memory,) = delta_over_pieces(rule)(
             q / math.sqrt(M), k, v, gate_BTH, log_decay_BTH, bank_HME, None if memory is None else (memory,),
@@ -90,9 +89,16 @@ class GatedDeltaNet(Mixer):
         g_BTHE = F.rms_norm(g_BTHE, (E,), eps=self.config.layer_norm_eps) * self.norm
         return self.out_proj(g_BTHE.flatten(-2) * F.silu(self.gate_proj(x_BTD))), (conv_state, memory)
 
+    @classmethod
+    def automatic_backend(cls, config: ModelConfig, device_type: str) -> str:
+        """See `Mixer.automatic_backend`."""
+        H, Q, _ = sizes(config)
+        return automatic_backend(device_type, Q // H, torch.get_default_dtype())
+
     def compiles(self, context: int) -> bool:
         """See `Mixer.compiles`."""
-        return self.backend == "triton" or context <= MAX_UNROLLED * chunk_tokens(self.options.chunk_size, self.out_proj.weight.device)
+        device = self.out_proj.weight.device
+        return self.backend_name(self.config, str(device)) == "triton" or context <= MAX_UNROLLED * chunk_tokens(self.options.chunk_size, device)
 
     def matrices(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """See `Mixer.matrices`."""

@@ -27,7 +27,8 @@ class GatedDeltaNetOptions(MixerOptions):
     chunk_size: Positive = 64
     """Tokens that the rule handles at once: speed and memory only, never the result."""
     backend: Literal["auto", "torch", "fla", "triton"] = "auto"
-    """torch, or a kernel for a GPU: flash-linear-attention's, or the library's own (triton); auto is torch."""
+    """torch, or a kernel for a GPU: flash-linear-attention's, or the library's own (triton), which auto takes on an NVIDIA GPU
+    where triton is installed, else torch."""
 
     def resolved(self, hidden_size: int) -> GatedDeltaNetOptions:
         """See `MixerOptions.resolved`."""

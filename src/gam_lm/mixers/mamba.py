@@ -118,13 +118,9 @@ class Mamba(Mixer):
         yield self.out_proj.weight, (self.config.hidden_size,)
 
     @classmethod
-    def backend_name(cls, config: ModelConfig, device: str | None = None) -> str:
-        """See `Mixer.backend_name`."""
-        options = config.options_of(MambaOptions)
-        if options.backend != "auto":
-            return options.backend
-        kind = device.partition(":")[0] if device else "cuda" if torch.cuda.is_available() else "cpu"
-        return automatic_backend(kind, options.state_size, torch.get_default_dtype())
+    def automatic_backend(cls, config: ModelConfig, device_type: str) -> str:
+        """See `Mixer.automatic_backend`."""
+        return automatic_backend(device_type, config.options_of(MambaOptions).state_size, torch.get_default_dtype())
 
     @classmethod
     def rule(cls, config: ModelConfig) -> str:

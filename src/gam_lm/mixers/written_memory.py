@@ -18,8 +18,7 @@ from gam_lm.mixers.base import INIT_STD, MOST_LOG_RATE, Cost, init_linear, resid
 from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.ops.chunks import CPU_CHUNK
 from gam_lm.ops.context_parallel import delta_over_pieces, mean_over_pieces
-from gam_lm.ops.delta_rule import delta_memory
-from gam_lm.ops.delta_rule_kernels import DELTA_KERNELS
+from gam_lm.ops.delta_rule_kernels import delta_rule_by
 from gam_lm.ops.held import delta_held, mean_held
 from gam_lm.ops.mean_rule import mean_memory
 from gam_lm.ops.read_sources import MemoryInputs, Sources, delta_sources, mean_sources
@@ -70,7 +69,7 @@ class WrittenMemory(Addresses):
         if self.prior is not None:
             g_BTHE, state = mean_over_pieces(mean_memory)(*written, F.softplus(self.prior), state, chunk_size=L, index_BT=index_BT)
         else:
-            rule = DELTA_KERNELS.get(self.options.backend) or delta_memory
+            rule = delta_rule_by(self.options.backend, inputs.read_BTHM, inputs.value_BTHE)
             g_BTHE, state = delta_over_pieces(rule)(*written, state, chunk_size=L, index_BT=index_BT)
         g_BTD = F.rms_norm(g_BTHE, g_BTHE.shape[-1:], eps=self.config.layer_norm_eps).flatten(-2) * self.norm
         return self.out_proj(g_BTD if gate_BTD is None else gate_BTD * g_BTD), state

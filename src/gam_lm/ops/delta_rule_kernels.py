@@ -12,7 +12,12 @@ from torch import Tensor
 
 from gam_lm.errors import InputError, MissingExtraError
 from gam_lm.ops.chunks import LEAST_LOG_DECAY
+from gam_lm.ops.delta_rule import delta_memory
 from gam_lm.ops.segments import pack
+from gam_lm.ops.triton_there import has_triton
+
+MOST_SLOTS = 256
+"""The largest M of our kernel: a program holds the state of so many slots in registers."""
 
 
 def fla_delta_memory(
@@ -103,7 +108,7 @@ def triton_delta_memory(
         InputError: for what it has no kernel for: a device that is no GPU (unless TRITON_INTERPRET is set), fp64, heads of too many slots.
     """
     try:
-        from gam_lm.ops.delta_rule_triton import FORMATS, INTERPRETED, MOST_SLOTS, delta_rule
+        from gam_lm.ops.delta_rule_triton import FORMATS, INTERPRETED, delta_rule
     except ImportError as error:
         raise MissingExtraError("triton", "triton", "backend 'triton'") from error
     low, device, (B, T, _, M) = value_BTHE.dtype, read_BTHM.device.type, read_BTHM.shape
@@ -125,4 +130,16 @@ def triton_delta_memory(
 
 
 DELTA_KERNELS: Mapping[str, Callable[..., tuple[Tensor, tuple[Tensor]]]] = {"fla": fla_delta_memory, "triton": triton_delta_memory}
-"""By the name of a backend."""
+"""By the name of a backend that is not torch."""
+
+
+def automatic_backend(device_type: str, slots: int, dtype: torch.dtype) -> str:
+    """What "auto" takes: our kernel on a GPU where triton is installed and it has format and size, else plain PyTorch."""
+    return "triton" if device_type == "cuda" and has_triton() and dtype != torch.float64 and slots <= MOST_SLOTS else "torch"
+
+
+def delta_rule_by(backend: str, read_BTHM: Tensor, value_BTHE: Tensor) -> Callable[..., tuple[Tensor, tuple[Tensor]]]:
+    """The rule of a backend's name for such reads and values; a single token is one step in plain PyTorch, unless a kernel is named."""
+    if backend == "auto":
+        backend = "torch" if read_BTHM.shape[1] <= 1 else automatic_backend(read_BTHM.device.type, read_BTHM.shape[-1], value_BTHE.dtype)
+    return delta_memory if backend == "torch" else DELTA_KERNELS[backend]

@@ -12,6 +12,7 @@ Products are taken in the dtype of the values, the system, the decays and the st
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,11 +23,11 @@ from torch import Tensor
 from gam_lm.ops.segments import Packed, pack, whole_rows
 from gam_lm.ops.triton_tiles import dot, put, rounded, tile
 
-CHUNK = 32
-"""L at most. With 64 the tiles of L × L do not fit into the registers of a Hopper GPU beside the state, and most of them are spilled to memory."""
+CHUNK = 16
+"""L. The tiles of L × L share the registers with the state: on an H200, 64 tokens of bf16 took twice the time of 16 or 32, and in fp32 16 are the fastest."""
 
-MOST_SLOTS, VALUES = 256, 64
-"""The largest M, and the largest E of a program: it holds the state of both in registers."""
+VALUES = 64
+"""The largest E of a program, which holds the state of it and of M in registers."""
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 """Of the values."""
@@ -97,6 +98,23 @@ def _buffer(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = No
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
 
 
+def _places(rows: Packed, B: int, continued: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each sequence: where it starts (N + 1), the row whose first state it goes on from, the row whose last state it leaves, −1 for none, and its first chunk."""
+    none_N = torch.full_like(rows.row_N, -1)
+    last_row_N = none_N.clone()
+    last_row_N[rows.last_B] = torch.arange(B, device=none_N.device)
+    first_row_N = torch.where(rows.continues_N, rows.row_N, none_N) if continued else none_N
+    count_N = (rows.cu_seqlens.diff() + CHUNK - 1) // CHUNK
+    return rows.cu_seqlens, first_row_N, last_row_N, count_N.cumsum(0) - count_N
+
+
+@lru_cache(maxsize=64)
+def _whole_places(B: int, T: int, continued: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of rows that are a sequence each: the same in every layer and step, and a dozen launches to find."""
+    with torch.inference_mode(False):
+        return _places(whole_rows(B, T, device), B, continued)
+
+
 class _Call:
     """The arguments of the kernels for one call."""
 
@@ -105,22 +123,19 @@ class _Call:
     ) -> None:
         B, T, H, M = read.shape
         E = value.shape[-1]
-        rows: Packed = whole_rows(B, T, read.device) if index is None else pack(index)
-        N, L = len(rows.row_N), min(CHUNK, max(16, triton.next_power_of_2(T)))
-        count_N = (rows.cu_seqlens.diff() + L - 1) // L
-        last_row_N = torch.full_like(rows.row_N, -1)
-        last_row_N[rows.last_B] = torch.arange(B, device=read.device)
-        first_row_N = torch.where(rows.continues_N, rows.row_N, -1) if first is not None else torch.full_like(rows.row_N, -1)
+        L, P = CHUNK, max(16, triton.next_power_of_2(M))
+        self.places = _whole_places(B, T, first is not None, read.device) if index is None else _places(pack(index), B, first is not None)
+        N = len(self.places[1])
         self.inputs = [each.contiguous() for each in (read, write, value, gate, log_decay)]
         self.first = (gate if first is None else first).contiguous()  # of no sequence, where none is given
-        self.places = rows.cu_seqlens, first_row_N, last_row_N, count_N.cumsum(0) - count_N
         self.state_shape, self.chunks = (B, H, M, E), B * T // L + N
         S = min(VALUES, max(16, triton.next_power_of_2(E)))
         self.blocks = triton.cdiv(E, S)
         self.grid = (N * H, self.blocks)
         self.options: dict[str, Any] = {
-            "L": L, "P": max(16, triton.next_power_of_2(M)), "S": S, "LEVELS": L.bit_length() - 1,
-            "EXACT": "interpreted" if INTERPRETED else "ieee" if value.dtype == torch.float32 else "tf32x3", "num_warps": 8, "num_stages": 1,
+            "L": L, "P": P, "S": S, "LEVELS": L.bit_length() - 1,
+            "EXACT": "interpreted" if INTERPRETED else "tf32x3",  # as exact as fp32, on tensor cores
+            "num_warps": 4 if P <= 64 else 8, "num_stages": 1,
         }  # fmt: skip
 
     def forward(self, g: Tensor, last: Tensor, starts: Tensor | None) -> None:

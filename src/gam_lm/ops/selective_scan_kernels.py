@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from gam_lm.errors import InputError, MissingExtraError
 from gam_lm.ops.selective_scan import selective_scan
+from gam_lm.ops.triton_there import has_triton
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 
@@ -58,7 +57,7 @@ def triton_selective_scan(
 
 def automatic_backend(device_type: str, states: int, dtype: torch.dtype) -> str:
     """What "auto" takes: the kernels on a GPU where triton is installed and they have format and size, else plain PyTorch."""
-    return "triton" if device_type == "cuda" and _has_triton() and dtype != torch.float64 and states <= MOST_STATES else "torch"
+    return "triton" if device_type == "cuda" and has_triton() and dtype != torch.float64 and states <= MOST_STATES else "torch"
 
 
 def scan_by(backend: str, device_type: str, states: int, dtype: torch.dtype) -> Scan:
@@ -66,8 +65,3 @@ def scan_by(backend: str, device_type: str, states: int, dtype: torch.dtype) -> 
     if backend == "auto":
         backend = automatic_backend(device_type, states, dtype)
     return triton_selective_scan if backend == "triton" else selective_scan
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None

@@ -14,10 +14,10 @@ TRAINED = ("gam-static", "gam", "gam-mean", "gam-slots", "transformer", "mamba")
 DECODED = ("gam-static", "gam", "gam-mean", "gam-slots", "gam-hybrid", "transformer", "mamba", "hf:gpt2")
 """Of `gam bench-decode`; hf:gpt2 is Transformers' own with its cache."""
 
-ON_GPU = ("gam-static", "gam", "gam+backend=triton", "gam+backend=fla", "gam-mean", "llama", "gated-deltanet", "mamba")
-"""Of `gam bench-gpu`; llama's attention is PyTorch's fused one, flash attention on a GPU."""
+ON_GPU = ("gam", "llama", "mamba", "gam-static", "gam+backend=torch", "gam-mean", "gated-deltanet")
+"""Of `gam bench-gpu`; backends that are not named are a GPU's own: Triton kernels, and for llama PyTorch's fused attention."""
 
-BLOCKS_ON_GPU = (*ON_GPU, "gated-deltanet+backend=triton", "gated-deltanet+backend=fla")
+BLOCKS_ON_GPU = (*ON_GPU, "gam+backend=fla", "gated-deltanet+backend=fla", "mamba+backend=torch")
 """Of its comparison of blocks."""
 
 DRY = ("gam-static", "gam", "transformer", "mamba")

@@ -1,4 +1,4 @@
-"""`gam eval`: the loss of a trained model, how much of its context it uses, and what it reaches in the tasks of lm-evaluation-harness."""
+"""`gam eval`: the loss of trained models, how much of their context they use, and what they reach in the tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ STREAMED_AT_ONCE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Measure a trained model on a whole split."""
+    """Measure trained models on a whole split, or on tasks."""
 
     first: ClassVar[dict[str, tuple[str, ...]]] = {
         "Model and text": ("run_directory", "data", "split"),
-        "What is measured": ("context", "context_use", "stream", "harness"),
+        "What is measured": ("context", "context_use", "stream", "tasks", "harness"),
         "Output": ("out", "json", "device"),
     }
 
-    run_directory: Path
-    """Run directory of the model."""
+    run_directory: tuple[Path, ...]
+    """Run directory of the model, or of several."""
     data: str | None = None
-    """Corpus name or path."""
+    """Corpus name or path; with --tasks the text that the floors count."""
     split: Literal["train", "valid", "test"] = "valid"
     """Which split."""
     context: Count | None = None
@@ -47,16 +47,18 @@ class Eval:
     """Targets of --context-use."""
     stream: bool = False
     """Also the loss over the whole split as one text, the state carried over all block borders."""
+    tasks: tuple[str, ...] = ()
+    """blimp lambada arc_easy piqa instead of a text, from files under $GAM_DATA/eval: one table of all models, beside counts of --data."""
     harness: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness, e.g. wikitext lambada_openai blimp, instead of a text."""
     harness_tasks: Path | None = None
     """Folder of own task descriptions in YAML for --harness."""
     examples: Count | None = None
-    """Of each task of --harness the first so many, to try it out."""
+    """Of each task of --tasks or --harness the first so many, to try it out."""
     out: Path | None = None
     """Folder for results.json, table.md and the plots; further models are added to what is there."""
     batch_size: Count = 16
-    """Blocks at once; changes no figure."""
+    """Blocks at once, or requests of --context tokens; changes no figure."""
     start: Path | None = None
     """Initial memory that `gam tune-state` wrote for this run."""
     device: str = "auto"
@@ -66,29 +68,42 @@ class Eval:
 
     def run(self) -> None:
         """Evaluate, print, and with --out write."""
-        if self.harness:
-            self._harness()
-            return
+        if self.tasks and self.harness:
+            raise InputError("tasks and harness are both given: use one, --tasks for files under $GAM_DATA/eval")
+        if not self.tasks and not self.harness and self.data is None:
+            raise InputError("data is not given: use --data with a corpus name or a path, --tasks or --harness with tasks")
+        found: Any
+        if self.tasks:
+            found = self._tasks()
+        else:
+            each = [self._harness(path) if self.harness else self._text(path) for path in self.run_directory]
+            found = each[0] if len(each) == 1 else each
+        if self.json:
+            print(json.dumps(found))
+
+    def _text(self, path: Path) -> dict[str, Any]:
+        """Measure one model on the split."""
         from gam_lm.checkpoint import load_tokenizer_of
         from gam_lm.cli.starting import load_started
         from gam_lm.data.tokens import prepare
         from gam_lm.training.directory import trained_with
         from gam_lm.training.evaluate import evaluate
 
-        if self.data is None:
-            raise InputError("data is not given: use --data with a corpus name or a path, or --harness with tasks")
-        model = load_started(self.run_directory, self.start, self.device)
-        load_tokenizer_of(self.run_directory)
-        corpus = prepare(self.data, tokenizer=str(self.run_directory / "tokenizer.json"))
+        assert self.data is not None
+        model = load_started(path, self.start, self.device)
+        load_tokenizer_of(path)
+        corpus = prepare(self.data, tokenizer=str(path / "tokenizer.json"))
         if self.split not in corpus.splits:
             raise InputError(f"split is {self.split!r}: data {corpus.name!r} has {', '.join(corpus.splits)}")
-        recipe = trained_with(self.run_directory)
+        recipe = trained_with(path)
         context = self.context or (recipe and recipe.context) or model.config.max_position_embeddings
         model.config.check_length("context", context)
 
         measured = evaluate(model, corpus.splits[self.split], context=context, batch_size=self.batch_size)
+        if len(self.run_directory) > 1:
+            print(f"{path}: ", end="")
         print_evaluation(self.split, measured)
-        row: dict[str, Any] = {"model": self.run_directory.name, "seed": recipe and recipe.seed, "split": self.split, "context": context}
+        row: dict[str, Any] = {"model": path.name, "seed": recipe and recipe.seed, "split": self.split, "context": context}
         row |= measured.figures(self.split) | {"position_nats": measured.position_nats.tolist()}
         if self.context_use:
             row["context_use"] = self._context_use(model, corpus, context)
@@ -96,8 +111,7 @@ class Eval:
             row["stream_nats_per_token"] = self._stream(model, corpus)
         if self.out is not None:
             self._keep(row, model, corpus)
-        if self.json:
-            print(json.dumps(row if self.context_use or self.stream else measured.figures(self.split)))
+        return row if self.context_use or self.stream else dict(measured.figures(self.split))
 
     def _context_use(self, model: LanguageModel, corpus: TokenCorpus, context: int) -> dict[str, Any]:
         from gam_lm.data.tokenizer import END_OF_TEXT
@@ -147,8 +161,30 @@ class Eval:
         for picture in context_plots(read_results(path), self.out):
             print(f"plot: {picture}")
 
+    def _tasks(self) -> list[dict[str, Any]]:
+        """Measure all models on the library's own tasks."""
+        from gam_lm.cli.terminal import show
+        from gam_lm.experiments.downstream import Downstream, downstream, words
+        from gam_lm.report.downstream import write_downstream
+        from gam_lm.results import Results, results_file
+        from gam_lm.runtime.measure import environment
+        from gam_lm.training.precision import choose_device
 
-    def _harness(self) -> None:
+        wanted = Downstream(
+            runs=self.run_directory, tasks=self.tasks, data=self.data, context=self.context, examples=self.examples, batch_size=self.batch_size
+        )
+        results = None if self.out is None else Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
+        rows = downstream(wanted, results, choose_device(self.device))
+        if self.out is None:
+            for row in rows:
+                print(f"{row['model']}: {words(row)}")
+        else:
+            show(write_downstream(self.out))
+            print(f"table: {self.out / 'table.md'}")
+        return rows
+
+    def _harness(self, path: Path) -> dict[str, Any]:
+        """Measure one model on tasks of the harness."""
         from gam_lm.checkpoint import read_json
         from gam_lm.results import Results, results_file
         from gam_lm.runtime.measure import environment
@@ -159,27 +195,27 @@ class Eval:
             from gam_lm.hf.harness import harness
         except MissingExtraError as error:
             raise MissingExtraError("lm_eval", "eval", "harness") from error
-        if not (self.run_directory / "config.json").is_file():
-            raise InputError(f"run directory {str(self.run_directory)!r} does not exist or has no config.json: name a folder that `gam train` wrote")
-        config = read_json(self.run_directory / "config.json")
-        recipe = trained_with(self.run_directory)
+        if not (path / "config.json").is_file():
+            raise InputError(f"run directory {str(path)!r} does not exist or has no config.json: name a folder that `gam train` wrote")
+        config = read_json(path / "config.json")
+        recipe = trained_with(path)
         longest = config.get("max_position_embeddings", 1024)
         context = self.context or (recipe and recipe.context) or longest
         if config.get("positions") == "learned" and context > longest:
             raise InputError(f"context is {context}, learned positions end at {longest}: use a shorter context")
         device = choose_device(self.device)
         figures = harness(
-            self.run_directory, self.harness, context=context, own_tasks=self.harness_tasks, examples=self.examples, batch_size=self.batch_size, device=device,
+            path, self.harness, context=context, own_tasks=self.harness_tasks, examples=self.examples, batch_size=self.batch_size, device=device,
         )  # fmt: skip
+        before = f"{path}, " if len(self.run_directory) > 1 else ""
         for task, values in figures.items():
-            print(f"{task}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+            print(f"{before}{task}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
         if self.out is not None:
             results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
-            row = {"model": self.run_directory.name, "seed": recipe and recipe.seed, "model_config": config, "context": context, "examples": self.examples}
+            row = {"model": path.name, "seed": recipe and recipe.seed, "model_config": config, "context": context, "examples": self.examples}
             for task, values in figures.items():
                 results.add(row | {"task": task, **values})
-        if self.json:
-            print(json.dumps(figures))
+        return figures
 
 
 def print_evaluation(split: str, measured: Evaluation) -> None:

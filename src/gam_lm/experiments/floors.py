@@ -9,6 +9,7 @@ from __future__ import annotations
 import lzma
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,31 +23,90 @@ Masks = tuple[np.ndarray, np.ndarray]
 """Which tokens of training and validation text count, bool; the first of each is never predicted."""
 
 
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """What a training text counts: p(x) = (count(x) + 1) / (N + V), and a bigram that is smoothed as Witten and Bell (1991) do.
+
+    p(y | x) = (count(x, y) + t(x) p(y)) / (count(x) + t(x)), t(x) the number of different tokens seen after x. A token that ended the text, or was never seen,
+    backs off wholly to p(y).
+    """
+
+    unigram_V: np.ndarray
+    """p(x)."""
+    pairs: np.ndarray
+    """Pairs that were seen, as x V + y, in rising order."""
+    pair_counts: np.ndarray
+    """How often each was seen."""
+    followed_V: np.ndarray
+    """How often each token was followed by another."""
+    kinds_V: np.ndarray
+    """t(x), 1 where x was followed by none: with no counts any weight is the same."""
+
+    @classmethod
+    def of(cls, train: np.ndarray, vocab_size: int, counted: np.ndarray | None = None) -> Counts:
+        """Count the ids of a text (N,), or its tokens that are ``counted``, bool (N,), and the pairs whose second token is."""
+        known = _pairs(train, vocab_size)
+        pairs, pair_counts = np.unique(known if counted is None else known[counted[1:]], return_counts=True)
+        first = pairs // vocab_size
+        followed = np.bincount(first, weights=pair_counts, minlength=vocab_size)
+        kinds = np.bincount(first, minlength=vocab_size).astype(np.float64)
+        return cls(_unigram(train, vocab_size, counted), pairs, pair_counts, followed, np.where(followed > 0, kinds, 1.0))
+
+    def bigram(self, before_N: np.ndarray, after_N: np.ndarray) -> np.ndarray:
+        """p(after | before), float64 (N,)."""
+        wanted = before_N.astype(np.int64) * len(self.unigram_V) + after_N
+        place = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
+        seen = np.where(self.pairs[place] == wanted, self.pair_counts[place], 0)
+        kinds = self.kinds_V[before_N]
+        return np.asarray((seen + kinds * self.unigram_V[after_N]) / (self.followed_V[before_N] + kinds))
+
+
+class Unigram:
+    """The unigram of counts as what scores a text."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._log_V = np.log(counts.unigram_V)
+        self._likeliest = int(self._log_V.argmax())
+
+    def log_probabilities(self, before_N: np.ndarray, after_N: np.ndarray) -> np.ndarray:
+        """log p(after) in nats (N,)."""
+        return np.asarray(self._log_V[after_N])
+
+    def likeliest(self, before: int) -> int:
+        """The most frequent token."""
+        return self._likeliest
+
+
+class Bigram:
+    """The bigram of counts as what scores a text."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+
+    def log_probabilities(self, before_N: np.ndarray, after_N: np.ndarray) -> np.ndarray:
+        """log p(after | before) in nats (N,)."""
+        return np.asarray(np.log(self._counts.bigram(before_N, after_N)))
+
+    def likeliest(self, before: int) -> int:
+        """The token that follows ``before`` most probably, the first of equals."""
+        every_V = np.arange(len(self._counts.unigram_V))
+        return int(self._counts.bigram(np.full_like(every_V, before), every_V).argmax())
+
+
+COUNTED = {"unigram": Unigram, "bigram": Bigram}
+"""The floors that give each token a probability."""
+
+
 def unigram_nats(train: np.ndarray, valid: np.ndarray, vocab_size: int, counted: Masks | None = None) -> float:
-    """Cross-entropy in nats per token of p(x) = (count(x) + 1) / (N + V), over every validation token but the first, or those that count."""
-    found = -np.log(_unigram(train, vocab_size, counted))[valid[1:]]
+    """Cross-entropy in nats per token of the unigram of `Counts`, over every validation token but the first, or those that count."""
+    found = -np.log(_unigram(train, vocab_size, None if counted is None else counted[0]))[valid[1:]]
     return float(found.mean() if counted is None else found[counted[1][1:]].mean())
 
 
 def bigram_nats(train: np.ndarray, valid: np.ndarray, vocab_size: int, counted: Masks | None = None) -> float:
-    """Cross-entropy in nats per token of a Witten–Bell smoothed bigram (Witten & Bell 1991), over every validation token but the first.
-
-    p(y | x) = (count(x, y) + t(x) p(y)) / (count(x) + t(x)), t(x) the number of different tokens seen after x, p(y) the unigram above.
-    With ``counted`` both texts have the pairs alone whose second token counts.
-    """
-    unigram = _unigram(train, vocab_size, counted)
-    known, wanted = _pairs(train, vocab_size), _pairs(valid, vocab_size)
-    if counted is not None:
-        known, wanted = known[counted[0][1:]], wanted[counted[1][1:]]
-    pairs, pair_counts = np.unique(known, return_counts=True)
-    first = pairs // vocab_size
-    followed = np.bincount(first, weights=pair_counts, minlength=vocab_size)
-    kinds = np.bincount(first, minlength=vocab_size).astype(np.float64)
-    place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-    seen = np.where(pairs[place] == wanted, pair_counts[place], 0)
-    before, after = wanted // vocab_size, wanted % vocab_size
-    kinds_before = np.where(followed[before] > 0, kinds[before], 1.0)  # a token that ended the text, or was never seen, backs off wholly
-    return float(-np.log((seen + kinds_before * unigram[after]) / (followed[before] + kinds_before)).mean())
+    """Cross-entropy in nats per token of the bigram of `Counts`, over every validation token but the first, or those that count."""
+    found = -np.log(Counts.of(train, vocab_size, None if counted is None else counted[0]).bigram(valid[:-1], valid[1:]))
+    return float(found.mean() if counted is None else found[counted[1][1:]].mean())
 
 
 def xz_bytes(documents: Iterable[str]) -> int:
@@ -68,8 +128,8 @@ def floors(corpus: TokenCorpus) -> dict[str, float]:
     }
 
 
-def _unigram(train: np.ndarray, vocab_size: int, counted: Masks | None) -> np.ndarray:
-    counts = np.bincount(train if counted is None else train[counted[0]], minlength=vocab_size) + 1.0
+def _unigram(train: np.ndarray, vocab_size: int, counted: np.ndarray | None) -> np.ndarray:
+    counts = np.bincount(train if counted is None else train[counted], minlength=vocab_size) + 1.0
     return np.asarray(counts / counts.sum())
 
 

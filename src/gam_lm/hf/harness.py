@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,8 +18,15 @@ from gam_lm.config import MODEL_TYPE
 from gam_lm.errors import InputError, MissingExtraError, unknown_name
 from gam_lm.hf.modeling_gam import GAMForCausalLM
 
+if TYPE_CHECKING:
+    from gam_lm.hf.scored import Chances
+
 Figures = dict[str, dict[str, float]]
 """Task → figure → value, named as the harness names them; ``…_stderr`` is the standard error."""
+
+
+OWN_TASKS = Path(__file__).parent / "tasks"
+"""Descriptions of the tasks whose data lies under $GAM_DATA."""
 
 
 def harness(
@@ -38,22 +47,23 @@ def harness(
         context: most tokens of a request; longer ones lose their beginning, rolling ones go by windows of this size.
         own_tasks: folder of task descriptions in YAML, searched before the harness's own.
         examples: of each task, the first so many; None takes all.
-        batch_size: requests at once.
+        batch_size: a batch holds as many tokens as so many requests of ``context`` tokens.
         device: where.
 
     Raises:
         MissingExtraError: without lm_eval.
         InputError: for an unknown task, one whose data is not here and cannot be downloaded, or a model that is int8.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise MissingExtraError("lm_eval", "eval", "harness") from error
+    return run_tasks(scored_model(directory, context=context, batch_size=batch_size, device=device), tasks, own_tasks=own_tasks, examples=examples)
+
+
+def run_tasks(scored: Any, tasks: Sequence[str], *, own_tasks: Path | None = None, examples: int | None = None) -> Figures:
+    """`harness` of what `scored_model` or `scored_counts` gave."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
     if own_tasks is not None and not own_tasks.is_dir():
         raise InputError(f"harness_tasks is {str(own_tasks)!r}, which is no folder: name one with task descriptions in YAML")
-    model, tokenizer = load_for_transformers(directory)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default that it takes
     paths = None if own_tasks is None else str(own_tasks)
     manager = TaskManager(include_path=paths, include_defaults=False)
@@ -62,13 +72,51 @@ def harness(
     for task in tasks:
         if task not in manager.all_tasks:
             raise unknown_name("harness task", task, manager.all_tasks)
-    wrapped = HFLM(pretrained=model.to(device), tokenizer=tokenizer, backend="causal", max_length=context, batch_size=batch_size)
     try:
-        found = simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, limit=examples, log_samples=False)
+        found = simple_evaluate(scored, tasks=list(tasks), task_manager=manager, limit=examples, log_samples=False)
     except (OSError, ConnectionError) as error:  # datasets and huggingface_hub raise these for what is neither here nor to be had
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"harness {' '.join(tasks)}: the data cannot be loaded ({reason}): run it once where there is a network") from error
     return {task: _figures(values) for task, values in found["results"].items()}
+
+
+def scored_model(directory: Path, *, context: int, batch_size: int = 16, device: torch.device | str = "cpu") -> Any:
+    """The model of a run directory as the harness takes it; for the arguments and errors see `harness`."""
+    ScoredModel = _scored().ScoredModel
+    model, tokenizer = load_for_transformers(directory)
+    return ScoredModel(pretrained=model.to(device), tokenizer=tokenizer, backend="causal", max_length=context, batch_size=batch_size)
+
+
+class OwnTask(NamedTuple):
+    """A task of OWN_TASKS, or a paradigm of one."""
+
+    name: str
+    file: str
+    """Below $GAM_DATA/eval."""
+    phenomenon: str | None
+    """What a paradigm of BLiMP is about."""
+
+
+def own_tasks(task: str) -> list[OwnTask]:
+    """What the library's own ``task`` (of `gam_lm.data.task_files.FORMS`) consists of. Raises MissingExtraError without lm_eval."""
+    _scored()
+    from lm_eval.tasks import TaskManager
+
+    entries = TaskManager(include_path=str(OWN_TASKS), include_defaults=False).task_index.values()
+    described = [(each.name, each.cfg.get("dataset_kwargs", {}), each.cfg.get("metadata", {})) for each in entries if each.cfg]
+    return [OwnTask(name, read["file"], about.get("phenomenon")) for name, read, about in described if read.get("task") == task]
+
+
+def scored_counts(chances: Chances, directory: Path) -> Any:
+    """Counts of the ids of a run directory's tokenizer as the harness takes them. Raises MissingExtraError without lm_eval."""
+    return _scored().ScoredCounts(chances, load_tokenizer_of(directory))
+
+
+def _scored() -> ModuleType:
+    try:
+        return import_module("gam_lm.hf.scored")
+    except ImportError as error:
+        raise MissingExtraError("lm_eval", "eval", "harness") from error
 
 
 def load_for_transformers(directory: Path) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from gam_lm.report.ablation import ablation, ablation_plot
 from gam_lm.report.compare import NO_DIFFERENCE, corrected, difference, measured, named_primary
 from gam_lm.report.decode import decode_plots, decoding
+from gam_lm.report.downstream import downstream
 from gam_lm.report.ladder import ladder_table
 from gam_lm.report.plots import context_plots, loss_curves
 from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3
@@ -180,6 +181,11 @@ KINDS: Mapping[str, Kind] = {
         belongs=lambda row: "pairs" in row, tables=lambda results, directory: [
             recall(results), recall_differences(results), *recall_by_length(results), recall_by_gap(results)],
         pictures=lambda results, directory, into: recall_plots(results, into),
+    ),
+    "downstream": Kind(
+        title="Downstream tasks", question="What does a model know of grammar and of what comes next?",
+        intro="BLiMP, LAMBADA, ARC-easy and PIQA through lm-evaluation-harness. The floors are counts of the training text: they know no more than pairs of tokens.",
+        belongs=lambda row: "lm_eval" in row, tables=lambda results, directory: downstream(results),
     ),
     "context": Kind(
         title="Context use", question="How much of the text before does a model use?",

@@ -124,6 +124,10 @@ class Row(TypedDict, total=False):
     variant: str
     dtype: str
     task: str
+    lm_eval: str
+    examples: Whole | None
+    phenomena: dict[str, Share]
+    paradigms: dict[str, Share]
     filler: str
     outcome: str
     note: str
@@ -162,6 +166,14 @@ class Row(TypedDict, total=False):
     weight_bytes: Whole
     gap_power: float
     accuracy: Share
+    acc: Share
+    acc_stderr: Amount
+    acc_norm: Share
+    acc_norm_stderr: Amount
+    nats: float
+    nats_stderr: Amount
+    perplexity: Amount
+    perplexity_stderr: Amount
     val_nats_per_token: Nats
     test_nats_per_token: Nats
     stream_nats_per_token: float | None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stacks import stack
+from stacks import BASE, on, stack
 from test_cli import refused
 from test_harness import loglikelihood
 
@@ -20,13 +20,16 @@ from gam_lm.data.tokenizer import train_bpe
 from gam_lm.data.tokens import prepare
 from gam_lm.errors import InputError
 from gam_lm.experiments.floors import Bigram, Counts, Unigram
+from gam_lm.experiments.models import contender
+from gam_lm.hf.baselines import Baseline
 from gam_lm.model import LanguageModel
 from gam_lm.report.downstream import downstream as tables
+from gam_lm.report.sections import kind_of
 
 pytest.importorskip("lm_eval", reason="pip install 'gam-lm[eval]'")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of the harness's own making
 
-WORDS = "the a cat dog hat mat log sat ran on under saw and not".split()
+WORDS = ["the", "a", "cat", "dog", "hat", "mat", "log", "sat", "ran", "on", "under", "saw", "and", "not"]
 TASKS = Path(__file__).parent.parent / "src" / "gam_lm" / "hf" / "tasks"
 PARADIGMS = sorted(path.stem for path in (TASKS / "blimp").glob("[!_]*.yaml"))
 PAIRS, PASSAGES = 2, 40
@@ -219,6 +222,7 @@ def test_counts_give_probabilities_that_sum_to_one_and_know_their_likeliest():
             assert chances[kind.likeliest(x)] == chances.max()
 
 
+@pytest.mark.slow
 def test_finished_rows_are_kept_until_the_weights_change(data, tmp_path, capsys, monkeypatch):
     made_run(tmp_path / "run", load_tokenizer_of(data / "run"))
     command = ["eval", str(tmp_path / "run"), "--device", "cpu", "--out", str(tmp_path / "out"), "--data", str(data / "text.txt"), "--examples", "4"]
@@ -256,7 +260,6 @@ def test_what_cannot_be_measured_is_one_line(data, tmp_path, capsys, monkeypatch
     assert "$GAM_DATA/eval/lambada_openai.jsonl does not exist" in refused(capsys, [*command, "lambada"])
     for name in ["lm_eval", *(name for name in sys.modules if name.startswith("lm_eval."))]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "gam_lm.hf.scored", raising=False)
     assert refused(capsys, [*command, "lambada"]).endswith("needs lm_eval: pip install 'gam-lm[eval]'")
 
 
@@ -289,3 +292,16 @@ def test_several_runs_are_measured_on_a_text_too(data, tmp_path, capsys):
     assert run(["eval", str(data / "run"), str(tmp_path / "other"), *command, "--out", str(tmp_path / "out")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == alone
     assert [row["model"] for row in json.loads((tmp_path / "out" / "results.json").read_text())["rows"]] == ["run", "other"]
+
+
+@pytest.mark.slow
+def test_a_baseline_has_rows_like_any_other(data, tmp_path, capsys):
+    tokenizer = load_tokenizer_of(data / "run")
+    config = contender("hf:llama", on(BASE, vocab_size=tokenizer.get_vocab_size()), match=True)[1]
+    save_model(tmp_path / "llama", Baseline(config).eval(), tokenizer)
+    assert run(["eval", str(data / "run"), str(tmp_path / "llama"), "--tasks", "piqa", "--context", "64", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["model"] for row in content["rows"]] == ["run", "llama"] and all(row["parameters"] > 0 for row in content["rows"])
+    (table,) = tables(content)
+    assert table.columns == ["Model", "PIQA"] and [line[0] for line in table.rows] == ["run", "llama"]
+    assert kind_of(content) == "downstream"

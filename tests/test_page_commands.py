@@ -41,6 +41,7 @@ NOT_RUN = {
     r"eval .*": "tests/test_terminal.py runs what `gam completion` prints",
     r"make .*": "each is a target of the Makefile, which is checked in test_docs",
     r"torchrun .*": "processes of a run are tested in test_distributed",
+    r"gam eval runs/a runs/b --tasks .*": "the tasks' files are not in the repository; tests/test_downstream.py makes some",
     r"gam eval runs/mine --harness .*": "the tasks are on the network; tests/test_harness.py runs one of its own",
     r"python tests/load/.*": "minutes of load, against a server",
 }

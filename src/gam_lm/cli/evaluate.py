@@ -68,6 +68,8 @@ class Eval:
 
     def run(self) -> None:
         """Evaluate, print, and with --out write."""
+        if not self.run_directory:  # a list may be empty for the parser
+            raise InputError("RUN_DIRECTORY is missing: give it (Run directory of the model, or of several)")
         if self.tasks and self.harness:
             raise InputError("tasks and harness are both given: use one, --tasks for files under $GAM_DATA/eval")
         if not self.tasks and not self.harness and self.data is None:

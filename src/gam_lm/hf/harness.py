@@ -114,6 +114,7 @@ def scored_counts(chances: Chances, directory: Path) -> Any:
 
 def _scored() -> ModuleType:
     try:
+        import_module("lm_eval")
         return import_module("gam_lm.hf.scored")
     except ImportError as error:
         raise MissingExtraError("lm_eval", "eval", "harness") from error

@@ -26,7 +26,7 @@ from gam_lm.presets.models import Fields
 from gam_lm.results import Results, write_blocks
 from gam_lm.runtime.measure import interleaved_times, step_times
 from gam_lm.runtime.progress import progress
-from gam_lm.runtime.workers import claimed
+from gam_lm.runtime.workers import claimed, is_worker
 from gam_lm.training.compiled import compile_for_training
 from gam_lm.training.evaluate import Evaluation, evaluate
 from gam_lm.training.loop import Trained, fit, make_optimizer, train_step
@@ -93,7 +93,6 @@ def benchmark(
         test: measure the test split as well.
         timed: measure the speed columns at the end, where rows lack them; False leaves that to a quiet machine.
     """
-    _add_floors(corpus, results)
     elsewhere = 0
     with progress("models", len(contenders), "trainings") as bar:
         for each in contenders:
@@ -108,6 +107,8 @@ def benchmark(
                     logger.info("%s: another process trains it", each.label)
                     elsewhere += 1
             bar.advance()
+    if not is_worker():  # they take a minute of a large corpus
+        _add_floors(corpus, results)
     if elsewhere:
         logger.info("%d rows are trained by other processes; the same command goes on with what they leave", elsewhere)
     elif timed:

@@ -207,8 +207,17 @@ def test_batches_by_length_change_nothing_and_a_long_context_loses_its_beginning
     found = ours._loglikelihood_tokens(requests)
     assert [total for total, _ in found] == pytest.approx([total for total, _ in stock], rel=1e-5)
     assert [likeliest for _, likeliest in found] == [likeliest for _, likeliest in stock] and found[-1][1]
-    with pytest.raises(InputError, match="context is 16, and an answer has 17 tokens"):
-        ours._loglikelihood_tokens([(None, [1], [2] * 17)])
+
+
+def test_an_answer_longer_than_the_context_is_scored_in_parts_of_half_a_context(data):
+    from gam_lm.hf.harness import scored_model
+
+    ids = np.random.default_rng(5).integers(1, 200, 45).tolist()
+    model = load_model(data / "run")
+    parts = [(0, 13, 5), (0, 21, 13), (5, 29, 21), (13, 37, 29), (21, 45, 37)]  # from, to, first that is scored: after 5 of a context, 8 at a time
+    by_hand = sum(loglikelihood(model, ids[max(start, end - 17) : end], first - max(start, end - 17)) for start, end, first in parts)
+    ((found, _),) = scored_model(data / "run", context=16, batch_size=2)._loglikelihood_tokens([(None, ids[:5], ids[5:])])
+    assert found == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_counts_give_probabilities_that_sum_to_one_and_know_their_likeliest():

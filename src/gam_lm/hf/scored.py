@@ -35,24 +35,35 @@ class ScoredModel(HFLM):
     """The harness's model of transformers. Its batches hold a number of tokens, not of requests: a short sentence costs no more than its length."""
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None) -> list[Answer]:
-        answers: list[Answer | None] = [None] * len(requests)
+        pieces = [(number, piece) for number, request in enumerate(requests) for piece in self._pieces(request)]
+        totals, likeliest = [0.0] * len(requests), [True] * len(requests)
         tokens = int(self.batch_size) * self.max_length
         if self.device.type == "cpu":
             tokens = min(tokens, TOKENS_ON_A_CPU)
-        with progress("log-likelihoods", len(requests), "texts") as bar:
-            for places in batches([self._read(request) for request in requests], tokens):
-                for place, answer in zip(places, self._answers([requests[place] for place in places]), strict=True):
-                    answers[place] = answer
+        with progress("log-likelihoods", len(pieces), "texts") as bar:
+            for places in batches([self._read(piece) for _, piece in pieces], tokens):
+                some = [pieces[place] for place in places]
+                for (number, _), (nats, is_likeliest) in zip(some, self._answers([piece for _, piece in some]), strict=True):
+                    totals[number] += nats
+                    likeliest[number] &= is_likeliest
                 bar.advance(len(places))
-        return [answer for answer in answers if answer is not None]
+        return list(zip(totals, likeliest, strict=True))
+
+    def _pieces(self, request: Request) -> Iterator[Request]:
+        """The request, or where its continuation is longer than the context, parts of half a context, each after the tokens before it."""
+        texts, context, continuation = request
+        if len(continuation) <= self.max_length:
+            yield request
+            return
+        step = max(1, self.max_length // 2)
+        for start in range(0, len(continuation), step):
+            yield texts, context + continuation[:start], continuation[start : start + step]
 
     def _read(self, request: Request) -> int:
         """Ids that the model reads of a request: all but the last, and no more than fit."""
         return min(len(request[1]) + len(request[2]) - 1, self.max_length)
 
     def _answers(self, requests: Sequence[Request]) -> Iterator[Answer]:
-        if (most := max(len(continuation) for _, _, continuation in requests)) > self.max_length:
-            raise InputError(f"context is {self.max_length}, and an answer has {most} tokens: use a longer --context")
         longest = max(map(self._read, requests))
         tokens_BT = torch.zeros(len(requests), longest, dtype=torch.long)
         wanted: list[Tensor] = []

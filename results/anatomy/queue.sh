@@ -12,7 +12,7 @@ PRIMARY=(--primary gam:gam-attention --primary gam:llama --primary gam:mamba --m
 
 # Stage A: one part of GAM's block swapped at a time, and the baselines; 1.25 million parameters, 2.5 million tokens, fp32 on every machine.
 # The four of the primary comparisons come first, under either optimiser.
-SIZE=(--data books --vocab-size 4096 --hidden-size 128 --num-hidden-layers 4 --steps 1200 --batch-size 8 --context 256 --precision fp32 --compile off --workers "${WORKERS:-1}")
+SIZE=(--data books --vocab-size 4096 --hidden-size 128 --num-hidden-layers 4 --steps 1200 --batch-size 8 --context 256 --precision fp32 --compile off --clip 0.1 --workers "${WORKERS:-1}")
 FIRST=(gam gam-attention llama mamba)
 SWAPS=("${FIRST[@]}" gam-static transformer gated-deltanet gam+fusion=global+keep_gate=true gam-static+fusion=global)
 
@@ -58,7 +58,7 @@ recall() {
 
 # Stage B: 5.5 million parameters over 5 and 20 million tokens in one pass, then gam and llama over 100 million. Learning rates around stage A's best,
 # three trials at 5 million tokens.
-LARGE=(--data books --vocab-size 4096 --hidden-size 256 --num-hidden-layers 6 --batch-size 16 --context 256 --precision fp32 --optimizer muon
+LARGE=(--data books --vocab-size 4096 --hidden-size 256 --num-hidden-layers 6 --batch-size 16 --context 256 --precision fp32 --optimizer muon --clip 0.1
   --workers "${WORKERS:-1}")
 
 horizon() {

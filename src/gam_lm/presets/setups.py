@@ -72,7 +72,7 @@ PRESETS: Mapping[str, Preset] = {
         train=TrainConfig(steps=1200, batch_size=16, context=256, learning_rate=8e-3, validate_every=300),
     ),
     "gpu": Preset(
-        summary="make bench-gpu-train · one GPU, minutes · see results/gpu/train; 5.4 M parameters, 20 M tokens of novels in one pass, each model tuned",
+        summary="gam bench --preset gpu --data carried/ids --out results/gpu/train · one GPU, minutes · no losses known yet; make bench-gpu-train tunes each model first",
         data="books",
         models=("gam", "gam-attention", "gam-hybrid", "llama", "mamba"),
         model={"hidden_size": 256, "num_hidden_layers": 6},

@@ -98,7 +98,7 @@ def benchmark(
         for each in contenders:
             with claimed(directory, each.label) as ours:
                 results.reread()
-                if results.find(identity_of(each)) is not None:
+                if results.find(identity_of(each, device)) is not None:
                     logger.info("%s: already in %s", each.label, results.path)
                 elif ours:
                     bar.now(f"{each.label}, {parameters(each.config):,} parameters")
@@ -125,12 +125,12 @@ def train_row(
         trained = fit(model, corpus, each.recipe, run, label=each.label, tracker=tracker)
     except DivergedError as error:
         logger.warning("%s: %s", each.label, error)
-        row = {**identity_of(each), **each.columns, "parameters": parameters(each.config), "diverged": True, "divergence": error.figures()}
+        row = {**identity_of(each, device), **each.columns, "parameters": parameters(each.config), "diverged": True, "divergence": error.figures()}
         results.add(row)
         return row
     measured = evaluations(model, trained, corpus, each.recipe, test=test)
     blocks = {f"{split}_blocks": _keep_blocks(directory, each, split, evaluation, corpus) for split, evaluation in measured.items()}
-    row = {**identity_of(each), **each.columns, **figures(model, trained, measured, each.recipe), **blocks}
+    row = {**identity_of(each, device), **each.columns, **figures(model, trained, measured, each.recipe), **blocks}
     results.add(row)
     shutil.rmtree(run / "state", ignore_errors=True)
     return row
@@ -138,7 +138,7 @@ def train_row(
 
 def _time_steps(contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, device: torch.device) -> None:
     """The speed columns, where rows lack them: the training steps of all models in turns, so that what else the machine does meets all alike."""
-    rows = [(each, row) for each in contenders if (row := results.find(identity_of(each))) is not None]
+    rows = [(each, row) for each in contenders if (row := results.find(identity_of(each, device))) is not None]
     if all("step_ms" in row for _, row in rows):
         return
     of_model = {json.dumps(each.config.to_dict(), sort_keys=True): each for each, _ in rows}
@@ -154,9 +154,9 @@ def _time_steps(contenders: Sequence[Contender], corpus: TokenCorpus, results: R
         })  # fmt: skip
 
 
-def identity_of(each: Contender) -> dict[str, Any]:
-    """What tells a row from the others."""
-    return {"model": each.name, "seed": each.recipe.seed, **described(each.config), "train_config": each.recipe.to_dict()}
+def identity_of(each: Contender, device: torch.device) -> dict[str, Any]:
+    """What tells a row from the others; where it is trained decides the backends."""
+    return {"model": each.name, "seed": each.recipe.seed, **described(each.config, device), "train_config": each.recipe.to_dict()}
 
 
 def evaluations(model: LanguageModel, trained: Trained, corpus: TokenCorpus, recipe: TrainConfig, *, test: bool) -> dict[str, Evaluation]:

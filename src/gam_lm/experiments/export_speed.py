@@ -61,7 +61,7 @@ def bench_export(models: Sequence[str], base: Fields, prompt_tokens: int, rounds
 
 
 def _bench_model(name: str, config: ModelConfig, prompt_tokens: int, rounds: int, warmup: int, results: Results) -> None:
-    rows = [{"model": name, **described(config), "sequence_length": prompt_tokens, "batch_size": 1, "variant": form} for form in FORMS]
+    rows = [{"model": name, **described(config, torch.device("cpu")), "sequence_length": prompt_tokens, "batch_size": 1, "variant": form} for form in FORMS]
     if all(results.find(row) is not None for row in rows):
         return
     for row, figures in zip(rows, measure_forms(config, prompt_tokens, rounds, warmup), strict=True):

@@ -157,13 +157,13 @@ def _trial(
     values = {field: float(plan[index][field]) for field in values}
     contender = Contender(name, study.models[name], study.recipe.replace(**values), variant=f"trial{index}", columns={"trial": index, "tuned": values})
     results.reread()
-    row = results.find(identity_of(contender))
+    row = results.find(identity_of(contender, device))
     if row is None:
         tracker = _Watch(trial) if study.prune else NoTracker()
         try:
             row = train_row(contender, corpus, results, directory, device, tracker=tracker)
         except optuna.TrialPruned:
-            results.add({**identity_of(contender), **contender.columns, "pruned": True})
+            results.add({**identity_of(contender, device), **contender.columns, "pruned": True})
             raise
     if row.get("pruned"):
         raise optuna.TrialPruned

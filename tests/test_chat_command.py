@@ -3,11 +3,13 @@
 import io
 import json
 import random
+import re
 
 import pytest
 from one_command import SMALL, make_folder, refused
 
 from gam_lm.cli.main import run
+from gam_lm.report.run_page import read_metrics
 from gam_lm.results import read_results
 
 
@@ -36,6 +38,8 @@ def test_a_model_learns_to_answer_and_is_talked_to(folder, capsys, monkeypatch):
     said, out = capsys.readouterr().out, folder / "runs/my_text-talk"
     assert "24 conversations" in said and "tokens of answers" in said and "gam chat runs/my_text-talk" in said
     assert (out / "chat_template.jinja").is_file()
+    samples = [line["sample"] for line in read_metrics(out / "metrics.jsonl") if "sample" in line]
+    assert re.fullmatch(r"User: say (quick|lazy)\nAssistant: \1", samples[-1]) and f"A sample:\n{samples[-1]}\n" in said
     floors = {row["model"]: row["val_bits_per_byte"] for row in read_results(out / "results.json")["rows"]}
     assert floors["gam"] < floors["unigram"] and floors["bigram"] < floors["unigram"]  # answers are few words
     monkeypatch.setattr("sys.stdin", io.StringIO("say quick\n<|endoftext|> again\n/new\nsay lazy\n"))

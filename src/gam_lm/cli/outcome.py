@@ -54,8 +54,7 @@ def tell(trained: Trained, model: LanguageModel, job: Job, seconds: float | None
     print(meaning(bits, page.floors))
     keep_figures(trained, model, job, page.floors, seconds)
     written = page.write(trained.kept_step)
-    if not job.plan.chat:
-        print(f"\nA sample:\n{page.sample()}")
+    print(f"\nA sample:\n{page.sample()}")
     out = shlex.quote(str(job.out))
     where = f"{page.path} (curves, samples, the memory's use; open it in a browser)" if written else "none; pip install 'gam-lm[plot]' for report.html"
     print(f"\nrun: {job.out} ({valid.tokens:,} validation tokens)\npage: {where}\nnext:")

@@ -14,7 +14,7 @@ import numpy as np
 
 from gam_lm.cli.outcome import floors_in_bits, meaning
 from gam_lm.diagnostics.memory_use import memory_use
-from gam_lm.inference.generation import generate_text
+from gam_lm.inference.generation import generate, generate_text
 from gam_lm.report.run_page import RunFacts, read_metrics, write_run_page
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ class RunPage:
             model.eval()
             try:
                 found["memory"] = _rounded(memory_use(model, [int(each) for each in valid.ids[:MEMORY_TOKENS]]))
-                if not chat:
-                    found["sample"] = self.sample()
+                found["sample"] = self.sample()
             finally:
                 model.train(was_training)
         if not chat:
@@ -78,12 +77,29 @@ class RunPage:
         return every is None or step == self.steps or step // every % math.ceil(self.steps / every / MOST_LOOKS) == 0
 
     def sample(self) -> str:
-        """What the model writes from an empty start, or from the first token of the validation text where its tokenizer has no start."""
+        """What the model writes from an empty start, or from the first token of the validation text where its tokenizer has no start; of a chat its answer to
+        the first conversation that is held out."""
         assert self.model is not None  # whoever asks has given a whole one
+        if self.job.plan.chat:
+            return self._answer()
         job, tokenizer = self.job, self.job.corpus.tokenizer
         prompt = "" if tokenizer.token_to_id("<|endoftext|>") is not None else tokenizer.decode([int(job.corpus.splits["valid"].ids[0])])
         most = min(SAMPLE_TOKENS, self.model.config.longest or SAMPLE_TOKENS)
         return (prompt + "".join(generate_text(self.model.eval(), tokenizer, prompt, max_new_tokens=most, **SAMPLE))).strip()
+
+    def _answer(self) -> str:
+        """The beginning of that conversation with what the model says in place of its first answer."""
+        assert self.model is not None
+        tokenizer, valid = self.job.corpus.tokenizer, self.job.corpus.splits["valid"]
+        assert valid.marks is not None  # it is a chat
+        counted = valid.marks.counted
+        start = int(counted.argmax())
+        end = start + int((~counted[start:]).argmax()) - 1
+        prompt = valid.ids[start - int((valid.marks.segments[:start] == valid.marks.segments[start]).sum()) : start].tolist()
+        most = min(SAMPLE_TOKENS, (self.model.config.longest or len(prompt) + SAMPLE_TOKENS) - len(prompt))
+        stop = frozenset({int(valid.ids[end])})  # what ends an answer
+        said = list(generate(self.model.eval(), prompt, max_new_tokens=max(1, most), stop=stop, **SAMPLE))
+        return tokenizer.decode(prompt + said).strip()
 
     @cached_property
     def floors(self) -> dict[str, float]:

@@ -27,8 +27,10 @@ class BenchDistributed:
     speed_steps: Count = 6
     """Optimiser steps of the runs that are timed."""
 
-    only: tuple[Literal["equality", "sharding", "rounding", "memory", "speed"], ...] = ("equality", "sharding", "rounding", "memory", "speed")
-    """What is measured."""
+    only: tuple[Literal["equality", "sharding", "rounding", "memory", "speed", "faults", "saves"], ...] = (
+        "equality", "sharding", "rounding", "memory", "speed", "faults", "saves",
+    )  # fmt: skip
+    """What is measured; faults: processes that are killed or stopped; saves: the cost of states that are written beside the training."""
 
     def run(self) -> None:
         """Measure what is missing, then write the table."""

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from gam_lm.checkpoint import load_model
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import prepare
 from gam_lm.experiments.distributed_memory import long_sequence, training_memory
+from gam_lm.experiments.faults import faults
 from gam_lm.presets.compared import DISTRIBUTED_LONG, DISTRIBUTED_SMALL, DISTRIBUTED_TINY, DISTRIBUTED_WIDE
 from gam_lm.presets.models import named_model
 from gam_lm.results import Results
@@ -60,8 +62,16 @@ class Protocol:
         """Of the runs that are timed."""
         return TrainConfig(steps=self.speed_steps, batch_size=16, context=256, precision="fp32", compile="off")
 
+    @property
+    def saved(self) -> TrainConfig:
+        """Of the steps that are timed with and without states: the clock runs from step 10 to 10 before the end."""
+        return TrainConfig(batch_size=16, context=64, steps=60, precision="fp32", compile="off", checkpoint_every=10)
 
-PARTS = ("equality", "sharding", "rounding", "memory", "speed")
+
+SELDOM = 10**9
+"""Steps between two states where none is written."""
+
+PARTS = ("equality", "sharding", "rounding", "memory", "speed", "faults", "saves")
 """What is measured; see `_measurements`."""
 
 
@@ -127,16 +137,31 @@ def _measurements(
     if "speed" in only:
         for count in (1, *counts):
             yield fill(small, protocol.timed, "fp32", f"speed, {count} processes", partial(_speed, small, protocol, data, count))
+    if "faults" in only:
+        for own, measure in faults(name, _sizes(tiny, DISTRIBUTED_TINY), data):
+            yield own["variant"], partial(_fill_row, results, own, measure)
+    if "saves" in only:
+        what = f"a state every {protocol.saved.checkpoint_every} steps, 2 processes"
+        yield fill(small, protocol.saved, "fp32", what, partial(_saves, small, protocol.saved, data))
 
 
 def _fill(
     results: Results, name: str, config: ModelConfig, recipe: TrainConfig, dtype: str, variant: str, measure: Callable[[], dict[str, Any]]
 ) -> None:
     own: dict[str, Any] = {"model": name, "model_config": config.to_dict(), "train_config": recipe.to_dict(), "dtype": dtype, "variant": variant}
+    _fill_row(results, own, measure)
+
+
+def _fill_row(results: Results, own: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
     if results.find(own) is None:
         found = measure()
         results.add(own | found)
-        logger.info("%s, %s, %s: %s", name, dtype, variant, ", ".join(f"{key} {value}" for key, value in found.items()))
+        logger.info("%s, %s, %s: %s", own["model"], own["dtype"], own["variant"], ", ".join(f"{key} {value}" for key, value in found.items()))
+
+
+def _sizes(config: ModelConfig, base: Mapping[str, Any]) -> dict[str, Any]:
+    """Those fields of ``base`` that the model has."""
+    return {**base, "options": {mixer: fields for mixer, fields in base["options"].items() if mixer in config.mixers}}
 
 
 def write_text_of_words(folder: Path) -> str:
@@ -180,13 +205,31 @@ def _speed(config: ModelConfig, protocol: Protocol, data: str, count: int) -> di
     return {"processes": count, "threads": max(1, CORES // count), "load_average": os.getloadavg()[0], "tokens_per_second": last["tokens"] / last["seconds"]}
 
 
+def _saves(config: ModelConfig, recipe: TrainConfig, data: str, rounds: int = 5) -> dict[str, Any]:
+    """Mean time of a step on two processes where states are written beside the training, over that without any: in turns, of ``rounds`` pairs."""
+    times: dict[int, list[float]] = {recipe.checkpoint_every: [], SELDOM: []}
+    for turn in range(rounds):
+        for every in sorted(times, reverse=bool(turn % 2)):  # each comes first in turn
+            with tempfile.TemporaryDirectory() as folder:
+                run = Path(folder) / "run"
+                _train(config, data, recipe.replace(checkpoint_every=every), "fp32", run, 2, None, shard=True, clock=True)
+                marks = json.loads(run.with_name("clock.json").read_text(encoding="utf-8"))[:-1]  # the last one is after a validation
+                times[every].append((marks[-1][1] - marks[0][1]) / (marks[-1][0] - marks[0][0]))
+    ratios = [a / b for a, b in zip(*times.values(), strict=True)]
+    return {
+        "processes": 2, "rounds": rounds, "step_ms_with_states": 1000 * float(np.mean(times[recipe.checkpoint_every])),
+        "step_ms_without_states": 1000 * float(np.mean(times[SELDOM])), "saving_ratio": float(np.median(ratios)), "saving_ratio_least": min(ratios),
+        "saving_ratio_largest": max(ratios), "load_average": os.getloadavg()[0],
+    }  # fmt: skip
+
+
 def _train(
-    config: ModelConfig, data: str, recipe: TrainConfig, dtype: str, run: Path, count: int, stop: int | None, *, shard: bool = False
+    config: ModelConfig, data: str, recipe: TrainConfig, dtype: str, run: Path, count: int, stop: int | None, *, shard: bool = False, clock: bool = False
 ) -> None:
-    """Train, or go on, on ``count`` gloo processes up to the end or about ``stop`` steps."""
+    """Train, or go on, on ``count`` gloo processes up to the end or about ``stop`` steps. ``clock`` writes the time of each record beside the run."""
     with tempfile.TemporaryDirectory() as folder:
         threads = 1 if recipe.batch_size * recipe.context < 1024 else max(1, CORES // count)  # small products gain nothing by threads
-        arguments = (count, threads, f"{folder}/rendezvous", config.to_dict(), data, recipe.to_dict(), dtype, str(run), stop, shard)
+        arguments = (count, threads, f"{folder}/rendezvous", config.to_dict(), data, recipe.to_dict(), dtype, str(run), stop, shard, clock)
         if count == 1:
             _process(0, *arguments)
         else:
@@ -205,6 +248,7 @@ def _process(
     run: str,
     stop: int | None,
     shard: bool,
+    clock: bool,
 ) -> None:
     torch.set_num_threads(threads)
     if count > 1:
@@ -214,7 +258,7 @@ def _process(
         model = model.double()
     try:
         corpus = prepare(data, vocab_size=DISTRIBUTED_TINY["vocab_size"])
-        fit(model, corpus, TrainConfig.from_dict(recipe), Path(run), tracker=_StopAfter(stop), shard=shard)
+        fit(model, corpus, TrainConfig.from_dict(recipe), Path(run), tracker=_Clock(Path(run).with_name("clock.json")) if clock else _StopAfter(stop), shard=shard)
     except KeyboardInterrupt:
         if stop is None:
             raise
@@ -233,3 +277,15 @@ class _StopAfter(NoTracker):
         """See `gam_lm.training.trackers.Tracker`."""
         if self._step is not None and step >= self._step:
             signal.raise_signal(signal.SIGTERM)
+
+
+class _Clock(NoTracker):
+    """Writes the step and the time (s) of every record."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._marks = path, list[tuple[int, float]]()
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """See `gam_lm.training.trackers.Tracker`."""
+        self._marks.append((step, time.perf_counter()))
+        self._path.write_text(json.dumps(self._marks), encoding="utf-8")

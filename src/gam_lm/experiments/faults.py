@@ -111,14 +111,13 @@ def faults(name: str, base: dict[str, Any], data: str) -> Iterator[tuple[dict[st
     Args:
         name: of a model.
         base: its sizes, as a run's flags name them.
-        data: folder of the text.
+        data: folder of the text; the run that nothing happens to is written beside it.
     """
     train = [
         "--model", name, "--data", data, *_flags(base), "--steps", str(STEPS), "--batch-size", str(BATCH), "--context", str(CONTEXT), "--precision", "fp32",
         "--device", "cpu", "--compile", "off", "--checkpoint-every", str(EVERY), "--shard",
     ]  # fmt: skip
-    place = cache(lambda: tempfile.TemporaryDirectory())  # kept until the last row is measured
-    whole = cache(lambda: _whole(train, Path(place().name) / "whole"))
+    whole = cache(lambda: _whole(train, Path(data).parent / f"whole-{name}"))  # one for all rows
     for fault in FAULTS:
         own = {"model": name, "dtype": "fp32", "batch_size": BATCH, "context": CONTEXT, "variant": f"fault: {fault.name}"}
         yield own, partial(_outcome, train, fault, whole)

@@ -35,7 +35,7 @@ def _faults(rows: list[dict[str, Any]]) -> list[str]:
     found = [row for row in rows if "seconds_to_end" in row]
     for row in found:
         differences = f"{row['weights_difference']:.1e} | {row['losses_difference_nats']:.1e}"
-        named = "yes" if row["names_process"] else "no"
+        named = "yes" if row["names_process"] else "no" if row["signal"] == "SIGKILL" else "none died"
         lines.append(f"| {row['model']} | {row['variant'].removeprefix('fault: ')} | {row['seconds_to_end']:.1f} | {row['exit_status']} | {named} | {differences} |")
     return lines if found else []
 

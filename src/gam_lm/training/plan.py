@@ -64,6 +64,9 @@ LEARNING_RATE, AT_WIDTH, POWER = 1.2e-2, 128, 0.5
 
 MUON_LEARNING_RATE = 0.03
 
+CLIP = 0.1
+"""Largest norm of the gradient."""
+
 FINE_TUNING = 0.25
 """Share of the learning rates that a trained model goes on with."""
 
@@ -183,7 +186,7 @@ def recipe_for(*, hidden_size: int, tokens_seen: float, gpu: bool = False, minut
     share = FINE_TUNING if fine_tuning else 1.0
     return TrainConfig(
         batch_size=at(BATCH, tokens_seen) * (GPU_BATCH if gpu else 1), optimizer="muon", learning_rate=share * learning_rate_for(hidden_size),
-        muon_learning_rate=share * MUON_LEARNING_RATE, schedule="wsd", cooldown=1.0, keep="best", compile="on" if minutes >= COMPILE_FROM else "off",
+        muon_learning_rate=share * MUON_LEARNING_RATE, schedule="wsd", cooldown=1.0, clip=CLIP, keep="best", compile="on" if minutes >= COMPILE_FROM else "off",
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pytest
 from gam_lm.cli.main import run
 from gam_lm.data.carried import carried
 from gam_lm.data.tokens import prepare
+from gam_lm.presets.setups import preset
 
 WORDS = ["river", "mill", "winter", "bridge", "below", "nobody", "spoke", "of", "the", "old", "that", "had", "taken"]
 TINY = ["--vocab-size", "300", "--hidden-size", "16", "--num-hidden-layers", "1", "--context", "16", "--batch-size", "2", "--gam.num-heads", "2"]
@@ -46,7 +47,7 @@ def test_a_comparison_runs_where_the_text_is_not(text, folder, tmp_path):
     assert run(["bench", "--preset", "gpu", "--data", str(folder), *short, "--out", str(tmp_path / "out")]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["corpus"]["tokens"] == 1500
-    assert {row["model"]: row["train_tokens"] for row in results["rows"] if "train_tokens" in row} == dict.fromkeys(("gam", "llama", "mamba"), 64)
+    assert {row["model"]: row["train_tokens"] for row in results["rows"] if "train_tokens" in row} == dict.fromkeys(preset("gpu").models, 64)
 
 
 @pytest.mark.parametrize(

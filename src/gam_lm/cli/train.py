@@ -35,7 +35,7 @@ class Train:
     }
     planned: ClassVar[tuple[str, ...]] = (
         "vocab_size", "hidden_size", "num_hidden_layers", "dropout", "steps", "epochs", "batch_size", "context", "optimizer", "learning_rate",
-        "muon_learning_rate", "schedule", "cooldown", "keep", "compile", "validate_every", "valid_tokens",
+        "muon_learning_rate", "schedule", "cooldown", "clip", "keep", "compile", "validate_every", "valid_tokens",
     )  # fmt: skip
     """Flags whose values follow from the text and the machine where there is no preset."""
 

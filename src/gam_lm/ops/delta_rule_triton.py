@@ -23,8 +23,8 @@ from torch import Tensor
 from gam_lm.ops.segments import Packed, pack, whole_rows
 from gam_lm.ops.triton_tiles import dot, put, rounded, tile
 
-CHUNK = 16
-"""L. The tiles of L × L share the registers with the state: on an H200, 64 tokens of bf16 took twice the time of 16 or 32, and in fp32 16 are the fastest."""
+CHUNK = 32
+"""L. The tiles of L × L share the registers with the state: on an H200, 64 tokens of bf16 took twice the time of 16 or 32 (docs/log.md)."""
 
 VALUES = 64
 """The largest E of a program, which holds the state of it and of M in registers."""
@@ -135,7 +135,7 @@ class _Call:
         self.options: dict[str, Any] = {
             "L": L, "P": P, "S": S, "LEVELS": L.bit_length() - 1,
             "EXACT": "interpreted" if INTERPRETED else "tf32x3",  # as exact as fp32, on tensor cores
-            "num_warps": 4 if P <= 64 else 8, "num_stages": 1,
+            "num_warps": 4 if P <= 64 and value.dtype != torch.float32 else 8, "num_stages": 1,
         }  # fmt: skip
 
     def forward(self, g: Tensor, last: Tensor, starts: Tensor | None) -> None:

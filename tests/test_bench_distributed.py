@@ -1,6 +1,7 @@
 """`gam bench-distributed`: its rows, and the table."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from stacks import stack
 
 from gam_lm.checkpoint import save_model
 from gam_lm.cli.main import run
+from gam_lm.experiments import distributed
 from gam_lm.experiments.faults import FAULTS, Ended, differences, outcome
 from gam_lm.report.distributed import distributed_table
 from gam_lm.training.new import new_model
@@ -77,7 +79,8 @@ def test_two_processes_make_the_run_of_one_and_move(tmp_path):
 
 
 @pytest.mark.slow
-def test_states_that_are_written_beside_the_training_are_timed(tmp_path):
+def test_states_that_are_written_beside_the_training_are_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_saves", partial(distributed._saves, rounds=1))
     out = tmp_path / "out"
     assert run(["bench-distributed", "--models", "gam", "--only", "saves", "--out", str(out)]) == 0
     (row,) = json.loads((out / "results.json").read_text())["rows"]

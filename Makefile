@@ -14,7 +14,7 @@ run: .venv/installed-plot
 	$(BIN)/gam generate $(OUT)/runs/gam-seed0 --prompt "The function returns" --max-new-tokens 80 --seed 0
 	@echo; echo "Run, table and plot are in $(OUT)."
 
-# Not among the two: want an H100-class GPU and 8 minutes each, the second 16 cores, and go on where they stopped. OFFLINE=1, on a machine without a network, takes its own Python
+# Not among the two: want an H100-class GPU, the first 8 minutes, the second 16 cores, and go on where they stopped. OFFLINE=1, on a machine without a network, takes its own Python
 # with the source tree and the folder carried/ that `make carried` wrote elsewhere (docs/speed.md).
 GAM := $(if $(OFFLINE),env PYTHONPATH=src:carried/packages $(PYTHON) -m gam_lm,$(BIN)/gam)
 SETUP := $(if $(OFFLINE),,.venv/installed-plot)
@@ -33,6 +33,7 @@ carried/ids/carried.json: | .venv/installed-plot
 	$(BIN)/gam data prepare books --vocab-size 4096 --carry carried/ids --carry-tokens 20100000
 carried/packages/tyro: | .venv/installed-plot
 	$(INSTALL) --target carried/packages --only-binary :all: --python-version $(THERE) --platform manylinux2014_x86_64 pydantic tyro optuna
+	rm -rf carried/packages/numpy*  # torch brought its own
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -n 2 -rs

@@ -244,7 +244,7 @@ for kernel, more in ((kernels._forward, {"STARTS": False}), (kernels._forward, {
     fixed = {"L": 32, "P": 64, "S": 64, "LEVELS": 5, "EXACT": "tf32x3", **more}
     kinds = {name: "constexpr" if name in fixed else KINDS.get(name, "*fp32" if name in FP32 else "*bf16") for name in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=kinds, constexprs={(kernel.arg_names.index(name),): value for name, value in fixed.items()})
-    print(len(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "num_stages": 1}).asm["cubin"]))
+    print(len(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "num_stages": 1}).asm["cubin"]))
 """
 
 

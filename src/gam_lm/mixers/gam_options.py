@@ -43,7 +43,7 @@ class GAMOptions(MixerOptions):
     """Tokens that the written memory handles at once: speed and memory only, never the result."""
     backend: Literal["auto", "torch", "fla", "triton"] = "auto"
     """torch, or a kernel of the delta rule for a GPU: flash-linear-attention's, or the library's own (triton), which auto takes on an NVIDIA GPU
-    where triton is installed, else torch."""
+    where triton is installed, else torch; a single token that is decoded is then one step in torch."""
 
     def __post_init__(self) -> None:
         alone = self.fusion in ("global", "local")

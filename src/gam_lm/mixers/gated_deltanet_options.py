@@ -28,7 +28,7 @@ class GatedDeltaNetOptions(MixerOptions):
     """Tokens that the rule handles at once: speed and memory only, never the result."""
     backend: Literal["auto", "torch", "fla", "triton"] = "auto"
     """torch, or a kernel for a GPU: flash-linear-attention's, or the library's own (triton), which auto takes on an NVIDIA GPU
-    where triton is installed, else torch."""
+    where triton is installed, else torch; a single token that is decoded is then one step in torch."""
 
     def resolved(self, hidden_size: int) -> GatedDeltaNetOptions:
         """See `MixerOptions.resolved`."""

@@ -14,7 +14,7 @@ from gam_lm.errors import InputError, MissingExtraError
 from gam_lm.ops.chunks import LEAST_LOG_DECAY
 from gam_lm.ops.delta_rule import delta_memory
 from gam_lm.ops.segments import pack
-from gam_lm.ops.triton_there import has_triton
+from gam_lm.ops.triton_there import triton_serves
 
 MOST_SLOTS = 256
 """The largest M of our kernel: a program holds the state of so many slots in registers."""
@@ -135,7 +135,7 @@ DELTA_KERNELS: Mapping[str, Callable[..., tuple[Tensor, tuple[Tensor]]]] = {"fla
 
 def automatic_backend(device_type: str, slots: int, dtype: torch.dtype) -> str:
     """What "auto" takes: our kernel on a GPU where triton is installed and it has format and size, else plain PyTorch."""
-    return "triton" if device_type == "cuda" and has_triton() and dtype != torch.float64 and slots <= MOST_SLOTS else "torch"
+    return "triton" if triton_serves(device_type, dtype) and slots <= MOST_SLOTS else "torch"
 
 
 def delta_rule_by(backend: str, read_BTHM: Tensor, value_BTHE: Tensor) -> Callable[..., tuple[Tensor, tuple[Tensor]]]:

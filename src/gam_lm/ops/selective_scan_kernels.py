@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gam_lm.errors import InputError, MissingExtraError
 from gam_lm.ops.selective_scan import selective_scan
-from gam_lm.ops.triton_there import has_triton
+from gam_lm.ops.triton_there import triton_serves
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 
@@ -57,7 +57,7 @@ def triton_selective_scan(
 
 def automatic_backend(device_type: str, states: int, dtype: torch.dtype) -> str:
     """What "auto" takes: the kernels on a GPU where triton is installed and they have format and size, else plain PyTorch."""
-    return "triton" if device_type == "cuda" and has_triton() and dtype != torch.float64 and states <= MOST_STATES else "torch"
+    return "triton" if triton_serves(device_type, dtype) and states <= MOST_STATES else "torch"
 
 
 def scan_by(backend: str, device_type: str, states: int, dtype: torch.dtype) -> Scan:

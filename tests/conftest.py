@@ -22,3 +22,9 @@ def a_place_of_its_own(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def the_same_numbers_every_time():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def int8_widened(monkeypatch):
+    """int8 models multiply with numbers as they are, as exported graphs and pages do, also where the processor has products of integers."""
+    monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_INT8", False)

@@ -21,6 +21,7 @@ from gam_lm.inference.int8 import quantize_int8
 from gam_lm.inference.row_products import MAX_ROWS, row_backend
 from gam_lm.mixers.key_value_cache import attend_one
 from gam_lm.model import LanguageModel, State
+from gam_lm.ops import number_formats
 from gam_lm.presets.models import named_model
 from gam_lm.report.decode import decode_table, write_decode
 from gam_lm.results import Results
@@ -191,12 +192,15 @@ def test_without_a_compiler_the_compiled_rows_are_left_out_with_one_line(tmp_pat
         (WINDOWED, 1),
         (MIXED, 2),
         ("int8", 1),
+        ("int8", MAX_ROWS + 1),
+        ("int8, widened", 1),
     ],
 )
 @torch.no_grad()
-def test_the_compiled_step_gives_what_the_model_gives(name, B):
-    model = model_of("gam-mean" if name == "int8" else name)
-    if name == "int8":
+def test_the_compiled_step_gives_what_the_model_gives(name, B, monkeypatch):
+    model = model_of("gam-mean" if "int8" in name else name)
+    if "int8" in name:
+        monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_INT8", number_formats.CPU_HAS_INT8 and name == "int8")
         quantize_int8(model)
     token_B1 = torch.randint(64, (B, 1))
     filled = [layer.mixer.filled_cache(B, 7, 8, dtype=torch.float32) for layer in model.layers]

@@ -24,7 +24,7 @@ from gam_lm.export.operators import as_operators
 from gam_lm.export.write import export
 from gam_lm.inference.int8 import Int8Linear, quantize_int8
 from gam_lm.mixers import attention, key_value_cache
-from gam_lm.ops import delta_rule, delta_rule_kernels
+from gam_lm.ops import delta_rule, delta_rule_kernels, number_formats
 
 SMALL = {**BASE, "vocab_size": 270, "options": BASE["options"] | {"gated_deltanet": {"num_heads": 2, "chunk_size": 8}}}
 STREAMED = ["gam-static", "gam-mean", "gam", "gam-slots", ("gam", "gated_deltanet"), WINDOWED, "transformer"]
@@ -138,7 +138,7 @@ def test_portable_onnx_graphs_equal_pytorch_and_the_example_writes_the_same_text
 
 
 @pytest.mark.slow
-def test_an_onnx_graph_in_int8_computes_what_the_int8_model_does(tmp_path):
+def test_an_onnx_graph_in_int8_computes_what_the_int8_model_does(tmp_path, int8_widened):
     pytest.importorskip("onnxruntime", reason="pip install 'gam-lm[export]'")
     folder, out = run_directory(tmp_path / "run", "gam", hidden_size=128), tmp_path / "onnx"
     done = export(folder, "onnx", out, weights="int8")
@@ -184,7 +184,7 @@ def test_modules_have_their_own_functions_back_after_a_trace():
 
 @pytest.mark.parametrize("tied", [True, False])
 @every_rule
-def test_an_int8_run_loads_and_computes_what_its_integers_say(rule, tied, tmp_path):
+def test_an_int8_run_loads_and_computes_what_its_integers_say(rule, tied, tmp_path, int8_widened):
     folder, out = run_directory(tmp_path / "run", rule, tie_word_embeddings=tied, initialization="scaled"), tmp_path / "int8"
     done = export(folder, "int8", out)
     assert 0 < done.largest_difference < 0.2
@@ -228,12 +228,53 @@ def test_the_command_line_measures_and_generates_from_int8(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("the cat")
 
 
-def test_int8_keeps_bf16_and_bias():
+@pytest.mark.parametrize("integers", [True, False])
+def test_int8_keeps_bf16_and_bias(integers, monkeypatch):
+    monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_INT8", integers)
     linear = nn.Linear(8, 3, dtype=torch.bfloat16)
     x = torch.randn(2, 8, dtype=torch.bfloat16)
     small = Int8Linear(linear)
     assert small(x).dtype == torch.bfloat16
     torch.testing.assert_close(small(x), linear(x), rtol=0.05, atol=0.05)
+
+
+INTEGERS = pytest.mark.skipif(not number_formats.CPU_HAS_INT8, reason="no instructions for products of 8-bit integers")
+
+
+@INTEGERS
+@pytest.mark.parametrize("inputs", [1, 2, 7])
+def test_products_of_narrow_matrices(inputs):
+    linear = nn.Linear(inputs, 70, bias=False)
+    small, x = Int8Linear(linear), torch.randn(3, inputs)
+    torch.testing.assert_close(small(x), x @ small.weight.T, rtol=0, atol=0.02 * inputs)
+
+
+@INTEGERS
+def test_products_of_integers_are_those_of_the_rounded_numbers():
+    linear = nn.Linear(300, 70, dtype=torch.float64)
+    small, x = Int8Linear(linear), torch.randn(2, 5, 300, dtype=torch.float64) * torch.logspace(-6, 3, 5)[:, None]
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    expected = ((x / scale).round() * scale) @ small.weight.T + linear.bias
+    torch.testing.assert_close(small(x), expected, rtol=1e-5, atol=1e-5)
+    for row in range(5):  # a row's product does not know of the others: a text read at once and token by token gives the same
+        assert torch.equal(small(x[:1, row : row + 1]), small(x)[:1, row : row + 1])
+    assert (small(torch.zeros(0, 300, dtype=torch.float64))).shape == (0, 70)
+    torch.testing.assert_close(small(torch.zeros(1, 300, dtype=torch.float64)), linear.bias[None])
+    x[0, 1, 7] = torch.nan
+    assert small(x)[0, 1].isnan().all() and small(x).isnan().sum() == 70
+
+
+@INTEGERS
+@torch.no_grad()
+def test_rounding_what_is_multiplied_costs_no_more_than_rounding_the_weights(monkeypatch):
+    model, tokens = model_of(), torch.randint(64, (4, 50))
+    exact = model(tokens)[0]
+    quantize_int8(model)
+    errors = []
+    for integers in (False, True):
+        monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_INT8", integers)
+        errors.append((model(tokens)[0] - exact).square().mean().sqrt())
+    assert errors[0] < errors[1] < 2 * errors[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

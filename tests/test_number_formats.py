@@ -1,4 +1,4 @@
-"""The write rules on a processor that would emulate bf16: they compute in fp32 and give what they were asked for."""
+"""Where bf16 has no matrix unit the write rules compute in fp32 and give what they were asked for, and training takes fp32."""
 
 import pytest
 import torch
@@ -7,26 +7,35 @@ import torch.nn.functional as F
 from gam_lm.ops.delta_rule import delta_memory
 from gam_lm.ops.mean_rule import mean_memory
 from gam_lm.ops.number_formats import product_format
+from gam_lm.training.precision import choose_dtype
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("native", "dtype", "expected"),
+    ("tiles", "dtype", "expected"),
     [
         (True, torch.bfloat16, torch.bfloat16), (False, torch.bfloat16, torch.float32), (True, torch.float16, torch.float32),
         (False, torch.float16, torch.float32), (False, torch.float32, torch.float32), (False, torch.float64, torch.float64),
     ],
 )  # fmt: skip
-def test_what_is_emulated_is_not_computed_in(native, dtype, expected, monkeypatch):
-    monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_BF16", native)
+def test_a_rule_computes_in_what_is_quick(tiles, dtype, expected, monkeypatch):
+    monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_BF16_TILES", tiles)
     assert product_format(dtype, CPU) == expected
     assert product_format(dtype, torch.device("cuda")) == dtype
 
 
+@pytest.mark.parametrize("tiles", [True, False])
+def test_training_takes_bf16_only_with_a_matrix_unit(tiles, monkeypatch):
+    monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_BF16", True)
+    monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_BF16_TILES", tiles)
+    assert choose_dtype("auto", CPU) == (torch.bfloat16 if tiles else torch.float32)
+    assert choose_dtype("bf16", CPU) == torch.bfloat16  # whoever names it gets it
+
+
 @pytest.mark.parametrize("rule", [delta_memory, mean_memory])
-def test_without_native_bf16_a_rule_is_that_of_fp32_on_the_same_inputs(rule, monkeypatch):
-    monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_BF16", False)
+def test_without_a_unit_for_bf16_a_rule_is_that_of_fp32_on_the_same_inputs(rule, monkeypatch):
+    monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_BF16_TILES", False)
     generator = torch.Generator().manual_seed(0)
     read, write, value = (torch.randn(2, 70, 2, 8, generator=generator).to(torch.bfloat16) for _ in range(3))
     read, write = F.normalize(read.float().abs(), dim=-1).to(torch.bfloat16), F.normalize(write.float().abs(), dim=-1).to(torch.bfloat16)

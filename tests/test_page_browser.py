@@ -54,7 +54,7 @@ def done(browser):
 
 
 @pytest.mark.parametrize("name", ["gam", "gam-static"])
-def test_logits_and_text_in_the_browser_are_those_of_the_int8_model(show, pages, name):  # noqa: F811
+def test_logits_and_text_in_the_browser_are_those_of_the_int8_model(show, pages, name, int8_widened):  # noqa: F811
     folder = pages[name].with_suffix("")
     model, tokenizer = load_model(folder), load_tokenizer_of(folder)
     quantize_int8(model)
@@ -101,7 +101,7 @@ def test_pointing_at_a_token_shows_what_it_read_and_the_newest_is_followed(show,
     shot(browser, "page-1280")
 
 
-def test_a_head_is_switched_off_by_keyboard_and_the_text_goes_on_without_it(show, pages):  # noqa: F811
+def test_a_head_is_switched_off_by_keyboard_and_the_text_goes_on_without_it(show, pages, int8_widened):  # noqa: F811
     folder = pages["gam"].with_suffix("")
     model, tokenizer = load_model(folder), load_tokenizer_of(folder)
     quantize_int8(model)

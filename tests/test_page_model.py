@@ -109,7 +109,7 @@ def test_the_model_in_javascript_equals_pytorch(name, tmp_path):
 
 @node
 @pytest.mark.parametrize("weights", ["int8", "fp16"])
-def test_packed_weights_give_the_logits_of_the_packed_model(weights, tmp_path):
+def test_packed_weights_give_the_logits_of_the_packed_model(weights, tmp_path, int8_widened):
     torch.manual_seed(0)
     model = model_of("gam", hidden_size=64)
     if weights == "int8":

@@ -28,19 +28,19 @@ def row_backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., A
     def mm(x_RI: Tensor, weight_IO: Tensor) -> Any:
         if len(x_RI) > MAX_ROWS or not x_RI.is_floating_point():
             return usual[aten.mm.default](x_RI, weight_IO)
-        return _row_product(x_RI, weight_IO).to(x_RI.dtype)
+        return row_product(x_RI, weight_IO).to(x_RI.dtype)
 
     def addmm(bias_O: Tensor, x_RI: Tensor, weight_IO: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
         if len(x_RI) > MAX_ROWS or not x_RI.is_floating_point() or (beta, alpha) != (1, 1):
             return usual[aten.addmm.default](bias_O, x_RI, weight_IO, beta=beta, alpha=alpha)
-        return (_row_product(x_RI, weight_IO) + bias_O).to(x_RI.dtype)
+        return (row_product(x_RI, weight_IO) + bias_O).to(x_RI.dtype)
 
     compiled: Any = compile_fx(graph, inputs, decompositions={**usual, aten.mm.default: mm, aten.addmm.default: addmm})
     return compiled
 
 
-def _row_product(x_RI: Tensor, weight_IO: Tensor) -> Tensor:
-    """x W in fp32 or wider, as sums."""
+def row_product(x_RI: Tensor, weight_IO: Tensor) -> Tensor:
+    """x W (R, O) in fp32 or wider, as sums; for a step that is being compiled."""
     # The compiler would compute what makes x (a GELU, say) anew for each of the O sums; asked for a layout, it computes x first.
     x_RI = torch.ops.prims.inductor_force_stride_order.default(x_RI, [x_RI.shape[1], 1])
     wide = torch.promote_types(x_RI.dtype, torch.float32)

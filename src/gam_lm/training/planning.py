@@ -15,7 +15,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.diagnostics.cost import BYTES_PER_PARAMETER, model_cost
 from gam_lm.model import count_parameters
-from gam_lm.ops.number_formats import has_bf16
+from gam_lm.ops.number_formats import trains_faster_in_bf16
 from gam_lm.runtime import processes
 from gam_lm.runtime.isolation import available_mb
 from gam_lm.runtime.measure import BYTES_PER_MB, step_times
@@ -127,7 +127,7 @@ class Planner:
         model = new_model(config, 0, self.device).train()
         batches = Batches(self.corpus, recipe)
         compile_for_training(model, recipe, 1)
-        precision = ("bf16" if has_bf16(self.device) else "fp32") if recipe.precision == "auto" else recipe.precision  # the run itself logs why
+        precision = ("bf16" if trains_faster_in_bf16(self.device) else "fp32") if recipe.precision == "auto" else recipe.precision  # the run itself logs why
         optimizer, dtype, batch = make_optimizer(model, recipe), choose_dtype(precision, self.device), batches.batch(0)
         times = step_times(
             lambda: train_step(model, optimizer, batch, recipe, recipe.learning_rate, dtype), self.device, warmup=WARMUP, iterations=TIMED,

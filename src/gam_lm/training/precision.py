@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from gam_lm.errors import InputError
-from gam_lm.ops.number_formats import has_bf16
+from gam_lm.ops.number_formats import trains_faster_in_bf16
 
 logger = logging.getLogger("gam_lm")
 
@@ -31,9 +31,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The format of the matrix products: torch.float32 or torch.bfloat16. Logs why."""
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
-    native = has_bf16(device)
-    logger.info("precision %s: %s %s bf16 products", "bf16" if native else "fp32", device.type, "has native" if native else "has no native")
-    return torch.bfloat16 if native else torch.float32
+    faster = trains_faster_in_bf16(device)
+    logger.info("precision %s: %s %s a matrix unit for bf16", "bf16" if faster else "fp32", device.type, "has" if faster else "has no")
+    return torch.bfloat16 if faster else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

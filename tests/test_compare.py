@@ -10,7 +10,9 @@ from test_cli import TINY
 
 from gam_lm.cli.main import run
 from gam_lm.errors import InputError
+from gam_lm.report import seed_plot
 from gam_lm.report.compare import find, over_the_lowest, primary_pairs
+from gam_lm.report.plots import save
 from gam_lm.report.tables import curves, quality
 from gam_lm.report.verdict import compare
 from gam_lm.results import Results, read_blocks, read_documents, write_blocks
@@ -61,6 +63,24 @@ def test_folders_files_and_models_are_taken(tmp_path):
     assert [each.a for each in same] == [f"gam of {first}", f"mamba of {first}"]
     three = compare([f"{first}:gam", f"{second}:mamba", f"{third}:hf:llama"]).comparisons
     assert [(each.a, each.b) for each in three] == [("gam", "mamba"), ("gam", "hf:llama"), ("mamba", "hf:llama")]
+
+
+def test_the_picture_has_every_seed_of_every_model_and_folder(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    first, second = written(tmp_path / "a", {"mamba": 5.2, "gam": 5.0}), written(tmp_path / "b", {"gam": 4.0}, seeds=(0, 1))
+    drawn = []
+    monkeypatch.setattr(seed_plot, "save", lambda figure, stem: drawn.append(figure) or save(figure, stem))
+    assert run(["compare", first, second, "--plot", str(tmp_path / "new" / "plot")]) == 0
+    assert (tmp_path / "new" / "plot.svg").exists() and "plot.png" in capsys.readouterr().err
+    [axes] = drawn[0].axes
+    assert [each.get_text() for each in axes.get_yticklabels()] == ["gam", "mamba"]
+    seeds, means, lower_seeds, lower_means = axes.get_lines()
+    rows = {(row["model"], row["seed"]): row["val_nats_per_token"] for row in find(first)[0].rows + find(first)[1].rows}
+    assert sorted(seeds.get_xdata()) == sorted(rows.values()) and len(lower_seeds.get_xdata()) == 2
+    assert sorted(means.get_xdata()) == pytest.approx(sorted(np.mean([rows[name, seed] for seed in range(3)]) for name in ("gam", "mamba")))
+    for line, mean in ((seeds, means), (lower_seeds, lower_means)):
+        assert set(line.get_ydata()) == set(mean.get_ydata()) and line.get_color() == mean.get_color()
+    assert [each.get_text() for each in axes.get_legend().get_texts()] == ["a", "b"]
 
 
 def test_the_json_has_what_the_paragraph_says(tmp_path, capsys):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from tyro.conf import UseAppendAction
@@ -25,10 +27,17 @@ class Compare:
     """Text to compare on."""
     json: bool = False
     """Print the figures as JSON."""
+    plot: Path | None = None
+    """Also draw the loss of every seed, a line a model and a colour a folder: the pictures' path without .svg and .png."""
 
     def run(self) -> None:
-        """Print the paragraph, or the JSON."""
+        """Print the paragraph, or the JSON, and draw what is asked for."""
+        from gam_lm.report.seed_plot import seed_plot
         from gam_lm.report.verdict import compare
 
         said = compare(self.results, primary=self.primary, margin=self.margin, split=self.split)
         print(json.dumps(said.to_json(), indent=1) if self.json else said.paragraph())
+        if self.plot is not None:
+            self.plot.parent.mkdir(parents=True, exist_ok=True)
+            for path in seed_plot(self.results, self.plot, split=self.split):
+                print(f"plot: {path}", file=sys.stderr)

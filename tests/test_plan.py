@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from gam_lm.errors import InputError
 from gam_lm.training import plan as rules
-from gam_lm.training.plan import Figures, Plan, Size, choose_size, context_for, explain, learning_rate_for, recipe_for, schedule, vocabulary_for
+from gam_lm.training.plan import Plan, Size, choose_size, context_for, learning_rate_for, recipe_for, schedule, vocabulary_for, weight_decay_for
+from gam_lm.training.plan_words import Figures, batch_line, explain
 from gam_lm.training.recipe import TrainConfig
 
 AMOUNTS = st.floats(min_value=1e-3, max_value=1e13, allow_nan=False)
@@ -105,7 +106,16 @@ def test_the_recipe_is_valid_at_every_rung_and_slower_where_a_model_goes_on():
             tuned = recipe_for(hidden_size=size.hidden_size, tokens_seen=size.tokens_seen, gpu=gpu, fine_tuning=True)
             assert fresh.keep == "best" and fresh.optimizer == "muon"
             assert tuned.learning_rate < fresh.learning_rate and tuned.muon_learning_rate < fresh.muon_learning_rate
-    assert vocabulary_for(1) >= 257  # all bytes and the end of text
+    assert vocabulary_for(1, 10) >= 257  # all bytes and the end of text
+    assert vocabulary_for(1_000_000, 10) < vocabulary_for(1_000_000, 2)  # read more often
+
+
+@given(passes=st.floats(0.01, 100), steps=st.floats(1, 1e7), more=st.floats(1, 10))
+def test_a_text_that_is_read_again_and_again_decays_weights_more_the_shorter_it_is(passes, steps, more):
+    found = weight_decay_for(passes, steps, rules.LEARNING_RATE)
+    assert TrainConfig().weight_decay <= found <= rules.MOST_WEIGHT_DECAY
+    assert weight_decay_for(passes, steps * more, rules.LEARNING_RATE) <= found <= weight_decay_for(passes * more, steps, rules.LEARNING_RATE)
+    assert passes >= rules.REPEATED or found == TrainConfig().weight_decay
 
 
 PLAN = Plan(texts=("a.txt",), minutes=10, vocab_size=1024, tokenizer="bpe", model="gam", valid_tokens=900, seconds=540)
@@ -160,10 +170,10 @@ def test_the_ladder_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
 def test_the_line_of_the_batch_says_what_every_process_does():
     recipe = TrainConfig(batch_size=64, context=256, accumulate=8)
-    assert rules.batch_line(recipe, 1) == "batch       16,384 tokens a step: 64 sequences of 256, 8 at a time, accumulation 8"
-    assert rules.batch_line(recipe, 4).endswith("64 sequences of 256 on 4 processes, 8 at a time on each, accumulation 2")
-    assert rules.batch_line(recipe, 16).endswith("on 16 processes, 4 at a time on each, accumulation 1")
-    assert "16,384 tokens a step (16,500 asked for)" in rules.batch_line(recipe, 1, 16_500)
+    assert batch_line(recipe, 1) == "batch       16,384 tokens a step: 64 sequences of 256, 8 at a time, accumulation 8"
+    assert batch_line(recipe, 4).endswith("64 sequences of 256 on 4 processes, 8 at a time on each, accumulation 2")
+    assert batch_line(recipe, 16).endswith("on 16 processes, 4 at a time on each, accumulation 1")
+    assert "16,384 tokens a step (16,500 asked for)" in batch_line(recipe, 1, 16_500)
 
 
 @given(tokens=st.integers(1, 10**7), context=st.sampled_from([16, 256, 1000]))

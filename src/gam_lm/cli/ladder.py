@@ -71,7 +71,7 @@ class BenchPlan:
             for text_bytes, minutes, model, (width, layers), rate, batch_size, seed in product(
                 self.bytes, self.minutes, self.models, map(_size, self.sizes), self.rates, self.batch_sizes or (None,), self.seeds
             )
-            for vocab_size in self.vocab_sizes or (vocabulary_for(text_bytes),)
+            for vocab_size in self.vocab_sizes or (vocabulary_for(text_bytes, minutes),)
         ]  # fmt: skip
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
         climb(rungs, load_corpus(self.data), results, self.out, choose_device(self.device))

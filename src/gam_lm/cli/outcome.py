@@ -17,7 +17,7 @@ from gam_lm.experiments.models import described
 from gam_lm.results import Results
 from gam_lm.runtime.measure import environment
 from gam_lm.training.directory import corpus_figures
-from gam_lm.training.plan import duration
+from gam_lm.training.plan_words import duration
 
 if TYPE_CHECKING:
     from gam_lm.cli.run_page import RunPage

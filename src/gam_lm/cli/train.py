@@ -92,7 +92,7 @@ class Train:
         from gam_lm.training.directory import claim
         from gam_lm.training.distributed import joined
         from gam_lm.training.loop import fit
-        from gam_lm.training.plan import batch_line, explain
+        from gam_lm.training.plan_words import batch_line, explain
         from gam_lm.training.planning import figures_of
         from gam_lm.training.precision import choose_device
         from gam_lm.training.trackers import make_tracker

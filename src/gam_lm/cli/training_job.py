@@ -241,7 +241,7 @@ def _vocabulary(train: Train, texts: tuple[str, ...]) -> int:
     if train.preset is not None or "vocab_size" in train.given or train.start is not None or train.text.tokenizer != "bpe":
         return int(train.architecture.vocab_size)
     if train.stream:
-        return vocabulary_for(sum(shard.size for shard in data_set(texts[0]).train))
+        return vocabulary_for(sum(shard.size for shard in data_set(texts[0]).train), train.minutes)
     corpus = load_corpus(texts)
     if "train" not in corpus.splits:
         return int(train.architecture.vocab_size)
@@ -251,7 +251,7 @@ def _vocabulary(train: Train, texts: tuple[str, ...]) -> int:
             known += len(document.encode())
             if known >= VOCABULARY[-1][0]:
                 break
-    return vocabulary_for(known)
+    return vocabulary_for(known, train.minutes)
 
 
 def _prepared(plan: Plan, context: int) -> TokenCorpus:

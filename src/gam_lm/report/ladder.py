@@ -29,7 +29,7 @@ def ladder_table(results: Mapping[str, Any]) -> Table:
             seen = f"{row['train_tokens'] / 1e6:.2f} M, {row['text_passes']:.2g}" if "train_tokens" in row else ""
             lines.append([
                 f"{text_bytes / 1e6:g} MB, {minutes:g} min", f"{row['model']} {config['hidden_size']} × {config['num_hidden_layers']}",
-                f"{row['vocab_size']:,}" + ("*" if row["vocab_size"] == vocabulary_for(text_bytes) else ""),
+                f"{row['vocab_size']:,}" + ("*" if row["vocab_size"] == vocabulary_for(text_bytes, minutes) else ""),
                 f"{recipe['batch_size']}, {recipe['muon_learning_rate']:.2g}", seen, f"**{said}**" if bits is not None and bits == min(figures) else said, f"{floor:.3f}",
             ])  # fmt: skip
     columns = ["Text and time", "Model", "Vocabulary", "Batch, Muon's rate", "Tokens seen, passes", "Bits a byte", "Bigram counts"]

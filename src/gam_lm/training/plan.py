@@ -7,7 +7,7 @@ A table's first column says from which amount on a line holds.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -42,7 +42,11 @@ SIZES = (
 )
 
 VOCABULARY = ((0, 512), (1e5, 1024), (6e5, 2048), (1e7, 4096), (5e7, 8192), (4e8, 16_384))
-"""Bytes of text → entries of the tokenizer."""
+VOCABULARY_READ_OFTEN = ((0, 512), (1e5, 1024), (2e6, 2048), (1e7, 4096), (5e7, 8192), (4e8, 16_384))
+"""Bytes of text → entries of the tokenizer; a text with time for many passes has shorter tokens."""
+
+READ_OFTEN = 8.0
+"""Minutes for each million bytes from which on a text is read often."""
 
 BATCH = ((0, 4), (1e7, 8), (4e7, 16), (2e8, 32), (1e9, 64))
 """Tokens seen → sequences in a batch, on a CPU."""
@@ -58,6 +62,12 @@ DROPOUT = ((0, 0.0), (3, 0.1), (5, 0.15), (7, 0.2), (10, 0.3))
 
 MOST_PASSES = 12
 """Beyond these a model only learns the text by heart: the run ends earlier than it may."""
+
+REPEATED = 2
+"""Passes from which on weight decay follows from the text."""
+
+WEIGHT_DECAY_PASSES, MOST_WEIGHT_DECAY = 1.0, 1.5
+"""In so many passes at the highest learning rate a weight that no gradient renews falls to 1/e (Wang & Aitchison, arXiv 2405.13698). The largest decay."""
 
 LEARNING_RATE, AT_WIDTH, POWER = 1.2e-2, 128, 0.5
 """AdamW's, of embeddings and vectors, falls with this power of the width from this width on. Muon's is the same at every width."""
@@ -93,9 +103,9 @@ def at(table: Sequence[tuple[float, T]], amount: float) -> T:
     return [value for start, value in table if start <= amount or start == table[0][0]][-1]
 
 
-def vocabulary_for(text_bytes: int) -> int:
-    """Entries of the tokenizer for a training text of so many bytes."""
-    return at(VOCABULARY, text_bytes)
+def vocabulary_for(text_bytes: int, minutes: float) -> int:
+    """Entries of the tokenizer for a training text of so many bytes and a run of so many minutes."""
+    return at(VOCABULARY_READ_OFTEN if minutes * 1e6 >= READ_OFTEN * text_bytes else VOCABULARY, text_bytes)
 
 
 def context_for(train_tokens: int, valid_tokens: int, batch_size: int) -> int:
@@ -126,20 +136,17 @@ def choose_size(text_tokens: int, seconds: float, speed: Callable[[Size], float]
     return chosen
 
 
+def weight_decay_for(passes: float, steps_per_pass: float, learning_rate: float) -> float:
+    """λ of a run that reads its text so often: what keeps it from being learned by heart."""
+    usual = TrainConfig().weight_decay
+    return usual if passes < REPEATED else float(f"{min(MOST_WEIGHT_DECAY, max(usual, 1 / (learning_rate * steps_per_pass * WEIGHT_DECAY_PASSES))):.2g}")
+
+
 def rows_of_step(tokens_per_step: int, context: int) -> int:
     """Whole sequences of a step that is to take so many tokens. Raises InputError where not even one fits."""
     if tokens_per_step < context:
         raise InputError(f"tokens_per_step is {tokens_per_step} for sequences of {context} tokens: use at least {context}, or a shorter --context")
     return tokens_per_step // context
-
-
-def batch_line(recipe: TrainConfig, processes: int, tokens_per_step: int | None = None) -> str:
-    """What a step consists of, as a line of the plan; ``tokens_per_step`` is what was asked for."""
-    tokens, rows, parts = recipe.batch_size * recipe.context, -(-recipe.batch_size // processes), -(-recipe.accumulate // processes)
-    asked = f" ({tokens_per_step:,} asked for)" if tokens_per_step not in (None, tokens) else ""
-    spread = f" on {processes} processes" if processes > 1 else ""
-    each = f"{-(-rows // min(rows, parts))} at a time{' on each' if processes > 1 else ''}, accumulation {min(rows, parts)}"
-    return f"batch       {tokens:,} tokens a step{asked}: {recipe.batch_size} sequences of {recipe.context}{spread}, {each}"
 
 
 class Schedule(NamedTuple):
@@ -233,61 +240,3 @@ class Plan:
             return cls(**values | {"texts": tuple(values["texts"])})
         except (TypeError, KeyError) as error:
             raise InputError(f"the saved plan is broken ({error}): choose a new folder") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What the lines of a plan tell besides."""
-
-    documents: int
-    train_bytes: int
-    """Of conversations, what the assistant said."""
-    train_tokens: int
-    counted_tokens: int
-    """Those of the training tokens that are predicted: in conversations the assistant's."""
-    valid_tokens: int
-    """Of the whole split."""
-    entries: int
-    """Entries that the tokenizer has."""
-    left_out: tuple[str, ...]
-    layers: str
-    """What the layers are, in words."""
-    parameters: int
-    steps: int
-    """Optimiser steps of the whole run."""
-    device: str
-
-
-def explain(plan: Plan, recipe: TrainConfig, figures: Figures) -> Iterator[str]:
-    """The plan in five lines."""
-    f = figures
-    left_out = "left out: " + "; ".join(f.left_out) if f.left_out else "nothing left out"
-    measured = f"{plan.valid_tokens:,} of {f.valid_tokens:,}" if plan.valid_tokens < f.valid_tokens else f"{f.valid_tokens:,}"
-    documents = f"{f.documents:,} {'conversation' if plan.chat else 'document'}{'' if f.documents == 1 else 's'}"
-    size = f"{f.counted_tokens:,} tokens of answers" if plan.chat else f"{_size(f.train_bytes)} and {f.train_tokens:,} tokens"
-    text = f"streamed in {plan.lanes} lanes; the plan rests on its first {documents}," if plan.lanes else f"{documents},"
-    yield f"text        {text} {size} to train on, {measured} tokens to validate on; {left_out}"
-    length = "" if plan.chat else f", {f.train_bytes / f.train_tokens:.2f} bytes a token"
-    yield f"vocabulary  {f.entries:,} entries{length}" + (f", of {plan.start}" if plan.start else "")
-    yield f"model       {plan.model}: {f.layers}, {f.parameters:,} parameters" + (f", starting from {plan.start}" if plan.start else "")
-    per_step = recipe.batch_size * recipe.context
-    rates = f"Muon {recipe.muon_learning_rate or MUON_LEARNING_RATE:.3g}, AdamW" if recipe.optimizer == "muon" else "AdamW"
-    seen = f"{f.steps * per_step:,} tokens of the stream" if plan.lanes else f"{f.steps * per_step / f.train_tokens:.2g} passes over the text"
-    passes = f.steps * per_step / f.train_tokens
-    yield (
-        f"training    {f.steps:,} steps of {recipe.batch_size} × {recipe.context} tokens, {seen}, {rates} {recipe.learning_rate:.3g}"
-    )
-    early = plan.minutes and plan.seconds < 0.8 * 60 * plan.minutes and passes > 0.9 * MOST_PASSES
-    why = f"; the text is too small to use all of the {plan.minutes:g} that it may take" if early else ""
-    yield f"time        about {duration(plan.seconds)} on {f.device}{why}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} KB"
-
-
-def duration(seconds: float) -> str:
-    """A time in words."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
-    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

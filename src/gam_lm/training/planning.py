@@ -28,7 +28,6 @@ from gam_lm.training.plan import (
     DROPOUT,
     MOST_PASSES,
     SIZES,
-    Figures,
     Schedule,
     Size,
     at,
@@ -37,7 +36,9 @@ from gam_lm.training.plan import (
     recipe_for,
     rows_of_step,
     schedule,
+    weight_decay_for,
 )
+from gam_lm.training.plan_words import Figures
 from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig
 from gam_lm.training.step import train_step
@@ -118,8 +119,12 @@ class Planner:
             seconds=seconds if steps is None else max(steps * step_seconds, SHORTEST), step_seconds=step_seconds, tokens_per_step=per_step, text_tokens=tokens,
             valid_tokens=self.corpus.splits["valid"].tokens, context=recipe.context, steps=steps, most_passes=self.most_passes,
         )  # fmt: skip
-        recipe = recipe.replace(steps=decided.steps, **{"validate_every": decided.validate_every} if "validate_every" not in self.fixed else {})
-        config = self.config_at(size, at(DROPOUT, decided.steps * per_step / tokens))
+        passes = decided.steps * per_step / tokens
+        chosen: dict[str, Any] = {"validate_every": decided.validate_every}
+        if not self.fine_tuning:  # what a model has learned from another text is not to fade
+            chosen["weight_decay"] = weight_decay_for(passes, tokens / per_step, recipe.learning_rate)
+        recipe = recipe.replace(steps=decided.steps, **{name: value for name, value in chosen.items() if name not in self.fixed})
+        config = self.config_at(size, at(DROPOUT, passes))
         return Planned(config, recipe, decided)
 
     def step_seconds(self, config: ModelConfig, recipe: TrainConfig) -> float:

@@ -60,7 +60,7 @@ class Int8Linear(_Int8):
 
     def forward(self, x: Tensor) -> Tensor:
         """x Wᵀ + bias: (…, I) to (…, O)."""
-        y = self._product(x.flatten(0, -2)).view(*x.shape[:-1], len(self.weight_scale)) * self.weight_scale
+        y = self._product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], len(self.weight_scale)) * self.weight_scale
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
     def _product(self, x_RI: Tensor) -> Tensor:

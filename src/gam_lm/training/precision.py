@@ -32,7 +32,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
     faster = trains_faster_in_bf16(device)
-    logger.info("precision %s: %s %s a matrix unit for bf16", "bf16" if faster else "fp32", device.type, "has" if faster else "has no")
+    logger.info("precision %s: %s has %s matrix unit for bf16", "bf16" if faster else "fp32", device.type, "a" if faster else "no")
     return torch.bfloat16 if faster else torch.float32
 
 

@@ -81,6 +81,9 @@ def test_the_picture_has_every_seed_of_every_model_and_folder(tmp_path, monkeypa
     for line, mean in ((seeds, means), (lower_seeds, lower_means)):
         assert set(line.get_ydata()) == set(mean.get_ydata()) and line.get_color() == mean.get_color()
     assert [each.get_text() for each in axes.get_legend().get_texts()] == ["a", "b"]
+    same = [written(tmp_path / parent / "a", {"gam": 5.0}) for parent in ("one", "other")]
+    seed_plot.seed_plot(same, tmp_path / "plot")
+    assert [each.get_text() for each in drawn[1].axes[0].get_legend().get_texts()] == ["one/a", "other/a"]  # one name twice tells nothing
 
 
 def test_the_json_has_what_the_paragraph_says(tmp_path, capsys):

@@ -8,22 +8,22 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 GAM=${GAM:-.venv/bin/gam}
-PRIMARY=(--primary gam:gam-attention --primary gam:llama --primary gam:mamba --margin 0.02)
 
-# Stage A: one part of GAM's block swapped at a time, and the baselines; 1.25 million parameters, 2.5 million tokens, fp32 on every machine, compiled (a step
-# of gam's in four fifths of the time). The three that answer most come first, then the four of the primary comparisons, under either optimiser.
-SIZE=(--data books --vocab-size 4096 --hidden-size 128 --num-hidden-layers 4 --steps 1200 --batch-size 8 --context 256 --precision fp32 --compile on --clip 0.1 --workers "${WORKERS:-1}")
-CORE=(gam gam-attention llama)
-FIRST=("${CORE[@]}" mamba)
-SWAPS=("${FIRST[@]}" gam-static transformer gated-deltanet gam+fusion=global+keep_gate=true gam-static+fusion=global)
-
-# The primary comparisons whose models are among those named.
+# The primary comparisons, of gam with those of the models named that they are about.
 primary() {
   for other in gam-attention llama mamba; do
     [[ " $* " == *" $other "* ]] && echo "--primary gam:$other"
   done
   echo "--margin 0.02"
 }
+PRIMARY=($(primary gam-attention llama mamba))
+
+# Stage A: one part of GAM's block swapped at a time, and the baselines; 1.25 million parameters, 2.5 million tokens, fp32 on every machine, compiled.
+# The three that answer most come first, then the four of the primary comparisons, under either optimiser.
+SIZE=(--data books --vocab-size 4096 --hidden-size 128 --num-hidden-layers 4 --steps 1200 --batch-size 8 --context 256 --precision fp32 --compile on --clip 0.1 --workers "${WORKERS:-1}")
+CORE=(gam gam-attention llama)
+FIRST=("${CORE[@]}" mamba)
+SWAPS=("${FIRST[@]}" gam-static transformer gated-deltanet gam+fusion=global+keep_gate=true gam-static+fusion=global)
 
 # stage-a OPTIMIZER MODELS…
 stage-a() {

@@ -20,7 +20,7 @@ CPU_HAS_BF16 = not _FLAGS.isdisjoint({"avx512_bf16", "amx_bf16"})
 """Whether bf16 products have instructions of their own."""
 
 CPU_HAS_BF16_TILES = "amx_bf16" in _FLAGS
-"""Whether they have a matrix unit. Without one, products of many rows are slower than in fp32 (docs/log.md: half as fast)."""
+"""Whether they have a matrix unit. Without one, most products of many rows are slower than in fp32 (docs/log.md: about half as fast)."""
 
 CPU_HAS_INT8 = not _FLAGS.isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
 """Whether products of 8-bit integers have instructions of their own. Without them the libraries' sums of 16 bits may overflow."""

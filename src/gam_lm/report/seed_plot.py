@@ -38,16 +38,17 @@ def seed_plot(places: Sequence[str], stem: Path, *, split: str = "val") -> list[
             losses.setdefault(each.name, {})[each.directory] = [row[f"{split}_nats_per_token"] for row in rows]
     order = sorted(losses, key=lambda name: min(float(np.mean(each)) for each in losses[name].values()))
     folders = list(dict.fromkeys(each.directory for each in models))
+    labels = [folder.name if len({each.name for each in folders}) == len(folders) else str(Path(*folder.parts[-2:])) for folder in folders]
     figure, axes = new_figure(1.3 + ROW * max(3, len(order)))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color="#E5E5E5", linewidth=0.8)
-    for i, folder in enumerate(folders):
+    for i, (folder, label) in enumerate(zip(folders, labels, strict=True)):
         style: dict[str, Any] = {"color": COLOURS[(0, 7, 2, 3)[i % 4]], "linestyle": "none"}
         height = (i - (len(folders) - 1) / 2) * min(0.25, 0.6 / len(folders))  # folders a little above each other, so that none hides another
         named = {name: losses[name][folder] for name in order if folder in losses[name]}
         seeds = [(loss, order.index(name) + height) for name, some in named.items() for loss in some]
         means = [(float(np.mean(some)), order.index(name) + height) for name, some in named.items()]
-        axes.plot(*zip(*seeds, strict=True), marker=MARKERS[i % len(MARKERS)], markersize=4, alpha=0.8, label=folder.name, **style)
+        axes.plot(*zip(*seeds, strict=True), marker=MARKERS[i % len(MARKERS)], markersize=4, alpha=0.8, label=label, **style)
         axes.plot(*zip(*means, strict=True), marker="|", markersize=13, markeredgewidth=2, **style)
         for x, y in means if len(folders) == 1 else ():
             axes.annotate(f"{x:.3f}", (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)

@@ -42,11 +42,10 @@ SIZES = (
 )
 
 VOCABULARY = ((0, 512), (1e5, 1024), (6e5, 2048), (1e7, 4096), (5e7, 8192), (4e8, 16_384))
-VOCABULARY_READ_OFTEN = ((0, 512), (1e5, 1024), (2e6, 2048), (1e7, 4096), (5e7, 8192), (4e8, 16_384))
-"""Bytes of text → entries of the tokenizer; a text with time for many passes has shorter tokens."""
+"""Bytes of text → entries of the tokenizer."""
 
-READ_OFTEN = 8.0
-"""Minutes for each million bytes from which on a text is read often."""
+READ_OFTEN, READ_OFTEN_BYTES, READ_OFTEN_VOCABULARY = 8.0, 2e6, 1024
+"""With so many minutes for each million bytes, a text below so many bytes has at most so many entries: one that is read often wants shorter tokens."""
 
 BATCH = ((0, 4), (1e7, 8), (4e7, 16), (2e8, 32), (1e9, 64))
 """Tokens seen → sequences in a batch, on a CPU."""
@@ -105,7 +104,9 @@ def at(table: Sequence[tuple[float, T]], amount: float) -> T:
 
 def vocabulary_for(text_bytes: int, minutes: float) -> int:
     """Entries of the tokenizer for a training text of so many bytes and a run of so many minutes."""
-    return at(VOCABULARY_READ_OFTEN if minutes * 1e6 >= READ_OFTEN * text_bytes else VOCABULARY, text_bytes)
+    entries = at(VOCABULARY, text_bytes)
+    often = text_bytes < READ_OFTEN_BYTES and minutes * 1e6 >= READ_OFTEN * text_bytes
+    return min(entries, READ_OFTEN_VOCABULARY) if often else entries
 
 
 def context_for(train_tokens: int, valid_tokens: int, batch_size: int) -> int:

@@ -96,6 +96,18 @@ def test_an_interrupted_study_goes_on_as_the_same_study(book, tmp_path, monkeypa
     assert said(cut) == said(whole)
 
 
+def test_a_point_of_a_process_that_has_widened_already_is_trained_as_well(book, tmp_path):
+    import optuna
+
+    out = tmp_path / "out"
+    out.mkdir()
+    ahead = optuna.create_study(storage=f"sqlite:///{out / 'study.db'}", study_name="gam", direction="minimize")
+    ahead.enqueue_trial({"learning_rate": 0.0123}, user_attrs={"index": 7})
+    assert run(command("tune", book, out, "--trials", "2", "--widenings", "0")) == 0
+    tried = {row["trial"]: row["tuned"]["learning_rate"] for row in rows_of(out) if row["model"] == "gam"}
+    assert sorted(tried) == [0, 1, 7] and tried[7] == 0.0123
+
+
 def test_a_model_that_the_study_does_not_have_is_named(tmp_path):
     with pytest.raises(InputError, match="no finished trial of 'mamba': it has gam"):
         best_recipe([{"model": "gam", "tuned": {"learning_rate": 0.1}, "val_nats_per_token": 1.0}], "mamba", TrainConfig(), tmp_path)

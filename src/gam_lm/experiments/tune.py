@@ -83,7 +83,8 @@ def tune(study: Study, corpus: TokenCorpus, results: Results, directory: Path, d
     for widening in range(study.widenings + 1):
         _run_all(study, plan, studies, corpus, results, directory, device)
         results.reread()
-        best = [row["tuned"] for row in best_rows(results.rows).values()]
+        among = [row for row in results.rows if row.get("trial", 0) < len(plan)]  # another process may have widened already
+        best = [row["tuned"] for row in best_rows(among).values()]
         added = edges(study.space, plan, best)
         if not added or widening == study.widenings:
             if added:
@@ -124,7 +125,7 @@ def _run_waiting(
         _, name = min(waiting)
 
         def objective(trial: Any, name: str = name) -> float:
-            return _trial(study, name, trial, plan, corpus, results, directory, device)
+            return _trial(study, name, trial, corpus, results, directory, device)
 
         done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for each in studies.values() for trial in each.get_trials(deepcopy=False))
         bar.advance(done - bar.done)
@@ -146,15 +147,15 @@ def _there(trials: Sequence[FrozenTrial], index: int) -> bool:
     return any(trial.user_attrs.get("index") == index and trial.state != TrialState.FAIL for trial in trials)
 
 
-def _trial(
-    study: Study, name: str, trial: Any, plan: Sequence[Mapping[str, float]], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device
-) -> float:
-    """Train one point of one model; the loss of its last validation."""
+def _trial(study: Study, name: str, trial: Any, corpus: TokenCorpus, results: Results, directory: Path, device: torch.device) -> float:
+    """Train one point of one model; the loss of its last validation.
+
+    The values are those that the study holds: the point may be one of another process, which has widened a range already.
+    """
     index = trial.user_attrs.get("index")
     if index is None:  # another process took the trial that was meant
         raise optuna.TrialPruned
     values = {each.field: trial.suggest_float(each.field, *ANY, log=True) for each in study.space}
-    values = {field: float(plan[index][field]) for field in values}
     contender = Contender(name, study.models[name], study.recipe.replace(**values), variant=f"trial{index}", columns={"trial": index, "tuned": values})
     results.reread()
     row = results.find(identity_of(contender, device))

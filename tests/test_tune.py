@@ -100,8 +100,8 @@ def test_a_point_of_a_process_that_has_widened_already_is_trained_as_well(book, 
     import optuna
 
     out = tmp_path / "out"
-    out.mkdir()
-    ahead = optuna.create_study(storage=f"sqlite:///{out / 'study.db'}", study_name="gam", direction="minimize")
+    assert run(command("tune", book, out, "--trials", "2", "--widenings", "0")) == 0
+    ahead = optuna.load_study(storage=f"sqlite:///{out / 'study.db'}", study_name="gam")
     ahead.enqueue_trial({"learning_rate": 0.0123}, user_attrs={"index": 7})
     assert run(command("tune", book, out, "--trials", "2", "--widenings", "0")) == 0
     tried = {row["trial"]: row["tuned"]["learning_rate"] for row in rows_of(out) if row["model"] == "gam"}

@@ -38,6 +38,9 @@ logger = logging.getLogger("gam_lm")
 HEARTBEAT, GRACE = 60, 240
 """Seconds between the signs of life of a trial, and without one after which it counts as dead."""
 
+AWAKE = 90
+"""Seconds that a process itself waits before it calls another one dead: after a laptop's sleep every trial looks dead until its next sign of life."""
+
 ANY = (1e-12, 1e12)
 """Bounds that optuna wants to hear; the ranges are ours."""
 
@@ -109,19 +112,23 @@ def _run_waiting(
     study: Study, plan: Sequence[Mapping[str, float]], studies: Mapping[str, Any], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device,
     bar: Progress,
 ) -> None:  # fmt: skip
-    """What waits, until nothing does."""
+    """What waits, until nothing does and no point of the plan is under way."""
+    awake = 0
     while True:
         waiting = [
             (trial.user_attrs["index"], name) for name, each in studies.items() for trial in each.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         ]
         if not waiting:
-            if not any(each.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) for each in studies.values()):
+            running = [trial for each in studies.values() for trial in each.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+            if not any(trial.user_attrs.get("index", 0) < len(plan) for trial in running):
                 return
             time.sleep(1)  # another process has the rest
-            for each in studies.values():
-                optuna.storages.fail_stale_trials(each)
+            awake += 1
+            if awake > AWAKE:
+                _fail_stale(studies)
             _enqueue(plan, studies, directory)
             continue
+        awake = 0
         _, name = min(waiting)
 
         def objective(trial: Any, name: str = name) -> float:
@@ -131,6 +138,14 @@ def _run_waiting(
         bar.advance(done - bar.done)
         bar.now(name)
         studies[name].optimize(objective, n_trials=1)
+
+
+def _fail_stale(studies: Mapping[str, Any]) -> None:
+    """Call trials failed whose process gave no sign of life."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        for each in studies.values():
+            optuna.storages.fail_stale_trials(each)
 
 
 def _enqueue(plan: Sequence[Mapping[str, float]], studies: Mapping[str, Any], directory: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import tyro
 from tyro.conf import Suppress, UseAppendAction
@@ -15,6 +15,7 @@ from gam_lm.cli.data import Data
 from gam_lm.cli.flags import FLAT, command_line, peek, share_out
 from gam_lm.cli.numbers import Above, Seed
 from gam_lm.cli.terminal import show
+from gam_lm.errors import InputError
 from gam_lm.presets.compared import COMPARED
 from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
@@ -25,7 +26,10 @@ PARTS = {"paper": ("paper-wikitext2", "paper-tinystories")}
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Train several models on the same tokens in the same order and compare them; the same command goes on with what is missing."""
+    """Train several models on the same tokens in the same order and compare them; the same command goes on with what is missing.
+
+    A number of the recipe or the model may have several values (--learning-rate 1e-3 2e-3 4e-3): every model is trained with each, and the best is said.
+    """
 
     first: ClassVar[dict[str, tuple[str, ...]]] = {
         "What is compared": ("preset", "models", "seeds", "data", "tuned"),
@@ -65,6 +69,8 @@ class Bench:
     """Print the plan, as JSON on the last line, and train nothing."""
     part: Suppress[str] = ""
     """Folder below ``out``, for a preset of several setups."""
+    sweep: Suppress[Any] = field(default_factory=dict)
+    """Fields of the recipe or the model with several values, as `gam_lm.cli.sweep.take_sweep` found them."""
 
     @classmethod
     def defaults(cls, arguments: list[str]) -> list[Bench]:
@@ -87,6 +93,7 @@ class Bench:
         """Train what is missing, then write table and plot."""
         from gam_lm.experiments.benchmark import benchmark, describe_plan, plan
         from gam_lm.experiments.search import best_recipe
+        from gam_lm.experiments.sweep import best_of_sweep, sweep, values_said
         from gam_lm.report.compare import primary_pairs
         from gam_lm.results import Results, read_results, results_file
         from gam_lm.runtime.measure import environment
@@ -98,7 +105,12 @@ class Bench:
         device = choose_device(self.device)
         corpus = self.text.prepare(self.architecture.vocab_size)
         base = fields_of(self.architecture) | {"vocab_size": corpus.vocab_size}
-        contenders = plan(self.models, self.seeds, base, self.recipe, match=self.match_parameters)
+        if self.sweep:
+            if self.primary or self.tuned:
+                raise InputError(f"{next(iter(self.sweep))} has several values, which goes with neither --primary nor --tuned: give one value, or leave these out")
+            contenders = sweep(self.sweep, self.models, self.seeds, base, self.recipe, match=self.match_parameters)
+        else:
+            contenders = plan(self.models, self.seeds, base, self.recipe, match=self.match_parameters)
         if self.tuned is not None:
             rows = read_results(self.tuned / "results.json")["rows"]
             contenders = [replace(each, recipe=best_recipe(rows, each.name, each.recipe, self.tuned)) for each in contenders]
@@ -106,7 +118,7 @@ class Bench:
             planned = describe_plan(contenders, corpus, device)
             for row in planned:
                 print(
-                    f"{row['model']}, seed {row['seed']}: {row['parameters']:,} parameters, {row['steps']} steps, about {row['expected_seconds']:.0f} s"
+                    f"{row['model']}{values_said(row)}, seed {row['seed']}: {row['parameters']:,} parameters, {row['steps']} steps, about {row['expected_seconds']:.0f} s"
                 )
             print(json.dumps(planned))
             return
@@ -121,6 +133,9 @@ class Bench:
             share_out(self.workers, out, device)
         benchmark(contenders, corpus, results, out, device, test=self.test, timed=self.timing)
         _show(out)
+        if self.sweep:
+            for line in best_of_sweep(contenders, results, device):
+                print(line)
 
 
 def _show(out: Path) -> None:

@@ -72,7 +72,9 @@ def repeating(verb: Any) -> str:
     defaults = dict(values_of(kind.defaults([])[0] if hasattr(kind, "defaults") else kind(**required)))
     flat: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
+    several = getattr(verb, "sweep", {})
     for name, value in values_of(verb):
+        value = several.get(name, value)
         if name == "preset" or value == ():  # what the preset gave stands in the other flags
             continue
         if value is None:

@@ -7,6 +7,7 @@ its ``defaults`` says how. Its ``first`` names the flags that ``--help`` shows, 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -177,6 +178,7 @@ def parse(arguments: list[str]) -> list[Verb]:
     from gam_lm.cli.config_file import with_config
     from gam_lm.cli.flag_errors import in_one_line, refuse_empty
     from gam_lm.cli.flag_list import flags_of
+    from gam_lm.cli.sweep import take_sweep
 
     name, rest = _name(arguments)
     entry = VERBS[name]
@@ -192,11 +194,13 @@ def parse(arguments: list[str]) -> list[Verb]:
         default = kind.defaults(others)[0] if hasattr(kind, "defaults") else None
         show_help(kind, default, name, all_flags="--help-all" in asked, positional=entry.positional)
         raise SystemExit(0)
+    rest, sweep = take_sweep(rest, flags) if "sweep" in kind.__dataclass_fields__ else (rest, {})
     # `gam eval RUN`: what has no default is positional; elsewhere everything is a flag.
     positional = (tyro.conf.PositionalRequiredArgs,) if entry.positional else ()
     defaults = kind.defaults(rest) if hasattr(kind, "defaults") else [None]
     with in_one_line(name, flags, rest):
-        return [tyro.cli(kind, args=rest, prog=f"gam {name}", default=each, config=positional) for each in defaults]
+        verbs = [tyro.cli(kind, args=rest, prog=f"gam {name}", default=each, config=positional) for each in defaults]
+    return [dataclasses.replace(verb, sweep=sweep) for verb in verbs] if sweep else verbs
 
 
 def verb_class(name: str) -> type[Any]:

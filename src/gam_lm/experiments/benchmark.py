@@ -66,15 +66,16 @@ def plan(names: Sequence[str], seeds: Sequence[int], base: Fields, recipe: Train
 
 def describe_plan(contenders: Sequence[Contender], corpus: TokenCorpus, device: torch.device) -> list[dict[str, Any]]:
     """What each row will take: parameters, tokens, steps, and the seconds expected from three timed steps of a model that is thrown away."""
-    seconds: dict[str, float] = {}
+    seconds: dict[tuple[str, str], float] = {}
     rows = []
     for each in contenders:
-        if each.name not in seconds:
-            seconds[each.name] = _step_seconds(each, corpus, device)
+        kind = each.name, each.variant
+        if kind not in seconds:
+            seconds[kind] = _step_seconds(each, corpus, device)
         steps = each.recipe.total_steps(_blocks(each.recipe, corpus).steps_per_epoch)
         rows.append({
-            "model": each.name, "seed": each.recipe.seed, "parameters": parameters(each.config), "steps": steps,
-            "train_tokens": steps * each.recipe.batch_size * each.recipe.context, "expected_seconds": round(steps * seconds[each.name], 1),
+            "model": each.name, **each.columns, "seed": each.recipe.seed, "parameters": parameters(each.config), "steps": steps,
+            "train_tokens": steps * each.recipe.batch_size * each.recipe.context, "expected_seconds": round(steps * seconds[kind], 1),
         })  # fmt: skip
     return rows
 

@@ -1,0 +1,84 @@
+"""Several values of one number in `gam bench`: every model has each, the file repeats them, and the best is said."""
+
+import json
+
+import pytest
+from small_runs import command, write_book
+
+from gam_lm.cli.flag_list import flags_of
+from gam_lm.cli.main import parse, run, verb_class
+from gam_lm.cli.sweep import take_sweep
+
+FLAGS = list(flags_of(verb_class("bench")))
+
+
+@pytest.fixture
+def book(tmp_path):
+    return write_book(tmp_path)
+
+
+def rows_of(out):
+    return [row for row in json.loads((out / "results.json").read_text())["rows"] if not row.get("floor")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--learning-rate", "1e-3", "--seeds", "0", "1"], ["--betas", "0.9", "0.95"], ["--learning-rate=1e-3", "--test"], ["--models", "gam", "llama"], []],
+)
+def test_words_of_one_value_each_stay_as_they_are(words):
+    assert take_sweep(words, FLAGS) == (words, {})
+
+
+def test_every_model_is_trained_with_every_value_and_the_best_is_said(book, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(command("bench", book, out, "--learning_rate", "1e-4", "0.05", "3e-3", "--seeds", "0", "1", "--no-timing")) == 0
+    rows = rows_of(out)
+    assert {(row["model"], row["train_config"]["learning_rate"], row["seed"]) for row in rows} == {
+        (name, rate, seed) for name in ("gam", "transformer") for rate in (1e-4, 0.05, 3e-3) for seed in (0, 1)
+    }
+    assert all(row["swept"] == {"learning_rate": row["train_config"]["learning_rate"]} for row in rows)
+    said = {line.split(": ")[0]: line for line in capsys.readouterr().out.splitlines() if ": best with " in line}
+    for name in ("gam", "transformer"):
+        mean = {rate: sum(row["val_nats_per_token"] for row in rows if row["model"] == name and row["swept"]["learning_rate"] == rate) / 2
+                for rate in (1e-4, 0.05, 3e-3)}  # fmt: skip
+        best = min(mean, key=mean.get)
+        assert f"best with learning_rate={best:g}, {mean[best]:.4f} nats" in said[name]
+        assert all(f"learning_rate={rate:g}: +{nats - mean[best]:.4f}" in said[name] for rate, nats in mean.items() if rate != best)
+        word = {1e-4: "the lowest", 0.05: "the highest", 3e-3: None}[best]
+        assert ("that was tried" not in said[name]) if word is None else (f"{word} that was tried" in said[name])
+
+
+def test_a_number_of_the_model_and_one_of_the_recipe_are_combined_and_the_file_repeats_both(book, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = command("bench", book, out, "--hidden-size", "8", "16", "--weight-decay", "0", "0.3", "--no-timing")
+    assert run(words) == 0
+    rows = rows_of(out)
+    assert {(row["model"], row["model_config"]["hidden_size"], row["train_config"]["weight_decay"]) for row in rows} == {
+        (name, width, decay) for name in ("gam", "transformer") for width in (8, 16) for decay in (0.0, 0.3)
+    }
+    assert len({row["parameters"] for row in rows if row["model"] == "gam"}) == 2
+    (typed,), (repeated,) = parse(words), parse(["bench", "--config", str(out / "run.toml")])
+    assert repeated == typed and repeated.sweep == {"hidden_size": (8, 16), "weight_decay": (0.0, 0.3)}
+    capsys.readouterr()
+    assert run([*words, "--dry-run"]) == 0
+    planned = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["swept"] for row in planned[::2]] == [{"hidden_size": width, "weight_decay": decay} for width in (8, 16) for decay in (0.0, 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--learning-rate", "1e-3", "fast"], "learning_rate has 'fast' among its values"),
+        (["--batch-size", "4", "4.5"], "batch_size has '4.5' among its values: write whole numbers"),
+        (["--learning-rate", "1e-3", "-1"], "learning_rate is -1.0"),
+        (["--dropout", "0", "2"], "dropout is 2.0"),
+        (["--seed", "0", "1"], "seed has 2 values, 0 1: give one, --seeds"),
+        (["--vocab-size", "300", "400"], "vocab_size has 2 values"),
+        (["--learning-rate", "1e-3", "2e-3", "--primary", "gam:transformer"], "goes with neither --primary nor --tuned"),
+    ],
+)
+def test_what_cannot_be_swept_is_one_line_and_trains_nothing(more, said, book, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(command("bench", book, out, *more)) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error and not (out / "runs").exists()

@@ -18,10 +18,10 @@ from gam_lm.experiments.decode import GPT2, Protocol, bench_decode, weight_bytes
 from gam_lm.experiments.models import contender
 from gam_lm.inference.compiling import compiled_step, obstacle, why_not_decoding
 from gam_lm.inference.int8 import quantize_int8
-from gam_lm.inference.row_products import MAX_ROWS, row_backend
 from gam_lm.mixers.key_value_cache import attend_one
 from gam_lm.model import LanguageModel, State
 from gam_lm.ops import number_formats
+from gam_lm.ops.row_products import MAX_ROWS, row_backend
 from gam_lm.presets.models import named_model
 from gam_lm.report.decode import decode_table, write_decode
 from gam_lm.results import Results
@@ -180,6 +180,22 @@ def test_without_a_compiler_the_compiled_rows_are_left_out_with_one_line(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(obstacle(CPU) is not None, reason="no compiler")
+@torch.no_grad()
+def test_the_compiled_step_takes_rows_and_states_of_other_shapes():
+    model = model_of("gam-static")
+    _, one = model.stream(torch.randint(64, (1, 7)))
+    step = compiled_step(model, torch.zeros(1, 1, dtype=torch.long), one)
+    _, two = model.stream(torch.randint(64, (2, 7)))
+    strided = State(two.position_B, tuple(tuple(each.transpose(1, 2).contiguous().transpose(1, 2) for each in layer) for layer in two.layers))
+    for state in (one, two, strided, one):
+        token_B1 = torch.randint(64, (len(state.position_B), 1))
+        (got, after), (wanted, expected) = step(token_B1, state), model.stream(token_B1, state)
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(after.layers, expected.layers, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(obstacle(CPU) is not None, reason="no compiler")
 @pytest.mark.parametrize(
     ("name", "B"),
     [
@@ -198,7 +214,7 @@ def test_without_a_compiler_the_compiled_rows_are_left_out_with_one_line(tmp_pat
 )
 @torch.no_grad()
 def test_the_compiled_step_gives_what_the_model_gives(name, B, monkeypatch):
-    model = model_of("gam-mean" if "int8" in name else name)
+    model = model_of("gam" if "int8" in name else name)
     if "int8" in name:
         monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_INT8", number_formats.CPU_HAS_INT8 and name == "int8")
         quantize_int8(model)

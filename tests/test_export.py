@@ -24,6 +24,7 @@ from gam_lm.export.operators import as_operators
 from gam_lm.export.write import export
 from gam_lm.inference.int8 import Int8Linear, quantize_int8
 from gam_lm.mixers import attention, key_value_cache
+from gam_lm.mixers.addresses import Addresses
 from gam_lm.ops import delta_rule, delta_rule_kernels, number_formats
 
 SMALL = {**BASE, "vocab_size": 270, "options": BASE["options"] | {"gated_deltanet": {"num_heads": 2, "chunk_size": 8}}}
@@ -197,6 +198,11 @@ def test_an_int8_run_loads_and_computes_what_its_integers_say(rule, tied, tmp_pa
                 step = part.weight.abs().amax(1, keepdim=True) / 127
                 assert ((weight - part.weight).abs() <= 0.5001 * step).all()
                 part.weight = nn.Parameter(weight)
+            elif isinstance(part, Addresses) and part.plain:
+                weight = small.get_submodule(name).address_SD()
+                step = part.address.abs().amax(1, keepdim=True) / 127
+                assert ((weight - part.address).abs() <= 0.5001 * step).all()
+                part.address = nn.Parameter(weight)
     tokens = torch.randint(plain.config.vocab_size, (2, 20))
     torch.testing.assert_close(small(tokens)[0], plain(tokens)[0], rtol=1e-4, atol=1e-5)
     again = tmp_path / "again"
@@ -309,7 +315,9 @@ def test_what_cannot_be_exported_is_named(tmp_path):
         load_model(tmp_path / "int8")
 
 
-def test_a_quantised_model_has_no_matrix_left_in_fp32():
-    model = model_of()
+@pytest.mark.parametrize(("name", "address"), [("gam-static", 0), ("gam", 0), ("gam-slots", 2)])
+def test_a_quantised_model_keeps_no_matrix_but_learned_slots_in_fp32(name, address):
+    model = model_of(name)
     quantize_int8(model)
     assert not any(isinstance(part, nn.Linear | nn.Embedding) for part in model.modules())
+    assert sum(name.endswith("written.address") for name, _ in model.named_parameters()) == address

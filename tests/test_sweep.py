@@ -57,6 +57,8 @@ def test_a_number_of_the_model_and_one_of_the_recipe_are_combined_and_the_file_r
         (name, width, decay) for name in ("gam", "transformer") for width in (8, 16) for decay in (0.0, 0.3)
     }
     assert len({row["parameters"] for row in rows if row["model"] == "gam"}) == 2
+    said = [line.split(": best with ")[0] for line in capsys.readouterr().out.splitlines() if ": best with weight_decay=" in line]
+    assert sorted(said) == sorted(f"{name} (hidden_size={width})" for name in ("gam", "transformer") for width in (8, 16))
     (typed,), (repeated,) = parse(words), parse(["bench", "--config", str(out / "run.toml")])
     assert repeated == typed and repeated.sweep == {"hidden_size": (8, 16), "weight_decay": (0.0, 0.3)}
     capsys.readouterr()

@@ -46,16 +46,24 @@ def values_said(row: Mapping[str, Any]) -> str:
 
 
 def best_of_sweep(contenders: Sequence[Contender], results: Results, device: torch.device) -> Iterator[str]:
-    """A line for each model: its best values by the mean validation loss of its seeds, and how far the others are from them."""
+    """A line for each model: its best values by the mean validation loss of its seeds, and how far the others are from them.
+
+    Models of different sizes are different models, each with a best recipe of its own, where a recipe is swept as well.
+    """
     losses: dict[str, dict[tuple[str, ...], list[float]]] = {}
     chosen: dict[tuple[str, ...], Mapping[str, float]] = {}
     for each in contenders:
         row = results.find(identity_of(each, device))
         if row is None:  # another process trains it
             continue
-        said = tuple(_said(each.columns["swept"]))
-        chosen[said] = each.columns["swept"]
-        losses.setdefault(each.name, {}).setdefault(said, []).append(float("inf") if row.get("diverged") else row["val_nats_per_token"])
+        values = each.columns["swept"]
+        of_model = {field: value for field, value in values.items() if not hasattr(each.recipe, field)}
+        of_recipe = {field: value for field, value in values.items() if field not in of_model}
+        name = f"{each.name} ({', '.join(_said(of_model))})" if of_model and of_recipe else each.name
+        compared = of_recipe or of_model
+        said = tuple(_said(compared))
+        chosen[said] = compared
+        losses.setdefault(name, {}).setdefault(said, []).append(float("inf") if row.get("diverged") else row["val_nats_per_token"])
     for name, by_values in losses.items():
         best, *others = sorted((fmean(nats), said) for said, nats in by_values.items())
         rest = "; ".join(f"{' '.join(said)}: {'diverged' if nats == float('inf') else f'+{nats - best[0]:.4f}'}" for nats, said in others)

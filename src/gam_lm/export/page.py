@@ -95,7 +95,7 @@ def packed(model: LanguageModel, *, half: bool) -> tuple[bytes, dict[str, dict[s
             continue
         entry = {"dtype": "fp32", "size": tensor.numel(), "offset": len(blob), "longest": max(tensor.shape, default=1)}
         if tensor.dtype == torch.int8:
-            entry |= {"dtype": "int8", "scale": name.replace("weight_int8", "weight_scale")}
+            entry |= {"dtype": "int8", "scale": name.removesuffix("_int8") + "_scale"}
             written = tensor
         elif half and tensor.ndim > 1:
             entry["dtype"] = "fp16"
@@ -104,14 +104,14 @@ def packed(model: LanguageModel, *, half: bool) -> tuple[bytes, dict[str, dict[s
                 raise InputError(f"weights is 'fp16', which does not hold the largest number of {name}: use int8")
         else:
             written = tensor.float()
-        tensors[name.replace("weight_int8", "weight")] = entry
+        tensors[name.removesuffix("_int8")] = entry
         blob += written.contiguous().numpy().tobytes()
         blob += bytes(-len(blob) % 4)  # JavaScript reads numbers of 4 bytes at multiples of 4
     return bytes(blob), tensors
 
 
 def _parameters(tensors: Mapping[str, Mapping[str, Any]]) -> int:
-    return sum(each["size"] for name, each in tensors.items() if not name.endswith("weight_scale"))
+    return sum(each["size"] for name, each in tensors.items() if not name.endswith("_scale"))
 
 
 def byte_level_bpe(tokenizer: Tokenizer) -> dict[str, Any]:

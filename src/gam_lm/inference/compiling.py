@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from types import FunctionType
@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gam_lm.inference.row_products import MAX_ROWS, row_backend
+from gam_lm.inference.int8 import is_int8
 from gam_lm.model import LanguageModel, State
+from gam_lm.ops import number_formats
+from gam_lm.ops.row_products import MAX_ROWS, row_backend
 
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
 """One token of each row (B, 1) and the state before it → logits (B, 1, V) and the state after it."""
@@ -68,27 +70,56 @@ def why_not_decoding(model: LanguageModel) -> str | None:
 def compiled_step(model: LanguageModel, token_B1: Tensor, state: State) -> Step:
     """``model.stream`` for one token, compiled: for inference alone, with the weights as they are now.
 
-    On a CPU the products of up to three rows are loops over the weights (`gam_lm.inference.row_products`); for more rows the weights are copied into the layout
+    On a CPU the products of up to three rows are loops over the weights (`gam_lm.ops.row_products`); for more rows the weights are copied into the layout
     that its matrix unit reads fastest. On a GPU see `graphed_step`.
 
     Args:
         model: in evaluation mode; what is changed in its modules afterwards is not seen.
         token_B1: any tokens; only the shape counts.
-        state: of any sequence; only the shapes count, and what is written in place is overwritten later.
+        state: of any sequence; only the shapes count, and what is written in place is overwritten later. Tensors of other shapes are compiled anew.
     """
+    steps: dict[tuple[Any, ...], Step] = {}
+
+    def step(token_B1: Tensor, state: State) -> tuple[Tensor, State]:
+        layout = _layout(token_B1, state)
+        if layout not in steps:
+            steps[layout] = _compiled_for(model, token_B1, state)
+        return steps[layout](token_B1, state)
+
+    with torch.no_grad():
+        step(token_B1, state)
+    return step
+
+
+def _compiled_for(model: LanguageModel, token_B1: Tensor, state: State) -> Step:
+    """The step for tensors of this layout, and for no others: nothing is checked when it is called."""
     from torch._inductor import config
 
     def stream(token_B1: Tensor, state: State) -> tuple[Tensor, State]:
         return model.stream(token_B1, state)
 
-    # The compiler keeps its results with the code, and looks at every module at every token to tell models apart. With code of this model's own it need not.
+    # The compiler keeps its results with the code, and at every token looks at modules, tensors and settings to tell them apart, for a seventh of the time of a
+    # step. With code of this layout's own it need not.
     own = FunctionType(stream.__code__.replace(), stream.__globals__, closure=stream.__closure__)
-    options: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    options: Any = {"guard_filter_fn": _no_guards}
     on_cpu, few = token_B1.device.type == "cpu", len(token_B1) <= MAX_ROWS
-    step: Step = torch.compile(own, dynamic=False, backend=row_backend if on_cpu and few else "inductor", options=options)
-    with torch.no_grad(), config.patch(freezing=on_cpu and not few, size_asserts=False):  # it is looked at when the first call compiles
-        step(token_B1, state)
-    return step
+    compiled: Step = torch.compile(own, dynamic=False, backend=row_backend if on_cpu and few else "inductor", options=options)
+    # The integer products are calls, dozens of them a token: from C++ they cost less than from Python. It takes longer to compile.
+    from_cpp = on_cpu and few and is_int8(model) and number_formats.CPU_HAS_INT8
+    with config.patch(freezing=on_cpu and not few, size_asserts=False, cpp_wrapper=from_cpp):  # looked at when the first call compiles
+        compiled(token_B1, state)
+    return compiled
+
+
+def _no_guards(guards: Sequence[object]) -> list[bool]:
+    return [False] * len(guards)
+
+
+def _layout(token_B1: Tensor, state: State) -> tuple[Any, ...]:
+    """All that compiled code takes for granted and a caller may change."""
+    device = token_B1.device.type
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return *modes, *((each.shape, each.stride(), each.dtype, each.device) for each in (token_B1, *_tensors(state)))
 
 
 def graphed_step(step: Step, token_B1: Tensor, state: State) -> Callable[[Tensor], Tensor]:

@@ -1,36 +1,21 @@
-"""int8: the matrices of Linear layers and embeddings as 8-bit integers with one scale per row.
+"""int8: the matrices of Linear layers and embeddings, and the keys of a written memory, as 8-bit integers with one scale per row.
 
-    W ≈ scale ∘ Q,   scale_o = max_i |W_oi| / 127,   Q = round(W / scale)
+A quarter of the bytes of fp32 on the disk and in memory (gam_lm.ops.int8_products multiplies). The memory's bank, the addresses of learned slots, convolutions
+and norms stay as they are: they are few numbers, and softmax scores are what rounding hurts most.
 
-A quarter of the bytes of fp32 on the disk and in memory. A processor with instructions for 8-bit products rounds what it multiplies alike, row by row, and
-multiplies integers; elsewhere a product widens its matrix as it goes. The memory's bank, addresses, convolutions and norms stay as they are: they are few
-numbers, and softmax scores are what rounding hurts most.
-
-Shapes: O rows, I columns of a matrix; R rows of what it is multiplied with; … any leading dimensions.
+Shapes: O rows, I columns of a matrix; … any leading dimensions.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.errors import unknown_name
-from gam_lm.inference.row_products import MAX_ROWS, row_product
-from gam_lm.ops import number_formats
+from gam_lm.mixers.addresses import Addresses
+from gam_lm.ops.int8_products import int8_product, rounded
 
 METHOD = "gam_int8"
 """``quant_method`` in the ``quantization_config`` of a config.json."""
-
-LEVELS = 127
-
-
-def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Every row of (…, I) as integers and the scale that they are multiplied with: (…, I) in int8, (…, 1) as ``x``."""
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) / LEVELS
-    # In fp32 and cut off: by a scale that bf16 rounded down, the largest number comes to 128, which 8 bits would turn into −128.
-    levels = (x.float() / scale.float()).round().clamp(-LEVELS, LEVELS)
-    return levels.to(torch.int8), scale
 
 
 class _Int8(nn.Module):
@@ -60,18 +45,8 @@ class Int8Linear(_Int8):
 
     def forward(self, x: Tensor) -> Tensor:
         """x Wᵀ + bias: (…, I) to (…, O)."""
-        y = self._product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], len(self.weight_scale)) * self.weight_scale
+        y = int8_product(x, self.weight_int8, self.weight_scale)
         return (y if self.bias is None else y + self.bias).to(x.dtype)
-
-    def _product(self, x_RI: Tensor) -> Tensor:
-        """x Qᵀ (R, O). A graph that leaves for another machine keeps the plain form."""
-        here = x_RI.device.type == "cpu" and not torch.compiler.is_exporting()
-        if here and number_formats.CPU_HAS_INT8 and len(x_RI) and x_RI.shape[1] > 1:  # of matrices of one column PyTorch 2.13 gives wrong products
-            levels_RI, scale_R1 = rounded(x_RI.float())
-            return torch._int_mm(levels_RI, self.weight_int8.T) * scale_R1
-        if here and torch.compiler.is_compiling() and len(x_RI) <= MAX_ROWS:
-            return row_product(x_RI, self.weight_int8.T)  # a loop that widens each number once
-        return F.linear(x_RI, self.weight_int8.to(x_RI.dtype))
 
 
 class Int8Embedding(_Int8):
@@ -86,9 +61,11 @@ class Int8Embedding(_Int8):
 
 
 def quantize_int8(model: nn.Module) -> None:
-    """Replace every Linear layer and embedding of ``model``, in place. A matrix that two of them share stays shared. For inference only."""
+    """Round every Linear layer, embedding and key matrix of ``model``, in place. A matrix that two layers share stays shared. For inference only."""
     made: dict[int, _Int8] = {}
     for parent in list(model.modules()):
+        if isinstance(parent, Addresses) and parent.plain:
+            parent.round_address()
         for name, child in list(parent.named_children()):
             if not isinstance(child, nn.Linear | nn.Embedding):
                 continue

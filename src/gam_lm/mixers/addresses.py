@@ -20,6 +20,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.mixers.base import start_std
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.gam_options import GAMOptions
+from gam_lm.ops.int8_products import int8_product, rounded
 from gam_lm.ops.segments import Segments
 
 SHARPNESS = 4.0
@@ -33,6 +34,12 @@ without bound, and clipping would leave nothing of the others (docs/log.md). Oth
 class Addresses(nn.Module):
     """The part of a memory that knows where; a memory derives from it and adds what is there."""
 
+    address: Tensor
+    """K, of all heads (S, D)."""
+    address_int8: Tensor
+    address_scale: Tensor | None
+    """In place of it where it was rounded (`round_address`)."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -44,6 +51,8 @@ class Addresses(nn.Module):
         self.address = nn.Parameter(torch.empty(self.num_slots, config.hidden_size))
         self.sharpness = None if self.plain else nn.Parameter(torch.empty(self.num_heads))
         self.before = CausalConv(self.num_slots, self.options.conv_kernel_size)
+        self.register_buffer("address_int8", None)
+        self.register_buffer("address_scale", None)
         self.silent_M: Tensor | None = None
         """Slots of all heads that are taken out (see `Mixer.silence`)."""
 
@@ -55,15 +64,12 @@ class Addresses(nn.Module):
             conv_state: its last K − 1 inputs before h, or None.
             segments: sequences and padding of the rows.
         """
-        address_SD: Tensor = self.address
-        if self.sharpness is not None:
-            address_SD = address_SD * self.sharpness.repeat_interleave(self.num_slots // self.num_heads)[:, None]
         # The taps see scores, not inputs: the projection is linear, and so one product serves both addresses.
         if conv_state is None:
-            read_BTS, before_BJS = F.linear(h_BTD, address_SD), None
+            read_BTS, before_BJS = self._scores(h_BTD), None
         else:
             J = conv_state.shape[1]
-            before_BJS, read_BTS = F.linear(torch.cat([conv_state.to(h_BTD.dtype), h_BTD], 1), address_SD).split([J, h_BTD.shape[1]], 1)
+            before_BJS, read_BTS = self._scores(torch.cat([conv_state.to(h_BTD.dtype), h_BTD], 1)).split([J, h_BTD.shape[1]], 1)
         write_BTS, _ = self.before(read_BTS, before_BJS, segments)
         read_BTHM, write_BTHM = (scores_BTS.unflatten(-1, (self.num_heads, -1)) for scores_BTS in (read_BTS, write_BTS))
         if self.plain:
@@ -71,6 +77,26 @@ class Addresses(nn.Module):
             return F.normalize(read_BTHM, dim=-1, eps=LEAST_LENGTH), F.normalize(write_BTHM, dim=-1, eps=LEAST_LENGTH)
         read_BTHM, write_BTHM = (self._audible(scores_BTHM.softmax(-1), 1) for scores_BTHM in (read_BTHM, write_BTHM))
         return read_BTHM, F.normalize(write_BTHM, dim=-1) if self.options.write == "delta" else write_BTHM
+
+    def _scores(self, h_BTD: Tensor) -> Tensor:
+        """τ K h of each token (B, T, S)."""
+        if self.address_scale is not None:
+            return int8_product(h_BTD, self.address_int8, self.address_scale).to(h_BTD.dtype)
+        address_SD: Tensor = self.address
+        if self.sharpness is not None:
+            address_SD = address_SD * self.sharpness.repeat_interleave(self.num_slots // self.num_heads)[:, None]
+        return F.linear(h_BTD, address_SD)
+
+    def address_SD(self) -> Tensor:
+        """K (S, D)."""
+        return self.address if self.address_scale is None else self.address_int8.to(self.address_scale.dtype) * self.address_scale[:, None]
+
+    def round_address(self) -> None:
+        """Keep K in 8 bits, for inference (gam_lm.inference.int8)."""
+        levels_SD, scale_S1 = rounded(self.address.detach())
+        del self.address
+        self.register_buffer("address_int8", levels_SD)
+        self.register_buffer("address_scale", scale_S1[:, 0])
 
     def _audible(self, weight_BTHM: Tensor, total: float | None = None) -> Tensor:
         """The weights without those of silent slots, the others scaled back to ``total``."""

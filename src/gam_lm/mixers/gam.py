@@ -89,7 +89,7 @@ class GAMMixer(Mixer):
         """See `Mixer.compiles`."""
         if not isinstance(self.written, WrittenMemory):
             return True
-        size, device = self.options.chunk_size, self.written.address.device
+        size, device = self.options.chunk_size, self.written.before.weight.device
         if self.backend_name(self.config, str(device)) == "triton":
             return True
         return context <= MAX_UNROLLED * (chunk_tokens(size, device) if self.options.write == "delta" else size)
@@ -164,7 +164,7 @@ class GAMMixer(Mixer):
         if self.memory is not None:
             found["static"] = Slots(address_SD=self.memory.bank, value_SD=self.memory.bank)
         if isinstance(self.written, WrittenMemory):
-            found["written"] = Slots(address_SD=self.written.address, value_SD=self.written.values())
+            found["written"] = Slots(address_SD=self.written.address_SD(), value_SD=self.written.values())
         return found
 
     def initial_memory(self) -> Mapping[str, nn.Parameter]:

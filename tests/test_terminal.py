@@ -146,7 +146,10 @@ def test_training_steps_are_measured_in_fp32_where_bf16_would_be_emulated(no_bf1
     assert training_speed.variants_of(("plain", "eager", "compiled"), CPU) == [("plain", "fp32"), ("eager", "fp32"), ("compiled", "fp32")]
     assert len(caplog.messages) == 1 and "measured in fp32" in caplog.messages[0]
     monkeypatch.setattr(measuring, "has_bf16", lambda device: True)
-    assert training_speed.variants_of(("plain", "eager"), CPU) == [("plain", "fp32"), ("plain", "bf16"), ("eager", "bf16")]
+    for faster, trained in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(training_speed, "trains_faster_in_bf16", lambda device, faster=faster: faster)
+        assert training_speed.variants_of(("plain", "eager"), CPU) == [("plain", "fp32"), ("plain", "bf16"), ("eager", trained)]
+    assert training_speed.variants_of(("eager", "compiled"), CPU, ["bf16"]) == [("eager", "bf16"), ("compiled", "bf16")]
 
 
 def test_a_measurement_of_emulated_bf16_alone_is_refused(no_bf16, tmp_path, capsys, caplog):

@@ -22,7 +22,7 @@ class BenchTrain(Measuring):
     """Time whole training steps, the plain way and ours, beside the machine's matmul peak; the same command goes on with what is missing."""
 
     first: ClassVar[dict[str, tuple[str, ...]]] = {
-        "What is measured": ("models", "hidden_size", "num_hidden_layers", "batch_sizes", "context", "variants", "rounds"),
+        "What is measured": ("models", "hidden_size", "num_hidden_layers", "batch_sizes", "context", "variants", "precisions", "rounds"),
         "Limits": ("limit_seconds",),
         "Output": ("out",),
         "Machine": ("device",),
@@ -37,7 +37,9 @@ class BenchTrain(Measuring):
     context: Count = 256
     """Tokens per sequence."""
     variants: tuple[Literal["plain", "eager", "compiled"], ...] = ("plain", "eager", "compiled")
-    """Ways of taking a step; plain in fp32 and bf16, the others in bf16; all in fp32 on a machine without bf16 instructions."""
+    """Ways of taking a step."""
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ()
+    """Number formats of every way; by default plain in both that the machine computes natively, the others in the one that is trained in."""
     rounds: Count = 5
     """Steps of each variant that are timed, in turns; their median counts."""
     warmup: Count = 2
@@ -52,7 +54,7 @@ class BenchTrain(Measuring):
         protocol = Protocol(rounds=self.rounds, warmup=self.warmup, limit_seconds=self.limit_seconds, limit_mb=self.limit_mb)
         base = fields_of(self.architecture)
         base |= {"max_position_embeddings": max(self.context, base["max_position_embeddings"])}
-        bench_train(matched(self.models, base), self.batch_sizes, self.context, variants_of(self.variants, device), protocol, results, device)
+        bench_train(matched(self.models, base), self.batch_sizes, self.context, variants_of(self.variants, device, self.precisions), protocol, results, device)
 
     def write(self) -> str:
         """See `Measuring.write`."""

@@ -28,6 +28,7 @@ from gam_lm.experiments.measuring import Group, Limits, Row, emulated, measure_m
 from gam_lm.experiments.models import build, contender, described, is_baseline
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.model import LanguageModel
+from gam_lm.ops.number_formats import trains_faster_in_bf16
 from gam_lm.presets.models import Fields
 from gam_lm.results import Results
 from gam_lm.runtime.isolation import OK, Isolated, Peak
@@ -41,8 +42,8 @@ logger = logging.getLogger("gam_lm")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-VARIANTS = (("plain", "fp32"), ("plain", "bf16"), ("eager", "bf16"), ("compiled", "bf16"))
-"""Ways of taking a step, and the format of its products under autocast."""
+WAYS = ("plain", "eager", "compiled")
+"""Of taking a step."""
 
 RATE = 1e-4
 """A learning rate at which nothing grows."""
@@ -76,7 +77,7 @@ def bench_train(
         models: configurations by their names in the rows.
         batch_sizes: B.
         context: T.
-        variants: of `VARIANTS`; what cannot be compiled here, or gains nothing by it, is left out.
+        variants: as `variants_of` gives them; what cannot be compiled here, or gains nothing by it, is left out.
         protocol: how.
         results: an open results.json.
         device: where.
@@ -93,13 +94,22 @@ def bench_train(
     )
 
 
-def variants_of(ways: Sequence[str], device: torch.device) -> list[tuple[str, str]]:
-    """Of `VARIANTS` those of some ways of taking a step; in fp32 alone where the device would emulate bf16, which is logged."""
-    reason = emulated("bf16", device)
-    if reason is None:
-        return [each for each in VARIANTS if each[0] in ways]
-    logger.warning("bf16 variants are left out: %s; all steps are measured in fp32", reason)
-    return [(way, "fp32") for way in dict.fromkeys(way for way, _ in VARIANTS) if way in ways]
+def variants_of(ways: Sequence[str], device: torch.device, precisions: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Ways of taking a step, each with the format of its products under autocast.
+
+    Args:
+        ways: of `WAYS`.
+        device: where.
+        precisions: of every way; by default a plain step is taken in both, and the others in that which `precision auto` trains in. In fp32 alone where the
+            device would emulate bf16, which is logged.
+    """
+    if precisions:
+        return [(way, precision) for way in WAYS if way in ways for precision in precisions]
+    if reason := emulated("bf16", device):
+        logger.warning("bf16 variants are left out: %s; all steps are measured in fp32", reason)
+        return [(way, "fp32") for way in WAYS if way in ways]
+    faster = "bf16" if trains_faster_in_bf16(device) else "fp32"
+    return [(way, precision) for way in WAYS if way in ways for precision in (("fp32", "bf16") if way == "plain" else (faster,))]
 
 
 def matched(names: Sequence[str], base: Fields) -> dict[str, ModelConfig]:

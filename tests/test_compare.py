@@ -100,13 +100,14 @@ def test_what_was_named_primary_before_the_runs_carries_no_correction_and_the_ot
     models = {"gam": 5.0, "llama": 5.2, "mamba": 5.1}
     place = written(tmp_path / "a", models, noise=0.01, primary=[["llama", "gam"]], margin=0.02)
     named = {(each.a, each.b): each for each in compare([place]).comparisons}
-    assert named["gam", "llama"].primary == "before the runs" and named["gam", "llama"].found.level == 0.95
-    others = [each for pair, each in named.items() if pair != ("gam", "llama")]
+    assert named["llama", "gam"].primary == "before the runs" and named["llama", "gam"].found.level == 0.95
+    others = [each for pair, each in named.items() if pair != ("llama", "gam")]
     assert [each.primary for each in others] == [None, None] and max(each.found.level for each in others) == 0.975
     alone = compare([f"{place}:llama", f"{place}:mamba"]).comparisons[0]
     assert named["llama", "mamba"].found.half_width >= alone.found.half_width and named["llama", "mamba"].p_value >= alone.p_value
-    assert named["gam", "llama"].margin == 0.02 and [each.margin for each in others] == [None, None]
+    assert named["llama", "gam"].margin == 0.02 and [each.margin for each in others] == [None, None]
     said = compare([place]).paragraph()
+    assert "gam is lower than llama" in said and "No loss of llama cannot be claimed" in said  # the one that was named first, in whatever order the rows are
     assert "named primary before the runs" in said and "2 comparisons that were not named primary are widened by Holm's correction" in said
     now = compare([place], primary=["gam:mamba"])
     assert [each.primary for each in now.comparisons] == ["before the runs", "with this command", None] and now.corrected == 1
@@ -121,6 +122,8 @@ def test_no_loss_is_claimed_below_the_margin_alone(tmp_path):
     (one,) = compare([place], margin=upper / 2).comparisons
     assert one.no_loss is False and "No loss of gam cannot be claimed" in compare([place], margin=upper / 2).paragraph()
     assert compare([place]).comparisons[0].no_loss is None
+    saved = written(tmp_path / "c", {"gam": 5.0, "llama": 5.0}, noise=0.003, margin=0.02)  # for a primary comparison, of which this is none
+    assert compare([saved]).comparisons[0].no_loss is None
     worse = written(tmp_path / "b", {"gam": 5.1, "llama": 5.0})
     assert compare([worse], margin=0.02).comparisons[0].no_loss is False
 

@@ -112,6 +112,11 @@ def named_primary(a: Measured, b: Measured, pairs: Sequence[Pair]) -> bool:
     return any((a.is_called(x) and b.is_called(y)) or (a.is_called(y) and b.is_called(x)) for x, y in pairs)
 
 
+def in_named_order(a: Measured, b: Measured, pairs: Sequence[Pair]) -> tuple[Measured, Measured]:
+    """The two models, the one first that is first in ``pairs``: "no loss" is claimed of it."""
+    return (b, a) if any(b.is_called(x) and a.is_called(y) for x, y in pairs) else (a, b)
+
+
 def over_the_lowest(models: Sequence[Measured]) -> tuple[str, dict[str, Difference]]:
     """The model of the lowest mean loss, and how far the others are above it, as far as they have a seed in common with it.
 

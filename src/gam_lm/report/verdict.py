@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gam_lm.errors import InputError
-from gam_lm.report.compare import Measured, Pair, Place, difference, named_primary, pairs_of, primary_pairs
+from gam_lm.report.compare import Measured, Pair, Place, difference, in_named_order, named_primary, pairs_of, primary_pairs
 from gam_lm.report.statistics import Difference, holm, shown
 
 SPLITS = {"val": "validation", "test": "test"}
@@ -125,6 +125,7 @@ def compare(places: Sequence[str], *, primary: Sequence[str] = (), margin: float
     for pair in now:
         if not any(named_primary(a, b, [pair]) for a, b in pairs):
             raise InputError(f"primary is {':'.join(pair)}, which is not compared here: name the results of both")
+    pairs = [in_named_order(a, b, [*a.primary, *b.primary, *now]) for a, b in pairs]
     found = [(a, b, _difference(a, b, names, split)) for a, b in pairs if a.compared(split) and b.compared(split)]
     if not found:
         raise InputError(" ".join([f"no two of the models have a finite {SPLITS[split]} loss: train them to the end, or choose another split.", *left_out]))
@@ -136,8 +137,8 @@ def compare(places: Sequence[str], *, primary: Sequence[str] = (), margin: float
         p_value, level = levels.get(i, (each.p_value, 0.95))
         saved = {model.margin for model in (a, b)} - {None}
         wanted = margin if margin is not None else saved.pop() if len(saved) == 1 else None
-        # "No loss" is claimed where the interval is not one of several, and models have seeds enough to be compared.
-        claims = each.p_value is not None and (named[i] is not None or len(others) == 1)
+        # "No loss" of the first of a pair is claimed where the comparison was named, or is the one that this command's margin is for; and with seeds enough.
+        claims = each.p_value is not None and (named[i] is not None or (margin is not None and len(others) == 1))
         comparisons.append(Comparison(
             a=names[a.place], b=names[b.place], found=each.at(level), primary=named[i], p_value=p_value, margin=wanted if claims else None,
             margin_named="before the runs" if wanted in (a.margin, b.margin) else "with this command",

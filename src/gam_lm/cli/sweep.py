@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from gam_lm.cli.flag_list import Flag
 from gam_lm.errors import InputError
-
-Sweep = Mapping[str, tuple[float, ...]]
-"""Fields of the recipe or the model by name → the values that they are to have."""
 
 GROUPS = ("recipe", "architecture")
 """The groups of flags whose numbers may be swept."""

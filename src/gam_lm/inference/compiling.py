@@ -80,14 +80,14 @@ def compiled_step(model: LanguageModel, token_B1: Tensor, state: State) -> Step:
     """
     steps: dict[tuple[Any, ...], Step] = {}
 
+    @torch.no_grad()
     def step(token_B1: Tensor, state: State) -> tuple[Tensor, State]:
         layout = _layout(token_B1, state)
         if layout not in steps:
             steps[layout] = _compiled_for(model, token_B1, state)
         return steps[layout](token_B1, state)
 
-    with torch.no_grad():
-        step(token_B1, state)
+    step(token_B1, state)
     return step
 
 
@@ -118,7 +118,7 @@ def _no_guards(guards: Sequence[object]) -> list[bool]:
 def _layout(token_B1: Tensor, state: State) -> tuple[Any, ...]:
     """All that compiled code takes for granted and a caller may change."""
     device = token_B1.device.type
-    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     return *modes, *((each.shape, each.stride(), each.dtype, each.device) for each in (token_B1, *_tensors(state)))
 
 

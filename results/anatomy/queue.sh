@@ -27,7 +27,7 @@ SWAPS=("${FIRST[@]}" gam-static transformer gated-deltanet gam+fusion=global+kee
 
 # stage-a OPTIMIZER MODELS…
 stage-a() {
-  "$GAM" tune "${SIZE[@]}" --optimizer "$1" --models "${@:2}" --trials 5 --widenings 2 --out "results/anatomy/tune-$1"
+  "$GAM" tune "${SIZE[@]}" --optimizer "$1" --models "${@:2}" --trials 5 --widenings 3 --out "results/anatomy/tune-$1"
   "$GAM" bench "${SIZE[@]}" --optimizer "$1" --models "${@:2}" --seeds 0 1 2 --tuned "results/anatomy/tune-$1" --test --no-timing \
     $(primary "${@:2}") --out "results/anatomy/swaps-$1"
 }

@@ -20,6 +20,7 @@ from gam_lm.report.recall import recall_table
 from gam_lm.report.scaling import scaling_brief, scaling_table
 from gam_lm.report.speed import speed_table
 from gam_lm.report.tables import context_table, quality_table
+from gam_lm.report.tune import study_table
 from gam_lm.results import read_results
 
 MARKED = re.compile(r"(<!-- table (?P<path>\S+)(?P<words>(?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -28,6 +29,7 @@ GPU = re.compile(r"(<!-- gpu (?P<path>\S+)(?P<brief> brief)? -->\n).*?(<!-- end 
 
 TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "scale": scaling_table, "bench-decode": decode_table, "bench-train": speed_table, "recall": recall_table, "eval": context_table,
+    "tune": lambda results: study_table(results).markdown(),
 }  # fmt: skip
 """By the verb that measured; of any other, the quality table."""
 

@@ -20,8 +20,8 @@ from gam_lm.runtime import isolation
 TRAINED = "--steps 2 --batch-size 2 --context 32"
 TINY = "--hidden-size 32 --num-hidden-layers 1"
 SMALLER = {
-    "train": f"{TRAINED} {TINY} --vocab-size 300", "generate": "--max-new-tokens 4", "chat": "--max-new-tokens 4", "bench": f"{TRAINED} {TINY} --vocab-size 300",
-    "tune": f"{TRAINED} {TINY} --vocab-size 300 --trials 1 --widenings 0", "ablate": f"{TRAINED} {TINY} --vocab-size 300 --data my_texts",
+    "train": f"{TRAINED} {TINY} --vocab-size 300", "generate": "--max-new-tokens 4", "chat": "--max-new-tokens 4", "bench": f"{TRAINED} {TINY} --vocab-size 300 --compile off",
+    "tune": f"{TRAINED} {TINY} --vocab-size 300 --compile off --trials 1 --widenings 0", "ablate": f"{TRAINED} {TINY} --vocab-size 300 --data my_texts",
     "recall": f"--steps 2 --batch-size 2 {TINY} --pairs 4 --length 32", "scale": f"--lengths 16 32 --warmup 1 --iterations 1 {TINY}",
     "bench-train": f"--models gam --batch-sizes 2 --context 16 --rounds 1 --warmup 1 --variants plain eager {TINY} --vocab-size 300",
     "bench-decode": f"--models gam transformer --contexts 8 16 --batch-sizes 1 --variants eager --steps 2 --warmup 1 {TINY} --vocab-size 300",
@@ -30,8 +30,8 @@ SMALLER = {
 }  # fmt: skip
 """By verb: flags behind those of the page, which they replace."""
 
-OUR_TEXT = ("wikitext-2", "tinystories")
-"""Corpora from the network, for which our text stands."""
+OUR_TEXT = ("wikitext-2", "tinystories", "books")
+"""Corpora from the network or from a folder of one's own, for which our text stands."""
 
 PRESET_TEXT = ("laptop", "small-cpu", "paper-wikitext2")
 """Presets whose corpus is large or from the network; the same."""
@@ -47,7 +47,7 @@ NOT_RUN = {
 }
 
 # Each takes more than some seconds.
-SLOW = {"compare.md", "huggingface.md", "many-machines.md", "memory-limits.md", "memory-worth.md", "quickstart.md", "serve.md", "speed.md"}
+SLOW = {"compare.md", "huggingface.md", "many-machines.md", "memory-limits.md", "memory-worth.md", "parts.md", "quickstart.md", "serve.md", "speed.md"}
 
 MADE_ELSEWHERE = {"inspect.md": {"runs/compared": "laptop-0.2", "runs/scaling": "scaling/cpu"}}
 """Folders that another page makes, and which of the committed results stand for them."""
@@ -89,8 +89,8 @@ def arguments_of(command):
     words = shlex.split(command, comments=True)[1:]
     words = ["my_texts" if before in ("--data", "prepare") and word in OUR_TEXT else word for before, word in zip(["", *words], words, strict=False)]
     verb = next(" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in VERBS)
-    if "--out" in words:
-        place = words.index("--out") + 1
+    for flag in {"--out", "--plot"} & set(words):
+        place = words.index(flag) + 1
         words[place] = re.sub("^results/", "written/", words[place])
     more = SMALLER.get(verb, "").split()
     if "--from" in words:  # the model is there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from statistics import fmean
@@ -33,8 +34,7 @@ def sweep(
     """
     rows = []
     for chosen in (dict(zip(values, some, strict=True)) for some in product(*values.values())):
-        of_recipe = {field: value for field, value in chosen.items() if hasattr(recipe, field)}
-        of_model = {field: value for field, value in chosen.items() if field not in of_recipe}
+        of_recipe, of_model = _of_recipe_and_model(chosen)
         for each in plan(names, seeds, {**base, **of_model}, recipe.replace(**of_recipe), match=match):
             rows.append(Contender(each.name, each.config, each.recipe, variant="-".join(_said(chosen)), columns={"swept": chosen}))
     return sorted(rows, key=lambda each: list(seeds).index(each.recipe.seed))
@@ -56,9 +56,7 @@ def best_of_sweep(contenders: Sequence[Contender], results: Results, device: tor
         row = results.find(identity_of(each, device))
         if row is None:  # another process trains it
             continue
-        values = each.columns["swept"]
-        of_model = {field: value for field, value in values.items() if not hasattr(each.recipe, field)}
-        of_recipe = {field: value for field, value in values.items() if field not in of_model}
+        of_recipe, of_model = _of_recipe_and_model(each.columns["swept"])
         name = f"{each.name} ({', '.join(_said(of_model))})" if of_model and of_recipe else each.name
         compared = of_recipe or of_model
         said = tuple(_said(compared))
@@ -68,6 +66,11 @@ def best_of_sweep(contenders: Sequence[Contender], results: Results, device: tor
         best, *others = sorted((fmean(nats), said) for said, nats in by_values.items())
         rest = "; ".join(f"{' '.join(said)}: {'diverged' if nats == float('inf') else f'+{nats - best[0]:.4f}'}" for nats, said in others)
         yield f"{name}: best with {' '.join(best[1])}, {best[0]:.4f} nats per token; {rest}{_edges(chosen[best[1]], list(chosen.values()))}"
+
+
+def _of_recipe_and_model(values: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    fields = {each.name for each in dataclasses.fields(TrainConfig)}
+    return {field: value for field, value in values.items() if field in fields}, {field: value for field, value in values.items() if field not in fields}
 
 
 def _edges(best: Mapping[str, float], tried: Sequence[Mapping[str, float]]) -> str:

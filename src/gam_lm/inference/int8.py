@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gam_lm.errors import unknown_name
 from gam_lm.mixers.addresses import Addresses
-from gam_lm.ops.int8_products import int8_product, rounded
+from gam_lm.ops.int8_products import int8_product, rounded, widened
 
 METHOD = "gam_int8"
 """``quant_method`` in the ``quantization_config`` of a config.json."""
@@ -33,7 +33,7 @@ class _Int8(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The matrix that the integers stand for (O, I), made anew at every look."""
-        return self.weight_int8.to(self.weight_scale.dtype) * self.weight_scale[:, None]
+        return widened(self.weight_int8, self.weight_scale)
 
 
 class Int8Linear(_Int8):

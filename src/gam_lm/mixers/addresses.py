@@ -20,7 +20,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.mixers.base import start_std
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.gam_options import GAMOptions
-from gam_lm.ops.int8_products import int8_product, rounded
+from gam_lm.ops.int8_products import int8_product, rounded, widened
 from gam_lm.ops.segments import Segments
 
 SHARPNESS = 4.0
@@ -89,7 +89,7 @@ class Addresses(nn.Module):
 
     def address_SD(self) -> Tensor:
         """K (S, D)."""
-        return self.address if self.address_scale is None else self.address_int8.to(self.address_scale.dtype) * self.address_scale[:, None]
+        return self.address if self.address_scale is None else widened(self.address_int8, self.address_scale)
 
     def round_address(self) -> None:
         """Keep K in 8 bits, for inference (gam_lm.inference.int8)."""

@@ -28,6 +28,11 @@ def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     return levels.to(torch.int8), scale
 
 
+def widened(levels_OI: Tensor, scale_O: Tensor) -> Tensor:
+    """The matrix that integers and a scale for each row stand for (O, I)."""
+    return levels_OI.to(scale_O.dtype) * scale_O[:, None]
+
+
 def int8_product(x: Tensor, levels_OI: Tensor, scale_O: Tensor) -> Tensor:
     """x Wᵀ for the matrix W that integers and a scale for each row stand for: (…, I) to (…, O)."""
     return _product(x.reshape(-1, x.shape[-1]), levels_OI).view(*x.shape[:-1], len(scale_O)) * scale_O

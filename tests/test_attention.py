@@ -7,10 +7,11 @@ import torch
 
 from gam_lm.config import ModelConfig
 from gam_lm.mixers import key_value_cache
-from gam_lm.mixers.attention import Attention, rotate
+from gam_lm.mixers.attention import Attention
 from gam_lm.mixers.attention_options import AttentionOptions
 from gam_lm.mixers.gam import GAMMixer
 from gam_lm.mixers.gam_options import GAMOptions
+from gam_lm.ops.rotary import rotate
 
 D, H = 8, 2
 
@@ -162,6 +163,51 @@ def test_attention_in_the_place_of_the_memory_is_a_loop_over_tokens(fusion, gate
         return local + seen @ memory.out_proj.weight.T
 
     compare(mixer, expected_of, 17)
+
+
+@pytest.mark.parametrize("fusion", ["gate", "sum", "global"])
+def test_self_attention_in_the_place_of_the_memory_is_a_loop_over_tokens(fusion):
+    """The equations of gam_lm.mixers.self_attention_memory: queries and keys of their own, an RMSNorm per head, turned by their places; one tap will do."""
+    options = GAMOptions(memory="self_attention", fusion=fusion, num_heads=H, conv_kernel_size=1)
+    mixer = perturbed(GAMMixer(ModelConfig(vocab_size=7, hidden_size=D, layer_norm_eps=1e-3, options=(options,))))
+
+    def root_mean_square(x):
+        return x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+
+    def expected_of(mixer, h):
+        memory, silu = mixer.written, torch.nn.functional.silu
+        query, key, value = (x.unflatten(-1, (H, -1)) for x in (h @ memory.qkv_proj.weight.T).split(D, -1))
+        heads = []
+        for i in range(H):
+            q, k = (root_mean_square(x[:, i]) * norm.weight for x, norm in ((query, memory.q_norm), (key, memory.k_norm)))
+            q, k = (torch.stack([turned(each, t) for t, each in enumerate(x)]) for x in (q, k))
+            heads.append(root_mean_square(softmax_loop(q, k, value[:, i], math.sqrt(H / D))))
+        local = taps(h, mixer.conv) if mixer.conv is not None else 0
+        seen = torch.cat(heads, -1) * memory.norm
+        if mixer.gate is not None:
+            local_gate, global_gate = silu(h @ mixer.gate.weight.T + mixer.gate.bias).split(D, -1)
+            local, seen = local_gate * local, global_gate * seen
+        return local + seen @ memory.out_proj.weight.T
+
+    compare(mixer, expected_of, 17)
+
+
+def test_the_attention_of_llama_is_the_same_one_in_gams_block():
+    """With the same weights, a shut local path and nothing else around it, g is what Llama's attention gives before its output projection."""
+    llama = attention_of(qk_norm=True)
+    options = GAMOptions(memory="self_attention", fusion="global", num_heads=H)
+    mixer = perturbed(GAMMixer(ModelConfig(vocab_size=7, hidden_size=D, layer_norm_eps=1e-3, options=(options,))))
+    with torch.no_grad():
+        mixer.written.qkv_proj.weight.copy_(llama.qkv_proj.weight)
+        for own, theirs in ((mixer.written.q_norm, llama.q_norm), (mixer.written.k_norm, llama.k_norm)):
+            own.weight.copy_(theirs.weight)
+        llama.qkv_proj.bias.zero_()
+        llama.out_proj.bias.zero_()
+        for out in (llama.out_proj, mixer.written.out_proj):
+            out.weight.copy_(torch.eye(D))
+    h = torch.randn(2, 9, D, dtype=torch.float64)
+    g = llama(h)[0].unflatten(-1, (H, -1))
+    near(mixer(h)[0], (g / (g.square().mean(-1, keepdim=True) + 1e-3).sqrt()).flatten(-2) * mixer.written.norm)
 
 
 def test_keys_in_the_place_of_the_memory_start_as_the_token_before():

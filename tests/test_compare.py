@@ -238,9 +238,13 @@ def test_primary_comparisons_are_named_before_the_first_training_and_not_after(t
     opened().add({"model": "gam", "seed": 0})
     opened().name_primary([("gam", "mamba")], 0.02)
     opened().name_primary([], None)
+    opened().name_primary([("gam", "llama")], 0.02)  # of which one is not trained yet
+    opened().add({"model": "llama", "seed": 0})
+    opened().add({"model": "mamba", "seed": 0})
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["primary"] == [["gam", "mamba"]] and content["margin"] == 0.02 and len(content["rows"]) == 2
-    for pairs, margin, said in (([("gam", "llama")], None, "primary"), ([], 0.05, "margin is 0.05")):
+    assert content["primary"] == [["gam", "mamba"], ["gam", "llama"]] and content["margin"] == 0.02 and len(content["rows"]) == 4
+    late = ([("mamba", "llama")], None, "primary is mamba:llama, and both were trained"), ([], 0.05, "margin is 0.05, and 0.02 was named")
+    for pairs, margin, said in (*late, ([("gam", "a"), ("gam", "b")], None, "names 4 comparisons")):
         with pytest.raises(InputError, match=said):
             opened().name_primary(pairs, margin)
     assert json.loads((tmp_path / "results.json").read_text()) == content

@@ -60,6 +60,8 @@ def test_an_unknown_key_names_the_nearest_field():
         ({"options": {"gam": {"write": "mean", "max_write": 2.0}}}, "max_write is 2.0"),
         ({"options": {"gam": {"memory": "attention", "fusion": "local"}}}, "fusion is 'local'"),
         ({"options": {"gam": {"memory": "attention", "backend": "fla"}}}, "backend is 'fla'"),
+        ({"options": {"gam": {"memory": "self_attention", "fusion": "local"}}}, "memory='self_attention', which is the global path"),
+        ({"hidden_size": 24, "options": {"gam": {"memory": "self_attention", "num_heads": 8}}}, "needs an even width per head and finds 3"),
         ({"options": {"gam": {"keep_gate": True, "fusion": "sum"}}}, "keep_gate is True with fusion='sum'"),
         ({"options": {"gam": {"wriet": "mean"}}}, "option of mixer 'gam' 'wriet': did you mean 'write'"),
         ({"options": {"attention": {"window": 5}}}, "options has a AttentionOptions, and mixers is"),

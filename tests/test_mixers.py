@@ -28,6 +28,7 @@ OPTIONS = [
     "gam-static+fusion=global+keep_gate=true", "gam-static+fusion=local+keep_gate=true", "gam-static+gate_activation=sigmoid",
     "gam-mean+gate_activation=sigmoid", "gam-slots+gate_activation=sigmoid", "gam+conv_kernel_size=2+fusion=sum", "gam+write_gate=closed",
     "gam+static_path=true", "gam+max_write=2.0", "gam+fusion=global", "gam-attention+fusion=sum", "gam-attention+fusion=global+keep_gate=true",
+    "gam-self-attention+fusion=sum", "gam-self-attention+fusion=global", "gam-self-attention+conv_kernel_size=1",
     "attention+rotary=false", "attention+backend=materialised", "attention+window=1", "attention+window=4", "attention+window=64",
     "attention+window=4+rotary=false+backend=materialised", "attention+conv_kernel_size=1", "attention+window=4+qk_norm=true+conv_kernel_size=3",
     "gated_deltanet+max_write=2.0+conv_kernel_size=1", "gated_deltanet+expand_k=2.0+expand_v=0.5", "mamba+expand=3.0",

@@ -76,7 +76,7 @@ def test_learned_positions_end_no_text():
     assert sum(use.top_tokens for use in uses[:6]) == len(TEXT) and np.isfinite(uses[0].mean_share)
 
 
-@pytest.mark.parametrize("name", [*(name for name in mixer_names() if name != "gam"), "gam-static+fusion=local", "gam-attention"])
+@pytest.mark.parametrize("name", [*(name for name in mixer_names() if name != "gam"), "gam-static+fusion=local", "gam-attention", "gam-self-attention"])
 def test_a_model_without_slots_is_named(name):
     with pytest.raises(InputError, match="no memory slots"):
         slot_uses(model_of(name), TEXT)

@@ -29,6 +29,7 @@ WRITTEN = [
 ]
 OTHERS = [
     "gam-static", STATIC, GLOBAL, "gam-static+fusion=sum", "gam-static+fusion=local", "gam-static+fusion=global+keep_gate=true", "gam-attention",
+    "gam-self-attention+fusion=global",
     "transformer+rotary=false", "transformer+window=5", "mamba-paper+positions=none",
 ]  # fmt: skip
 NAMES = [*WRITTEN, *OTHERS, *(name for name in STACKS if name not in WRITTEN)]

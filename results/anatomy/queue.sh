@@ -19,10 +19,11 @@ primary() {
 PRIMARY=($(primary gam-attention llama mamba))
 
 # Stage A: one part of GAM's block swapped at a time, and the baselines; 1.25 million parameters, 2.5 million tokens, fp32 on every machine, compiled.
-# The three that answer most come first, under either optimiser, then the four of the primary comparisons.
+# The three that answer most come first, under either optimiser; then the attention of llama in GAM's block, and the fourth of the primary comparisons.
 SIZE=(--data books --vocab-size 4096 --hidden-size 128 --num-hidden-layers 4 --steps 1200 --batch-size 8 --context 256 --precision fp32 --compile on --clip 0.1 --workers "${WORKERS:-1}")
 CORE=(gam gam-attention llama)
-FIRST=("${CORE[@]}" mamba)
+BLOCK=("${CORE[@]}" gam-self-attention)
+FIRST=("${BLOCK[@]}" mamba)
 SWAPS=("${FIRST[@]}" gam-static transformer gated-deltanet gam+fusion=global+keep_gate=true gam-static+fusion=global)
 
 # stage-a OPTIMIZER MODELS…
@@ -35,6 +36,7 @@ stage-a() {
 swaps() {
   stage-a muon "${CORE[@]}"
   stage-a adamw "${CORE[@]}"
+  stage-a muon "${BLOCK[@]}"
   stage-a muon "${FIRST[@]}"
   stage-a adamw "${FIRST[@]}"
   stage-a muon "${SWAPS[@]}"

@@ -54,7 +54,7 @@ class Bench:
     test: bool = False
     """Measure the test split of every finished model as well."""
     primary: UseAppendAction[tuple[str, ...]] = ()
-    """MODEL:MODEL of a primary comparison, given once for each, at most three: saved before the runs, compared without Holm's correction."""
+    """MODEL:MODEL of a primary comparison, given once for each, at most three: saved before the runs of one of the two, compared without Holm's correction."""
     margin: Above | None = None
     """Nats per token that count as no loss of the first of a primary comparison (0.02): saved before the runs."""
     tuned: Path | None = None

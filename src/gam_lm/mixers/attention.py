@@ -17,25 +17,14 @@ from gam_lm.mixers.attention_options import AttentionOptions
 from gam_lm.mixers.base import Cost, Mixer, MixerState, init_linear, residual_branches
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.key_value_cache import attend, empty_cache
-from gam_lm.ops.segments import positions_within, read_segments
+from gam_lm.ops.rotary import positions, rotate
+from gam_lm.ops.segments import read_segments
 
-ROTARY_BASE = 10_000.0
 
-
-def rotate(x_BTHE: Tensor, position_BT: Tensor) -> Tensor:
-    """Rotary positions (RoFormer, arXiv 2104.09864): turn each pair of channels by an angle that grows with the position.
-
-    Args:
-        x_BTHE: queries or keys; channel i is paired with channel i + E/2.
-        position_BT: place of each token in its sequence.
-    """
-    half = x_BTHE.shape[-1] // 2
-    dtype = torch.promote_types(x_BTHE.dtype, torch.float32)  # angles of thousands of radians need it
-    frequency_E = ROTARY_BASE ** (-torch.arange(half, device=x_BTHE.device, dtype=dtype) / half)
-    angle_BT1E = position_BT[:, :, None, None].to(dtype) * frequency_E
-    cos, sin = angle_BT1E.cos(), angle_BT1E.sin()
-    first, second = x_BTHE[..., :half].to(dtype), x_BTHE[..., half:].to(dtype)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).to(x_BTHE.dtype)
+def head_norm(x_BTHE: Tensor, norm: nn.RMSNorm | None) -> Tensor:
+    """``norm`` of each head's queries or keys, in their format; without one, as they are."""
+    # Under autocast PyTorch has no fused norm of bf16 by fp32, and warns.
+    return x_BTHE if norm is None else F.rms_norm(x_BTHE, norm.normalized_shape, norm.weight.to(x_BTHE.dtype), norm.eps)
 
 
 class Attention(Mixer):
@@ -70,15 +59,9 @@ class Attention(Mixer):
             qkv_BTX = qkv_BTX + added_BTX
             new.append(conv_state)
         q, k, v = qkv_BTX.view(B, T, 3, self.num_heads, D // self.num_heads).unbind(2)
-        if self.q_norm is not None and self.k_norm is not None:
-            # The weights in the products' format: under autocast PyTorch has no fused norm of bf16 by fp32, and warns.
-            q, k = (F.rms_norm(x, norm.weight.shape, norm.weight.to(x.dtype), norm.eps) for x, norm in ((q, self.q_norm), (k, self.k_norm)))
+        q, k = head_norm(q, self.q_norm), head_norm(k, self.k_norm)
         if self.options.rotary:
-            count_B = x_BTD.new_zeros(B, dtype=torch.long) if count_B is None else count_B
-            if segments is None:
-                position_BT, count_B = count_B[:, None] + torch.arange(T, device=x_BTD.device), count_B + T
-            else:
-                position_BT, count_B = positions_within(segments, count_B)
+            position_BT, count_B = positions(q, count_B, segments)
             q, k = rotate(q, position_BT), rotate(k, position_BT)
             new.append(count_B)
         y_BTHE, cache = attend(q, k, v, cache, window=self.options.window, segments=segments, fused=self.backend == "sdpa")

@@ -12,7 +12,8 @@ sequence edits what the memory holds. Per head, with a learned projection K to k
     v_t = W_v h_t,  b_t = σ(·),  log λ_t = −exp(A) softplus(·)
     y_t = φ(W_l h_t) ∘ local_t + W_o (φ(W_g h_t) ∘ RMSNorm(g_t))          g_t: gam_lm.ops.delta_rule or mean_rule, from k, a, v, b, λ and V0
 
-φ is σ in the paper, and SiLU, open at initialisation, by default. With ``memory="attention"`` softmax attention over the same keys gives g_t.
+φ is σ in the paper, and SiLU, open at initialisation, by default. With ``memory="attention"`` softmax attention over the same keys gives g_t, with
+``memory="self_attention"`` that of a Llama block.
 
 Shapes: B rows, T tokens, D = hidden_size, K taps, H heads, M slots (of a head, where there are heads), E = D / H.
 """
@@ -31,6 +32,7 @@ from gam_lm.mixers.attention_memory import AttentionMemory
 from gam_lm.mixers.base import Cost, Mixer, MixerState, MixerTrace, Slots, init_linear
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.gam_options import GAMOptions
+from gam_lm.mixers.self_attention_memory import SelfAttentionMemory
 from gam_lm.mixers.static_memory import StaticMemory
 from gam_lm.mixers.written_memory import WrittenMemory
 from gam_lm.ops.causal_conv import last_inputs
@@ -41,6 +43,11 @@ from gam_lm.ops.segments import Segments
 
 MAX_UNROLLED = 16
 """Chunks of a written memory that a compiler unrolls in about a minute."""
+
+WITH_HEADS: Mapping[str, type[WrittenMemory | AttentionMemory | SelfAttentionMemory]] = {
+    "bank": WrittenMemory, "attention": AttentionMemory, "self_attention": SelfAttentionMemory,
+}  # fmt: skip
+"""By ``memory``: what has heads and moves something between tokens."""
 
 OPEN = 1.0
 """Bias of a SiLU gate at initialisation: at 0 it is shut where a sigmoid is half open, and a path behind a shut gate of random sign learns late (docs/log.md)."""
@@ -64,8 +71,7 @@ class GAMMixer(Mixer):
         self.conv = CausalConv(D, options.conv_kernel_size) if options.fusion != "global" else None
         has_bank = options.memory == "bank" and options.fusion != "local" and (not options.written or options.static_path)
         self.memory = StaticMemory(slots, D) if has_bank else None
-        kind = AttentionMemory if options.memory == "attention" else WrittenMemory
-        self.written: WrittenMemory | AttentionMemory | None = kind(config) if options.has_heads else None
+        self.written = WITH_HEADS[options.memory](config) if options.has_heads else None
         self.gate = nn.Linear(D, options.gated_paths * D) if options.gated_paths else None
         self.over_pieces = options.memory == "bank"  # type: ignore[misc]
         if options.memory == "bank":
@@ -106,20 +112,20 @@ class GAMMixer(Mixer):
     ) -> tuple[list[Tensor], MixerState]:
         """What each path adds, in the order of ``path_names``, and the new state."""
         local_gate_BTD, global_gate_BTD = gates
-        inputs_BJD = state[0] if state else None
+        inputs_BJD, memory_state = (state[0], state[1:]) if state and self.options.keeps_inputs else (None, state)
         paths, new_state = [], []
         if self.conv is not None:
             local_BTD, new_inputs_BJD = self.conv(x_BTD, inputs_BJD, segments)
             paths.append(local_BTD if local_gate_BTD is None else local_gate_BTD * local_BTD)
             new_state.append(new_inputs_BJD)
-        elif self.written is not None:
+        elif self.options.keeps_inputs:
             J = self.options.conv_kernel_size - 1
             new_state.append(last_inputs(x_BTD, J, inputs_before(x_BTD, J, inputs_BJD, segments), segments))
         if self.memory is not None:
             global_BTD = self.memory(x_BTD)
             paths.append(global_BTD if global_gate_BTD is None else global_gate_BTD * global_BTD)
         if self.written is not None:
-            written_BTD, memory_state = self.written(x_BTD, global_gate_BTD, inputs_BJD, state[1:] if state else None, segments)
+            written_BTD, memory_state = self.written(x_BTD, global_gate_BTD, inputs_BJD, memory_state, segments)
             paths.append(written_BTD)
             new_state += memory_state
         return paths, tuple(new_state)
@@ -127,7 +133,7 @@ class GAMMixer(Mixer):
     @property
     def path_names(self) -> list[str]:
         """Names of the paths that there are: local, static, written (or attention)."""
-        written = "attention" if self.options.memory == "attention" else "written"
+        written = "written" if self.options.memory == "bank" else "attention"
         return [name for name, part in (("local", self.conv), ("static", self.memory), (written, self.written)) if part is not None]
 
     def trace(self, x_BTD: Tensor, state: MixerState | None = None) -> MixerTrace:
@@ -195,7 +201,7 @@ class GAMMixer(Mixer):
         return (*inputs, *(self.written.initial_state(batch_size, device, dtype or torch.get_default_dtype()) if self.written is not None else ()))
 
     def _no_inputs(self, batch_size: int, device: torch.device | str | None, dtype: torch.dtype) -> MixerState:
-        if self.conv is None and self.written is None:
+        if not self.options.keeps_inputs:
             return ()
         return (torch.zeros(batch_size, self.options.conv_kernel_size - 1, self.config.hidden_size, device=device, dtype=dtype),)
 
@@ -203,7 +209,7 @@ class GAMMixer(Mixer):
         self, batch_size: int, tokens: int, room: int, *, device: torch.device | str | None = None, dtype: torch.dtype
     ) -> MixerState | None:
         """See `Mixer.filled_cache`."""
-        if not isinstance(self.written, AttentionMemory):
+        if not isinstance(self.written, AttentionMemory | SelfAttentionMemory):
             return None
         return (*self._no_inputs(batch_size, device, dtype), *self.written.filled_cache(batch_size, tokens, room, device, dtype))
 
@@ -233,11 +239,11 @@ class GAMMixer(Mixer):
             forward_flops=flops,
             decode_flops=flops,
             activations=bool(has_bank or gates or with_heads) * D + has_conv * D * (1 + (gates > 0)) + held_bank + held_gates * D,
-            state_bytes=4 * (has_conv or with_heads) * (K - 1) * D,
+            state_bytes=4 * options.keeps_inputs * (K - 1) * D,
         )
         if not with_heads:
             return common
-        return common + (AttentionMemory if options.memory == "attention" else WrittenMemory).cost(config, context)
+        return common + WITH_HEADS[options.memory].cost(config, context)
 
     @classmethod
     def rule(cls, config: ModelConfig) -> str:
@@ -249,7 +255,7 @@ class GAMMixer(Mixer):
     def reach(cls, config: ModelConfig) -> int | None:
         """The taps of the convolution: the static memory is read by each token alone, and so is a written one into which nothing is written."""
         options = config.options_of(GAMOptions)
-        if options.memory == "attention" or (options.written and options.write_gate == "learned"):
+        if options.memory != "bank" or (options.written and options.write_gate == "learned"):
             return None
         return 1 if options.fusion == "global" and not options.written else options.conv_kernel_size
 

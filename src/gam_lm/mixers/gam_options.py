@@ -14,8 +14,9 @@ from gam_lm.mixers.options import MixerOptions, Positive, check_heads, default_h
 class GAMOptions(MixerOptions):
     """The defaults are the recommended memory: delta rule, plain keys, SiLU gates. `published` gives the paper's."""
 
-    memory: Literal["bank", "attention"] = "bank"
-    """What the global path reads: a bank of slots, or softmax attention over all tokens in its place (a state that grows)."""
+    memory: Literal["bank", "attention", "self_attention"] = "bank"
+    """What the global path reads: a bank of slots; or over all tokens, with a state that grows, softmax attention by the keys of the memory (attention), or
+    by queries and keys of its own with rotary positions, as in a Llama block (self_attention)."""
     write: Literal["none", "mean", "delta"] = "delta"
     """What the sequence writes into the bank: nothing (the paper's static bank), a decayed weighted mean of the values that came to a slot, or the
     difference to what the slot held."""
@@ -26,7 +27,8 @@ class GAMOptions(MixerOptions):
     max_write: Annotated[float, Field(gt=0, le=2)] = 1.0
     """The strongest write of the delta rule: 1, or up to 2, with which the memory can flip a sign and track states."""
     num_memory_slots: Positive | None = None
-    """Slots of a block's bank in total, divided over the heads of a written one; with plain keys, the width of the keys. By default hidden_size."""
+    """Slots of a block's bank in total, divided over the heads of a written one; with plain keys, the width of the keys. By default hidden_size; of no
+    meaning to self_attention."""
     num_heads: Positive | None = None
     """Heads of a written memory or of the attention in its place; by default 4, and more where each would be wider than 64."""
     conv_kernel_size: Positive = 3
@@ -49,12 +51,12 @@ class GAMOptions(MixerOptions):
         alone = self.fusion in ("global", "local")
         if self.keep_gate and not alone:
             raise InputError(f"keep_gate is True with fusion={self.fusion!r}: it is for 'global' and 'local'; both paths with their gates are fusion='gate'")
-        if self.memory == "attention":
+        if self.memory != "bank":
             if self.write != "delta":
-                raise InputError(f"write is {self.write!r} with memory='attention', which has no bank to write: leave write out")
+                raise InputError(f"write is {self.write!r} with memory={self.memory!r}, which has no bank to write: leave write out")
             if self.fusion == "local":
-                raise InputError("fusion is 'local' with memory='attention', which is the global path: use 'gate', 'sum' or 'global'")
-        if self.memory == "attention" or self.written:
+                raise InputError(f"fusion is 'local' with memory={self.memory!r}, which is the global path: use 'gate', 'sum' or 'global'")
+        if self.addresses_writes:
             if self.conv_kernel_size < 2:
                 raise InputError(
                     f"conv_kernel_size is {self.conv_kernel_size}: a written memory addresses a write by what came before its value, use 2 or more"
@@ -74,9 +76,19 @@ class GAMOptions(MixerOptions):
         return self.memory == "bank" and self.write != "none"
 
     @property
+    def addresses_writes(self) -> bool:
+        """Whether a convolution of the memory's keys says where a token writes."""
+        return self.written or self.memory == "attention"
+
+    @property
     def has_heads(self) -> bool:
         """Whether the memory divides its width over heads."""
-        return self.written or self.memory == "attention"
+        return self.written or self.memory != "bank"
+
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether the last inputs of the mixer are state: the convolution of the local path reads them, and so does that of where to write."""
+        return self.fusion != "global" or self.addresses_writes
 
     @property
     def gated_paths(self) -> int:
@@ -89,15 +101,19 @@ class GAMOptions(MixerOptions):
         slots = self.num_memory_slots or hidden_size
         if self.has_heads:
             check_heads("num_heads", heads, hidden_size)
-            if slots % heads:
-                raise InputError(f"num_memory_slots is {slots}, which num_heads={heads} does not divide: every head has the same number of slots")
+        if self.memory == "self_attention":
+            if hidden_size // heads % 2:
+                raise InputError(f"num_heads is {heads} with memory='self_attention', which needs an even width per head and finds {hidden_size // heads}")
+            return self.replace(num_heads=heads, num_memory_slots=None)
+        if self.has_heads and slots % heads:
+            raise InputError(f"num_memory_slots is {slots}, which num_heads={heads} does not divide: every head has the same number of slots")
         address = self.write_address or ("slots" if self.write == "mean" else "keys")
         return self.replace(num_heads=heads, num_memory_slots=slots, write_address=address if self.written else None)
 
     def enlarged(self, ratio: float) -> GAMOptions:
         """See `MixerOptions.enlarged`."""
         heads = max(1, round((self.num_heads or 1) * ratio))
-        slots = heads * max(1, round((self.num_memory_slots or 1) * ratio / heads))
+        slots = heads * max(1, round(self.num_memory_slots * ratio / heads)) if self.num_memory_slots else None
         return self.replace(num_heads=heads, num_memory_slots=slots)
 
     @classmethod

@@ -48,7 +48,8 @@ MODELS: Mapping[str, NamedModel] = {
     "gam-static": NamedModel(_gam(write="none"), "its block around the paper's static bank: nothing is written"),
     "gam-mean": NamedModel(_gam(write="mean"), "slots hold decayed means of what was written"),
     "gam-slots": NamedModel(_gam(write_address="slots"), "the delta rule on learned slots in place of plain keys"),
-    "gam-attention": NamedModel(_gam(memory="attention"), "its block around softmax attention: the state grows"),
+    "gam-attention": NamedModel(_gam(memory="attention"), "its block around softmax attention by the memory's keys: the state grows"),
+    "gam-self-attention": NamedModel(_gam(memory="self_attention"), "its block around the attention of llama: the state grows"),
     "gam-hybrid": NamedModel(
         {"mixers": ["gam", "gam", "gam", "attention"], "options": {"attention": {"window": 128}}}, "three gam to one attention over a window of 128 tokens"
     ),

@@ -12,12 +12,9 @@ from typing import Any, TypeVar
 from gam_lm.errors import InputError, unknown_name
 from gam_lm.report.rows import Row, by_variant, trained
 from gam_lm.report.statistics import Difference, Summary, holm, paired_blocks, paired_seeds
-from gam_lm.results import read_blocks, read_documents, read_results
+from gam_lm.results import MOST_PRIMARY, read_blocks, read_documents, read_results
 
 NO_DIFFERENCE = "no difference shown"
-
-MOST_PRIMARY = 3
-"""Primary comparisons are few, for none of them carries a correction."""
 
 Pair = tuple[str, str]
 Place = tuple[Path, str]

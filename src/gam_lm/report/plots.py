@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's palette (jfly.uni-koeln.de/color) and Tol's muted one (personal.sron.nl/~pault): told apart with any colour vision.
 COLOURS = (
-    "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#332288", "#44AA99", "#999933", "#D55E00", "#E69F00", "#882255", "#CC6677", "#117733", "#000000", "#AA4499",
+    "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#332288", "#661100", "#44AA99", "#999933", "#D55E00", "#E69F00", "#882255", "#CC6677", "#117733", "#000000", "#AA4499",
 )  # fmt: skip
 """Of the named models, in their order."""
 # D3's category20b, for models that others name.

@@ -39,6 +39,9 @@ IDENTITY = (
 CONFIGURATIONS: Mapping[str, type[Any]] = {"model_config": ModelConfig, "train_config": TrainConfig}
 """The keys of a row that hold a configuration, and its class."""
 
+MOST_PRIMARY = 3
+"""Primary comparisons are few, for none of them carries a correction."""
+
 OF_NO_INFLUENCE = frozenset({"checkpoint_every", "validate_every"})
 """Fields of a configuration that change no figure."""
 
@@ -76,22 +79,27 @@ class Results:
     def name_primary(self, pairs: Sequence[tuple[str, str]], margin: float | None) -> None:
         """Write down the primary comparisons and the margin of "no loss" before the first model is trained.
 
-        Where trainings are there already, the same may be named again, and nothing else. Nothing named leaves what was named before.
+        What was named before stays. Where trainings are there already, a comparison may be added of a model that was not trained yet; the margin stays.
 
         Raises:
-            InputError: where other ones are named after the first training.
+            InputError: where a comparison is named after both of its models were trained, or the margin after the first training; or for more than
+                three comparisons in all.
         """
-        new: dict[str, Any] = _plain(({"primary": pairs} if pairs else {}) | ({} if margin is None else {"margin": margin}))
         with _locked(self.path):
             self._content = read_results(self.path)
-            changed = [key for key, value in new.items() if self._content.get(key) != value]
-            if changed and any(not row.get("floor") for row in self._content["rows"]):
-                key = changed[0]
-                raise InputError(
-                    f"{key} is {new[key]}, {self.path} has trainings and {f'names {self._content[key]}' if key in self._content else 'names none'}: "
-                    "it is named before the runs, choose a new folder or leave the flag out"
-                )
-            if changed:
+            trained = {row["model"] for row in self._content["rows"] if not row.get("floor")}
+            before, held = self._content.get("primary", []), self._content.get("margin")
+            added = [list(pair) for pair in pairs if list(pair) not in before]
+            late = [f"primary is {a}:{b}, and both were trained" for a, b in added if {a, b} <= trained]
+            if margin is not None and margin != held and trained:
+                late.append(f"margin is {margin}, and {'none was named' if held is None else f'{held} was named'}")
+            if late:
+                raise InputError(f"{self.path} has trainings: {late[0]}: it is named before the runs, choose a new folder or leave the flag out")
+            named = [*before, *added] if trained or not pairs else [list(pair) for pair in pairs]
+            if len(named) > MOST_PRIMARY:
+                raise InputError(f"primary names {len(named)} comparisons in {self.path}: name at most {MOST_PRIMARY}, the others carry Holm's correction")
+            new: dict[str, Any] = ({} if named == before else {"primary": named}) | ({} if margin in (None, held) else {"margin": margin})
+            if new:
                 rows = self._content.pop("rows")
                 self._content |= new | {"rows": rows}
                 write_text(self.path, json.dumps(self._content, indent=1) + "\n")

@@ -17,6 +17,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.data.tokenizer import train_bpe
 from gam_lm.errors import InputError
 from gam_lm.hf import GAMCache, GAMConfig, GAMForCausalLM, GAMModel
+from gam_lm.inference.int8 import quantize_int8
 from gam_lm.model import LanguageModel
 
 KINDS = ["gam-static", "gam-mean", *STACKS]
@@ -183,6 +184,10 @@ def test_resizing_the_embedding_keeps_the_old_tokens_and_the_tie(tmp_path):
     ("call", "words"),
     [
         (lambda m, t: m(t, attention_mask=torch.ones(1, 1, 4, 4)), "attention_mask has the shape"),
+        (lambda m, t: m(t, attention_mask=torch.tensor([[0, 1]])), r"attention_mask has the shape \(1, 2\): use \(1, 4\), 0 at"),
+        (lambda m, t: m(t, attention_mask=torch.ones(1, 6)), "attention_mask has the shape"),
+        (lambda m, t: m(t, attention_mask=torch.ones(2, 4)), "attention_mask has the shape"),
+        (lambda m, t: m(t[:, :1], attention_mask=torch.ones(1, 4), cache=m(t[:, :2]).cache), r"use \(1, 1\) or, with the tokens of the cache, \(1, 3\)"),
         (lambda m, t: m(t, inputs_embeds=torch.ones(1, 4, 16)), "give one of them"),
         (lambda m, t: m(), "give one of them"),
         (lambda m, t: m(t, past_key_values=[1]), "cache is a list"),
@@ -191,6 +196,17 @@ def test_resizing_the_embedding_keeps_the_old_tokens_and_the_tie(tmp_path):
 def test_what_cannot_be_run_is_one_line_that_names_it(call, words):
     with pytest.raises(InputError, match=words):
         call(GAMForCausalLM.from_language_model(language_model()), torch.randint(40, (1, 4)))
+
+
+def test_an_int8_model_is_refused_where_its_weights_would_be_drawn_anew(tmp_path):
+    model = language_model("gam")
+    quantize_int8(model)
+    save_model(tmp_path, model)
+    for load in (AutoModelForCausalLM, AutoModel):
+        with pytest.raises(InputError, match=f"{tmp_path} is int8, which transformers does not run: use the run directory that it was made from"):
+            load.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match="the model is int8"):
+        GAMForCausalLM.from_language_model(model)
 
 
 def test_the_core_imports_no_transformers():
@@ -219,16 +235,22 @@ def test_pushing_uploads_the_model_with_its_records_and_a_card_made_from_them(tm
     (run / "recipe.json").write_text(json.dumps(recipe))
     lines = [{"step": 10, "tokens": 1280, "train_nats": 3.0}, {"step": 12, "tokens": 1536, "train_nats": 2.9, "val_nats": 2.5}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    (run / "run.toml").write_text("steps = 12\n")
 
     class Repository:
         repo_id = "someone/cats"
 
-    def upload(self, *, repo_id, folder_path, **_):
+    branches = {"main"}
+
+    def upload(self, *, repo_id, folder_path, revision, **_):
+        assert revision is None or revision in branches or revision.startswith("refs/pr"), "the Hub refuses a branch that is not there"
         uploaded.update({path.name: path.read_bytes() for path in folder_path.iterdir()})
         return f"https://hub/{repo_id}/commit"
 
     monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: Repository)
-    monkeypatch.setattr(HfApi, "file_exists", lambda self, *_: False)
+    monkeypatch.setattr(HfApi, "file_exists", lambda self, *_, **__: False)
+    monkeypatch.setattr(HfApi, "create_branch", lambda self, repo_id, *, branch, exist_ok: branches.add(branch))
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     assert AutoModelForCausalLM.from_pretrained(run).push_to_hub("cats", tags=["cats"]) == "https://hub/someone/cats/commit"
     assert {
@@ -239,6 +261,8 @@ def test_pushing_uploads_the_model_with_its_records_and_a_card_made_from_them(tm
         "tokenizer_config.json",
         "recipe.json",
         "metrics.jsonl",
+        "run.toml",
+        "chat_template.jinja",
     } <= uploaded.keys()
     card = uploaded["README.md"].decode()
     for fact in (
@@ -259,9 +283,11 @@ def test_pushing_uploads_the_model_with_its_records_and_a_card_made_from_them(tm
         (tmp_path / "copy" / name).write_bytes(content)
     assert same_weights(load_model(tmp_path / "copy"), model)
 
-    monkeypatch.setattr(HfApi, "file_exists", lambda self, *_: True)
+    monkeypatch.setattr(HfApi, "file_exists", lambda self, *_, **__: True)
     uploaded.clear()
-    AutoModelForCausalLM.from_pretrained(run).push_to_hub("cats")
+    AutoModelForCausalLM.from_pretrained(run).push_to_hub("cats", revision="a-new-branch")
+    AutoModelForCausalLM.from_pretrained(run).push_to_hub("cats", revision="refs/pr/3")
+    assert branches == {"main", "a-new-branch"}
     assert "README.md" not in uploaded
 
 

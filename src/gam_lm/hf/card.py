@@ -17,7 +17,7 @@ from gam_lm.runtime.files import write_text
 if TYPE_CHECKING:
     from gam_lm.hf.modeling_gam import GAMForCausalLM
 
-RECORDS = ("recipe.json", "metrics.jsonl", "results.json", "tokenizer.json", "tokenizer_config.json")
+RECORDS = ("recipe.json", "run.toml", "metrics.jsonl", "results.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """What goes along with the weights, where the run has it."""
 
 
@@ -46,6 +46,8 @@ def push_run(
 
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not revision.startswith("refs/pr"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
     run = Path(model.config.name_or_path) if model.config.name_or_path else None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -54,7 +56,7 @@ def push_run(
             for record in RECORDS:
                 if (run / record).is_file() and not (folder / record).is_file():
                     shutil.copy(run / record, folder / record)
-        if not api.file_exists(repo_id, "README.md"):
+        if not api.file_exists(repo_id, "README.md", revision=revision):
             write_text(folder / "README.md", model_card(folder, repo_id, model.num_parameters(), tags=tags))
         commit = api.upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message=commit_message, commit_description=commit_description, revision=revision,

@@ -23,11 +23,14 @@ from gam_lm.errors import InputError
 from gam_lm.hf.cache import GAMCache
 from gam_lm.hf.card import push_run
 from gam_lm.hf.configuration_gam import GAMConfig
+from gam_lm.inference.int8 import METHOD, is_int8
 from gam_lm.model import Backbone, Block, LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE, cross_entropy, linear_cross_entropy
 
 CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)} else "past_key_values"
 """What transformers calls the cache: ``cache`` from 5.24 on."""
+
+INT8 = "{} is int8, which transformers does not run: use the run directory that it was made from, or gam_lm.load_model"
 
 
 class GAMPreTrainedModel(PreTrainedModel):
@@ -39,6 +42,12 @@ class GAMPreTrainedModel(PreTrainedModel):
     _no_split_modules = ("Block",)
     _can_record_outputs = {"hidden_states": Block}  # noqa: RUF012
     _is_stateful = False  # the cache can take tokens back, see GAMCache.crop
+
+    def __init__(self, config: GAMConfig) -> None:
+        quantized = getattr(config, "quantization_config", None)
+        if isinstance(quantized, dict) and quantized.get("quant_method") == METHOD:  # from_pretrained would leave its integers and draw new weights
+            raise InputError(INT8.format(config.name_or_path or "the model"))
+        super().__init__(config)
 
     def post_init(self) -> None:
         """What transformers does when a model has been built. Called again, as on a model that was loaded, it keeps the weights that are there."""
@@ -103,7 +112,7 @@ class GAMModel(GAMPreTrainedModel, Backbone):
             cu_seq_lens_k: must equal ``cu_seq_lens_q``.
 
         Raises:
-            InputError: for packed sequences that do not fit the tokens, a mask of more than two dimensions, a cache of another kind, both or none of ids
+            InputError: for packed sequences that do not fit the tokens, a mask that does not fit them, a cache of another kind, both or none of ids
                 and embeddings, or what LanguageModel refuses.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -121,7 +130,7 @@ class GAMModel(GAMPreTrainedModel, Backbone):
             x_BTD = inputs_embeds
         B, T, _ = x_BTD.shape
         starts_BT = starts_of(position_ids, seq_idx, cu_seq_lens_q, cu_seq_lens_k, B, T)
-        segments_BT = segments_of(attention_mask, starts_BT, T, x_BTD.device)
+        segments_BT = segments_of(attention_mask, starts_BT, B, T, cache.get_seq_length() if cache is not None else 0, x_BTD.device)
         if cache is not None:
             h_BTD = cache.advance(self.mix, x_BTD, segments_BT)
         else:
@@ -144,7 +153,9 @@ class GAMForCausalLM(GAMPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_language_model(cls, model: LanguageModel) -> GAMForCausalLM:
-        """The same model for transformers; the weights are shared, not copied."""
+        """The same model for transformers; the weights are shared, not copied. Raises InputError for an int8 model."""
+        if is_int8(model):
+            raise InputError(INT8.format("the model"))
         with torch.device("meta"):
             wrapped = cls(GAMConfig(**model.config.to_dict(), architectures=[cls.__name__]))
         wrapped.config.dtype = model.embed_tokens.weight.dtype
@@ -259,12 +270,17 @@ def starts_of(
     return starts_BT
 
 
-def segments_of(attention_mask: Tensor | None, starts_BT: Tensor | None, T: int, device: torch.device) -> Tensor | None:
-    """What the mixers need to know of the new tokens: None for one sequence without padding, else segments (B, T) as in gam_lm.ops.segments."""
+def segments_of(attention_mask: Tensor | None, starts_BT: Tensor | None, B: int, T: int, past: int, device: torch.device) -> Tensor | None:
+    """What the mixers need to know of the new tokens: None for one sequence without padding, else segments (B, T) as in gam_lm.ops.segments.
+
+    Raises:
+        InputError: for a mask that fits neither B rows of T tokens nor these behind ``past`` earlier ones.
+    """
     segments_BT = None
     if attention_mask is not None:
-        if attention_mask.dim() != 2:
-            raise InputError(f"attention_mask has the shape {tuple(attention_mask.shape)}: use one of (rows, tokens), 0 at padding")
+        if tuple(attention_mask.shape) not in {(B, T), (B, past + T)}:
+            also = f" or, with the tokens of the cache, ({B}, {past + T})" if past else ""
+            raise InputError(f"attention_mask has the shape {tuple(attention_mask.shape)}: use ({B}, {T}){also}, 0 at padding")
         mask_BT = attention_mask[:, -T:].to(device)
         if not bool(mask_BT.all()):
             segments_BT = (mask_BT != 0).long()

@@ -9,7 +9,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.inference.compiling import obstacle
+from gam_lm.inference.context import Context
+from gam_lm.inference.continuation import Sampling, continue_text
 from gam_lm.inference.generation import draw, generate, generate_text
+from gam_lm.inference.text_stream import text_after
 from gam_lm.mixers.registry import mixer_names
 from gam_lm.model import LanguageModel
 from gam_lm.presets.models import MODELS, named_model
@@ -117,6 +120,37 @@ def test_top_k_and_top_p_leave_only_the_likeliest():
 def test_bad_input_is_one_line_that_names_it(prompt, options, words):
     with pytest.raises(InputError, match=words):
         list(generate(model_of(positions="learned", max_position_embeddings=10), prompt, **options))
+
+
+def word_tokenizer():
+    """A tokenizer whose decoder, as SentencePiece's, drops the space before the first word."""
+    words = {"<unk>": 0, "▁one": 1, "▁two": 2, "▁three": 3, "�": 4, "<|endoftext|>": 5}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize("prompt", [[1], [1, 2, 3] * 4, [2, 5], [5], [5, 5], [], [1, 4]])
+def test_a_text_goes_on_with_the_space_that_its_tokens_say(prompt):
+    tokenizer = word_tokenizer()
+    stream = text_after(tokenizer, prompt)
+    after = "".join(stream.step(tokenizer, token) or "" for token in (2, 3))
+    whole = tokenizer.decode([*prompt, 2, 3])
+    assert after == (whole.removeprefix(tokenizer.decode(prompt)) if 4 not in prompt else "two three")
+
+
+def test_every_way_to_a_continuation_keeps_its_first_space():
+    model, tokenizer = model_of(vocab_size=6, tie_word_embeddings=False), word_tokenizer()
+    with torch.no_grad():  # whatever comes next is "▁two"
+        for token, row in enumerate(model.lm_head.weight):
+            row.fill_(0 if token != 2 else 1)
+        model.norm.weight.zero_()
+        model.norm.bias.fill_(1)
+    assert "".join(generate_text(model, tokenizer, "one", max_new_tokens=2, temperature=0)) == " two two"
+    context = Context(model)
+    context.read(tokenizer.encode("one").ids)
+    assert "".join(continue_text(context, tokenizer, Sampling(temperature=0), max_new_tokens=2)) == " two two"
 
 
 def test_text_comes_in_whole_characters():

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from gam_lm.errors import InputError
 from gam_lm.inference.context import Context, join_states, row_of, state_tensors
 from gam_lm.inference.generation import draw
 from gam_lm.inference.prompt_lookup import PromptLookup
+from gam_lm.inference.text_stream import TAIL, text_after
 from gam_lm.model import LanguageModel, State
 
 MOST_UNREAD = 16
@@ -189,7 +189,7 @@ def continue_text(
     end = tokenizer.token_to_id("<|endoftext|>")
     stop = frozenset() if end is None else frozenset({end})
     continuation = Continuation(context.model, context.logits[0], context.state, sampling, stop=stop, lookup=lookup)
-    stream, left = DecodeStream(skip_special_tokens=True), max_new_tokens
+    stream, left = text_after(tokenizer, context.tail[0, -TAIL:].tolist()), max_new_tokens
     while tokens := continuation.step(left):
         left = None if left is None else left - len(tokens)
         for token in tokens:

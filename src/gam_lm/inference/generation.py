@@ -13,12 +13,12 @@ from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from gam_lm.data.tokenizer import ids_of
 from gam_lm.errors import InputError
 from gam_lm.inference.compiling import decoder, why_not_decoding
+from gam_lm.inference.text_stream import text_after
 from gam_lm.model import LanguageModel, State
 
 logger = logging.getLogger("gam_lm")
@@ -93,7 +93,7 @@ def generate_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, **opt
     """
     end = tokenizer.token_to_id("<|endoftext|>")
     ids = ids_of(tokenizer, prompt, "prompt") or ([end] if end is not None else [])
-    stream = DecodeStream(skip_special_tokens=True)
+    stream = text_after(tokenizer, ids)
     for token in generate(model, ids, stop=frozenset() if end is None else frozenset({end}), **options):  # type: ignore[arg-type]
         if text := stream.step(tokenizer, token):
             yield text

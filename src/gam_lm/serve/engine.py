@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import torch
 from anyio import CapacityLimiter, to_thread
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from gam_lm.inference.context import compact, last_logits, state_bytes
 from gam_lm.inference.continuation import Continuation, Sampling, step_together
 from gam_lm.inference.prompt_lookup import PromptLookup
+from gam_lm.inference.text_stream import text_after
 from gam_lm.model import LanguageModel, State
 from gam_lm.serve.chat import encode
 from gam_lm.serve.metrics import Metrics
@@ -177,7 +177,7 @@ class Engine:
             self.model, prompt.logits_V, prompt.state, sampling, stop=frozenset() if self._end is None else frozenset({self._end}),
             lookup=lookup, most_draft=self.draft,
         )  # fmt: skip
-        stream, held, drawn = DecodeStream(skip_special_tokens=True), StopTexts(stop), 0
+        stream, held, drawn = text_after(self.tokenizer, prompt.ids), StopTexts(stop), 0
         size, asked = state_bytes(prompt.state), None
         self.active += 1
         try:

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -260,6 +261,14 @@ def test_stop_texts_are_found_in_linear_time():
     for start in range(0, len(text), 100):
         held.add(text[start : start + 100])
     assert time.perf_counter() - started < 5 and held.rest == "a" * 200
+
+
+@pytest.mark.parametrize(("host", "key", "said"), [("0.0.0.0", None, True), ("0.0.0.0", "k", False), ("127.0.0.1", None, False), ("localhost", None, False)])  # noqa: S104
+def test_a_server_that_others_reach_without_a_key_says_so(folder, host, key, said, monkeypatch, caplog):
+    monkeypatch.delenv("GAM_API_KEY", raising=False)
+    monkeypatch.setattr("gam_lm.serve.connections.make_server", lambda app, limits: SimpleNamespace(run=lambda sockets: [each.close() for each in sockets]))
+    assert run(["serve", str(folder), "--host", host, "--port", "0", "--device", "cpu", *(["--api-key", key] if key else [])]) == 0
+    assert any("host is 0.0.0.0 and there is no API key" in record.getMessage() for record in caplog.records) == said
 
 
 def test_a_port_that_is_taken_is_named(folder, address, capsys):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import dataclass, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -12,6 +14,8 @@ from pydantic import Field
 
 from gam_lm.cli.numbers import Count, Natural
 from gam_lm.errors import InputError, MissingExtraError
+
+logger = logging.getLogger("gam_lm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,5 +115,12 @@ class Serve:
             raise InputError(f"cannot listen on {self.host}:{self.port} ({reason}): choose another --host or --port") from error
         host = f"[{self.host}]" if ":" in self.host else self.host
         print(f"model {name}: http://{host}:{listener.getsockname()[1]}/v1", flush=True)
+        if key is None and not _is_loopback(listener.getsockname()[0]):
+            logger.warning("host is %s and there is no API key: whoever reaches this address may use the model, set GAM_API_KEY to ask for one", self.host)
         sys.setswitchinterval(0.0005)  # what waits for the interpreter, a token or an answer to /health, would wait ten times as long
         make_server(app, limits).run(sockets=[listener])
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether only this machine reaches an address that is listened on."""
+    return ip_address(address.partition("%")[0]).is_loopback

@@ -48,7 +48,7 @@ def test_a_readme_that_is_not_there_is_named(tmp_path):
 def test_the_tables_of_a_gpu_appear_when_they_are_there(tmp_path):
     text = "before\n<!-- gpu gpu -->\nold\n<!-- end -->\n<!-- gpu gpu brief -->\n<!-- end -->\nafter"
     without = render(text, tmp_path)
-    assert without.count("No GPU was measured") == 2 and "old" not in without and render(without, tmp_path) == without
+    assert without.count("No figure of a GPU is given here") == 2 and "old" not in without and render(without, tmp_path) == without
     machine = {"device": "NVIDIA H100", "processor": "a processor", "cores": 2, "torch": "2"}
     same = {"model": "gam", "dtype": "bf16", "variant": "eager", "backend": "torch", "outcome": "ok"}
     parts = {
@@ -60,7 +60,7 @@ def test_the_tables_of_a_gpu_appear_when_they_are_there(tmp_path):
         content = {"command": "gam bench-gpu", "environment": machine, "corpus": None, "rows": [row]}
         (tmp_path / "gpu" / part / "results.json").write_text(json.dumps(content))
     whole, brief = render(without, tmp_path).split("<!-- gpu gpu brief -->")
-    assert "No GPU was measured" not in whole + brief and "## Parity" in whole and "## Parity" not in brief
+    assert "No figure of a GPU" not in whole + brief and "## Parity" in whole and "## Parity" not in brief
     assert all("NVIDIA H100" in each and "| gam | **1.95** (2e-03) |" in each for each in (whole, brief))
 
 

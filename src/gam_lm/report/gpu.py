@@ -14,7 +14,7 @@ from gam_lm.report.tables import Table, quality_table
 from gam_lm.results import read_results
 from gam_lm.runtime.files import write_text
 
-NOT_MEASURED = "No GPU was measured: no figure of one is given here.\n"
+NOT_MEASURED = "No figure of a GPU is given here: none has a committed row. An H200 was measured by hand for two minutes, with good and bad figures (see the log).\n"
 """What a page says until there are results."""
 
 PARTS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {

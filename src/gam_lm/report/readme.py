@@ -3,7 +3,7 @@
 Between ``<!-- table PATH -->`` and ``<!-- end -->`` stands the table of the results.json at PATH, relative to the text. Behind the path, words choose:
 ``batch_size=1 dtype=bf16`` keeps the rows with these values, ``brief`` takes the short form of a scaling analysis.
 
-Between ``<!-- gpu PATH -->`` and ``<!-- end -->`` stand the tables of what `gam bench-gpu` wrote to PATH (``brief``: of the blocks alone), or that no GPU was measured.
+Between ``<!-- gpu PATH -->`` and ``<!-- end -->`` stand the tables of what `gam bench-gpu` wrote to PATH (``brief``: of the blocks alone), or that no row is of a GPU.
 """
 
 from __future__ import annotations

@@ -263,7 +263,7 @@ def test_stop_texts_are_found_in_linear_time():
     assert time.perf_counter() - started < 5 and held.rest == "a" * 200
 
 
-@pytest.mark.parametrize(("host", "key", "said"), [("0.0.0.0", None, True), ("0.0.0.0", "k", False), ("127.0.0.1", None, False), ("localhost", None, False)])  # noqa: S104
+@pytest.mark.parametrize(("host", "key", "said"), [("0.0.0.0", None, True), ("0.0.0.0", "k", False), ("127.0.0.1", None, False), ("localhost", None, False)])
 def test_a_server_that_others_reach_without_a_key_says_so(folder, host, key, said, monkeypatch, caplog):
     monkeypatch.delenv("GAM_API_KEY", raising=False)
     monkeypatch.setattr("gam_lm.serve.connections.make_server", lambda app, limits: SimpleNamespace(run=lambda sockets: [each.close() for each in sockets]))

@@ -84,3 +84,19 @@ def test_what_cannot_be_swept_is_one_line_and_trains_nothing(more, said, book, t
     assert run(command("bench", book, out, *more)) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error and not (out / "runs").exists()
+
+
+def test_the_speed_of_a_row_is_that_of_its_own_batch_size(book, tmp_path, monkeypatch):
+    import gam_lm.experiments.benchmark as benchmark
+
+    def counted(steps, device, rounds):
+        return {name: [1000.0 * (1 + place)] for place, name in enumerate(steps)}
+
+    monkeypatch.setattr(benchmark, "interleaved_times", counted)
+    words = command("bench", book, tmp_path / "out", "--learning-rate", "1e-3", "2e-3")
+    place = words.index("--batch-size")
+    assert run([*words[:place], "--batch-size", "2", "4", *words[place + 2 :]]) == 0
+    rows = rows_of(tmp_path / "out")
+    times = {(row["model"], row["train_config"]["batch_size"]): row["step_ms"] for row in rows}
+    assert sorted(times.values()) == [1000, 2000, 3000, 4000] and len(rows) == 8  # the learning rate makes no step another one
+    assert all(row["tokens_per_second"] * times[row["model"], size] == pytest.approx(1000 * size * 32) for row in rows for size in [row["train_config"]["batch_size"]])

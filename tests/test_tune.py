@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from small_runs import command, write_book
 
+import gam_lm.experiments.tune as tune_module
 from gam_lm.cli.main import run
 from gam_lm.errors import InputError
-from gam_lm.experiments.search import Range, best_recipe, best_rows, edges, more_trials, points
+from gam_lm.experiments.search import Range, best_recipe, best_rows, edges, more_trials, not_among, numbered, points, stretch_points
 from gam_lm.report.tune import study_table
 from gam_lm.training.recipe import TrainConfig
 
@@ -73,8 +74,7 @@ def test_every_model_gets_the_same_trials_and_bench_takes_the_best(book, tmp_pat
 
 
 def test_an_interrupted_study_goes_on_as_the_same_study(book, tmp_path, monkeypatch):
-    import gam_lm.experiments.tune as tune
-
+    tune = tune_module
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(command("tune", book, whole, "--trials", "3", "--widenings", "1")) == 0
     train, calls = tune.train_row, []
@@ -122,3 +122,101 @@ def test_diverged_and_pruned_trials_are_counted_and_never_the_best():
     assert best_rows(rows)["gam"]["trial"] == 2
     (line,) = study_table({"rows": rows, "corpus": {"name": "books"}}).rows
     assert line[:3] == ["gam", "3 (1 diverged, 1 pruned)", "0.3"]
+
+
+def test_another_study_in_the_same_folder_is_refused_in_one_line_and_more_trials_or_models_go_on(book, tmp_path, capsys):
+    out = tmp_path / "out"
+
+    def tune(*more, models=("gam",), steps="3", out=out):
+        words = command("tune", book, out, "--widenings", "0", *more)
+        words[words.index("--steps") + 1] = steps
+        start = words.index("--models") + 1
+        words[start : start + 2] = models
+        return run(words)
+
+    assert tune("--trials", "2") == 0
+    for said, refused in (
+        ("steps of the recipe is 4, and the trials in", lambda: tune("--trials", "2", steps="4")),
+        ("hidden_size of the gam is 16", lambda: tune("--trials", "2", "--hidden-size", "16")),
+        ("seed of the recipe is 7", lambda: tune("--trials", "2", "--seed", "7")),
+        ("search is of weight_decay, and the trials in", lambda: tune("--trials", "2", "--search", "weight_decay=0.01:1")),
+        ("of other ranges or another seed", lambda: tune("--trials", "2", "--search", "learning_rate=1e-3:1e-2")),
+        ("prune is True", lambda: tune("--prune")),
+        ("2 finished trials (gam) that", lambda: tune("--trials", "2", "--storage", f"sqlite:///{out / 'study.db'}", out=tmp_path / "other")),
+    ):
+        capsys.readouterr()
+        assert refused() == 2
+        error = capsys.readouterr().err
+        assert said in error and "Traceback" not in error
+    assert len(rows_of(out)) == 2
+    assert tune("--trials", "3", models=("gam", "transformer")) == 0
+    tried = {(row["model"], row["trial"]): row["tuned"] for row in rows_of(out)}
+    assert tried == {(name, i): values for name in ("gam", "transformer") for i, values in enumerate(points(SPACE, 3, 1000))}
+
+
+def test_points_that_were_asked_for_are_tried_whatever_a_widening_has_taken_and_every_model_gets_all(book, tmp_path, capsys):
+    out = tmp_path / "out"
+    alone = command("tune", book, out, "--trials", "2", "--widenings", "1")
+    alone.remove("transformer")
+    assert run(alone) == 0
+    before = {row["trial"]: row["tuned"] for row in rows_of(out)}
+    assert len(before) > 2
+    assert run(command("tune", book, out, "--trials", "5", "--widenings", "0")) == 0
+    tried = {name: {row["trial"]: row["tuned"] for row in rows_of(out) if row["model"] == name} for name in ("gam", "transformer")}
+    assert tried["gam"] == tried["transformer"] and before.items() <= tried["gam"].items()
+    assert all(values in tried["gam"].values() for values in points(SPACE, 5, 1000))
+
+
+def test_a_stretch_that_other_models_tried_is_taken_over_and_a_repeated_study_draws_its_own_points_again():
+    base = points(SPACE, 3, 0)
+    stretch, drawn = Range("learning_rate", 0.02, 0.04), [{"learning_rate": 0.03}]
+    other = [*enumerate(base), (3, {"learning_rate": 0.025})]
+    assert stretch_points(stretch, drawn, base, other) == [{"learning_rate": 0.025}]
+    assert stretch_points(stretch, drawn, base, [*other, (4, {"learning_rate": 0.03})]) == drawn
+    assert stretch_points(stretch, drawn, base, list(enumerate(base))) == drawn
+    assert numbered([*base, *drawn], [*other, (3, {"learning_rate": 0.5})]) == [*enumerate(base), (4, drawn[0])]
+    assert not_among(other, base) == [{"learning_rate": 0.025}]
+
+
+@pytest.mark.parametrize("text", ["cooldown=0.5:2", "epochs=1:1e10"])
+def test_a_range_that_the_recipe_does_not_take_is_refused_before_a_trial(text):
+    with pytest.raises(InputError, match=f"^search is '{text}', and "):
+        Range.parse(text)
+
+
+def test_a_widening_ends_at_the_bound_of_the_recipe():
+    space = [Range("cooldown", 0.1, 1.0)]
+    (inside,) = edges(space, [{"cooldown": 0.3}, {"cooldown": 0.6}], [{"cooldown": 0.6}])
+    assert inside.high == pytest.approx(1) and all(TrainConfig(**values).cooldown <= 1 for values in points([inside], 50, 0))
+    assert edges(space, [{"cooldown": 0.3}, {"cooldown": 0.9}], [{"cooldown": 0.9}]) == []
+
+
+def test_a_trial_is_never_given_up_at_its_last_validation():
+    class Trial:
+        reported = 0
+
+        def report(self, value, step):
+            self.reported += 1
+
+        def should_prune(self):
+            return True
+
+    trial = Trial()
+    watch = tune_module._Watch(trial, 10)
+    watch.log({"val_nats": 4.0}, 10)
+    with pytest.raises(tune_module.optuna.TrialPruned):
+        watch.log({"val_nats": 4.0}, 5)
+    assert trial.reported == 2
+
+
+def test_unequal_trials_are_said_below_the_table():
+    def table(*trials):
+        rows = [
+            {"model": name, "seed": 1000, "trial": i, "tuned": {"learning_rate": rate}, "val_nats_per_token": 4.0, "train_config": {"optimizer": "adamw"}}
+            for name, i, rate in trials
+        ]
+        return study_table({"rows": rows, "corpus": {"name": "books"}})
+
+    assert table(("gam", 0, 0.1), ("llama", 0, 0.1)).note.startswith("Every model has the same values at the same trial number.")
+    assert "do not have the same trials** (gam 2, llama 1 values)" in table(("gam", 0, 0.1), ("gam", 1, 0.2), ("llama", 0, 0.1)).note
+    assert "same trials** (gam 1, llama 1 values)" in table(("gam", 0, 0.1), ("llama", 0, 0.2)).note

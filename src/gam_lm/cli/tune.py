@@ -88,6 +88,8 @@ class Tune:
         from gam_lm.training.loop import corpus_figures
         from gam_lm.training.precision import choose_device
 
+        if self.prune and self.recipe.validate_every is None:
+            raise InputError("prune is True, and the last validation is the only one: give --validate-every as well, or leave --prune out")
         space = tuple(Range.parse(each) for each in self.search or SPACES[self.recipe.optimizer])
         device = choose_device(self.device)
         corpus = self.text.prepare(self.architecture.vocab_size)

@@ -40,6 +40,10 @@ TIMED_ROUNDS = 7
 """Steps of each model that the speed columns are the median of."""
 
 
+OF_A_STEP = ("batch_size", "context", "accumulate", "optimizer", "precision", "compile", "blocks", "clip", "ema", "steps", "epochs")
+"""Fields of a recipe that a step's time depends on; the length of a run decides whether it is compiled."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """One row to be: a model and its recipe."""
@@ -66,13 +70,13 @@ def plan(names: Sequence[str], seeds: Sequence[int], base: Fields, recipe: Train
 
 def describe_plan(contenders: Sequence[Contender], corpus: TokenCorpus, device: torch.device) -> list[dict[str, Any]]:
     """What each row will take: parameters, tokens, steps, and the seconds expected from three timed steps of a model that is thrown away."""
-    seconds: dict[tuple[str, str], float] = {}
+    seconds: dict[str, float] = {}
     rows = []
     for each in contenders:
-        kind = each.name, each.variant
+        kind = _timed(each)
         if kind not in seconds:
             seconds[kind] = _step_seconds(each, corpus, device)
-        steps = each.recipe.total_steps(_blocks(each.recipe, corpus).steps_per_epoch)
+        steps = each.recipe.total_steps(blocks_of(each.recipe, corpus).steps_per_epoch)
         rows.append({
             "model": each.name, **each.columns, "seed": each.recipe.seed, "parameters": parameters(each.config), "steps": steps,
             "train_tokens": steps * each.recipe.batch_size * each.recipe.context, "expected_seconds": round(steps * seconds[kind], 1),
@@ -142,17 +146,22 @@ def _time_steps(contenders: Sequence[Contender], corpus: TokenCorpus, results: R
     rows = [(each, row) for each in contenders if (row := results.find(identity_of(each, device))) is not None]
     if all("step_ms" in row for _, row in rows):
         return
-    of_model = {json.dumps(each.config.to_dict(), sort_keys=True): each for each, _ in rows}
+    of_model = {_timed(each): each for each, _ in rows}
     logger.info("timing the steps of %d models in turns", len(of_model))
     steps = {name: _training_step(each, corpus, device) for name, each in of_model.items()}
     times = interleaved_times(steps, device, rounds=TIMED_ROUNDS)
     for each, row in rows:
-        step_ms = statistics.median(times[json.dumps(each.config.to_dict(), sort_keys=True)])
+        step_ms = statistics.median(times[_timed(each)])
         recipe = each.recipe
         results.amend(row, {
             "step_ms": step_ms, "tokens_per_second": 1000 * recipe.batch_size * recipe.context / step_ms,
-            "epoch_seconds": step_ms / 1000 * _blocks(recipe, corpus).steps_per_epoch,
+            "epoch_seconds": step_ms / 1000 * blocks_of(recipe, corpus).steps_per_epoch,
         })  # fmt: skip
+
+
+def _timed(each: Contender) -> str:
+    """What the time of a training step depends on: the model, and those fields of the recipe that make a step another one."""
+    return json.dumps([each.config.to_dict(), *(getattr(each.recipe, name) for name in OF_A_STEP)], sort_keys=True)
 
 
 def identity_of(each: Contender, device: torch.device) -> dict[str, Any]:
@@ -210,7 +219,8 @@ def _add_floors(corpus: TokenCorpus, results: Results) -> None:
         })  # fmt: skip
 
 
-def _blocks(recipe: TrainConfig, corpus: TokenCorpus) -> TrainingBlocks:
+def blocks_of(recipe: TrainConfig, corpus: TokenCorpus) -> TrainingBlocks:
+    """The blocks that a run of ``recipe`` reads."""
     ids = corpus.splits["train"].ids
     return TrainingBlocks(ids, context=recipe.context, batch_size=recipe.batch_size, seed=recipe.seed, overlap=recipe.blocks == "overlapping")
 
@@ -219,7 +229,7 @@ def _training_step(each: Contender, corpus: TokenCorpus, device: torch.device) -
     """A training step as the row's run takes it, over the same tokens at every call, of a model that is thrown away."""
     recipe = each.recipe
     model = build(each.config, 0, device).train()
-    blocks = _blocks(recipe, corpus)
+    blocks = blocks_of(recipe, corpus)
     compile_for_training(model, recipe, recipe.total_steps(blocks.steps_per_epoch))
     optimizer, dtype = make_optimizer(model, recipe), choose_dtype(recipe.precision, device)
     batch = blocks.batch(0)

@@ -17,6 +17,12 @@ from gam_lm.training.recipe import TrainConfig
 WIDER = 2.0
 """Factor by which a range grows beyond an edge."""
 
+Point = Mapping[str, float]
+"""The values of one trial, by field."""
+
+Numbered = tuple[int, Point]
+"""A point and the number of its trial."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -39,11 +45,17 @@ class Range:
             raise InputError(f"search is {text!r}: write it as field=low:high, such as learning_rate=1e-3:1.6e-2") from None
         if not 0 < low < high < math.inf:
             raise InputError(f"search is {text!r}: use 0 < low < high, the range is searched on a logarithmic scale")
+        for end in (low, high):
+            try:
+                TrainConfig.from_dict({field: end})
+            except InputError as error:
+                raise InputError(f"search is {text!r}, and {error}") from None
         return cls(field, low, high)
 
     def at(self, share: float) -> float:
         """The value at a share of the range, with three significant digits."""
-        return float(f"{self.low * (self.high / self.low) ** share:.3g}")
+        value = float(f"{self.low * (self.high / self.low) ** share:.3g}")
+        return value if _taken(self.field, value) else self.low * (self.high / self.low) ** share  # the rounding may pass a bound of the recipe
 
 
 def points(space: Sequence[Range], count: int, seed: int) -> list[dict[str, float]]:
@@ -60,8 +72,50 @@ def points(space: Sequence[Range], count: int, seed: int) -> list[dict[str, floa
     return [{each.field: each.at(float(share)) for each, share in zip(space, (start + steps * k) % 1, strict=True)} for k in range(count)]
 
 
-def edges(space: Sequence[Range], tried: Sequence[Mapping[str, float]], best: Sequence[Mapping[str, float]]) -> list[Range]:
-    """The ranges to add because a best value is the lowest or highest that was tried.
+def key_of(values: Point) -> tuple[tuple[str, float], ...]:
+    """What tells a point from the others, whichever file or database it was read from."""
+    return tuple(sorted((field, float(f"{value:.6g}")) for field, value in values.items()))
+
+
+def numbered(wanted: Sequence[Point], known: Sequence[Numbered]) -> list[Numbered]:
+    """Each point that is wanted with the number that it has among the ``known`` ones; a new one has the next that is free.
+
+    A number belongs to one point: where known trials of two points share one, the first of them keeps it.
+    """
+    numbers: dict[Any, int] = {}
+    for index, values in known:
+        if index not in numbers.values():
+            numbers.setdefault(key_of(values), index)
+    free = 1 + max((index for index, _ in known), default=-1)
+    found = []
+    for values in wanted:
+        if key_of(values) not in numbers:
+            numbers[key_of(values)] = free
+            free += 1
+        found.append((numbers[key_of(values)], values))
+    return found
+
+
+def not_among(known: Sequence[Numbered], plan: Sequence[Point]) -> list[Point]:
+    """The known points that a plan does not have, each once, by number."""
+    there = {key_of(values) for values in plan}
+    return list({key_of(values): values for _, values in sorted(known, key=lambda each: each[0]) if key_of(values) not in there}.values())
+
+
+def stretch_points(stretch: Range, drawn: Sequence[Point], plan: Sequence[Point], known: Sequence[Numbered]) -> list[Point]:
+    """What a stretch beyond an edge is tried at: the points that are ``drawn`` for it, or those of it that the study knows beside its plan.
+
+    A study that gains models may widen its ranges in another order than before. What other models tried in the stretch is then taken over, so that all have the
+    same trials; a study that is repeated knows the points that are drawn, and takes these.
+    """
+    before = not_among(known, plan)
+    if {key_of(values) for values in drawn} & {key_of(values) for values in before}:
+        return list(drawn)
+    return [values for values in before if stretch.low <= values[stretch.field] <= stretch.high] or list(drawn)
+
+
+def edges(space: Sequence[Range], tried: Sequence[Point], best: Sequence[Point]) -> list[Range]:
+    """The ranges to add because a best value is the lowest or highest that was tried, as far as the recipe takes their values.
 
     Args:
         space: what was searched.
@@ -76,9 +130,28 @@ def edges(space: Sequence[Range], tried: Sequence[Mapping[str, float]], best: Se
         low, high = min(values[each.field] for values in tried), max(values[each.field] for values in tried)
         if any(values[each.field] == low for values in best):
             found.append(Range(each.field, low / WIDER, low / WIDER**0.25))
-        if any(values[each.field] == high for values in best):
-            found.append(Range(each.field, high * WIDER**0.25, high * WIDER))
+        if any(values[each.field] == high for values in best) and _taken(each.field, high * WIDER**0.25):
+            found.append(Range(each.field, high * WIDER**0.25, _highest_taken(each.field, high * WIDER**0.25, high * WIDER)))
     return found
+
+
+def _taken(field: str, value: float) -> bool:
+    """Whether the recipe takes a value; the bounds below are all 0, which a range never reaches."""
+    try:
+        TrainConfig.from_dict({field: value})
+    except InputError:
+        return False
+    return True
+
+
+def _highest_taken(field: str, low: float, high: float) -> float:
+    """The end of a stretch from ``low``, which the recipe takes, at most ``high``."""
+    if _taken(field, high):
+        return high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _taken(field, middle) else (low, middle)
+    return low
 
 
 def more_trials(space: Sequence[Range], added: Range, count: int) -> int:

@@ -1,7 +1,8 @@
 """Tuning: every model gets the same trials, over the same ranges, at the horizon of the runs that are to be compared.
 
 Optuna keeps the study, one for each model, in a database that many processes may share; what is tried comes from gam_lm.experiments.search, so that an
-interrupted study goes on as the same study. Every trial is a row of results.json as well.
+interrupted study goes on as the same study. Every trial is a row of results.json as well. A trial is known by its values: a study may gain models and trials,
+and every model gets every point that one of them has.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from filelock import FileLock
 from gam_lm.config import ModelConfig
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import MissingExtraError
-from gam_lm.experiments.benchmark import Contender, identity_of, train_row
-from gam_lm.experiments.search import Range, best_rows, edges, more_trials, points
+from gam_lm.experiments.benchmark import Contender, blocks_of, identity_of, train_row
+from gam_lm.experiments.same_study import check_finished, check_points, check_rows, trials_of
+from gam_lm.experiments.search import Numbered, Point, Range, best_rows, edges, key_of, more_trials, not_among, numbered, points, stretch_points
 from gam_lm.results import Results
 from gam_lm.runtime.progress import Progress, progress
 from gam_lm.training.recipe import TrainConfig
@@ -73,7 +75,11 @@ def tune(study: Study, corpus: TokenCorpus, results: Results, directory: Path, d
         directory: gets a run directory for each trial under runs/.
         device: where to train.
         storage: address of optuna's database (``sqlite:///…``).
+
+    Raises:
+        InputError: where the folder or the database holds trials of another study.
     """
+    check_rows(results.rows, study.space, study.recipe, study.models, directory)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # an interrupted trial is no news with a traceback
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the heartbeat has been one since 2021
@@ -82,51 +88,90 @@ def tune(study: Study, corpus: TokenCorpus, results: Results, directory: Path, d
     studies = {
         name: optuna.create_study(storage=database, study_name=name, direction="minimize", pruner=pruner, load_if_exists=True) for name in study.models
     }
-    plan = points(study.space, study.trials, study.recipe.seed)
+    check_points(_known(studies, results), study.space, study.recipe, directory)
+    _check_finished(studies, results, directory, storage)
+    plan: list[Point] = list(points(study.space, study.trials, study.recipe.seed))
     for widening in range(study.widenings + 1):
         _run_all(study, plan, studies, corpus, results, directory, device)
-        results.reread()
-        among = [row for row in results.rows if row.get("trial", 0) < len(plan)]  # another process may have widened already
-        best = [row["tuned"] for row in best_rows(among).values()]
-        added = edges(study.space, plan, best)
-        if not added or widening == study.widenings:
-            if added:
-                logger.warning("a best value still lies at the edge of %s: raise --widenings", ", ".join(each.field for each in added))
-            return
+        added = widened(study, plan, results.rows)
+        if not added:
+            break
+        if widening == study.widenings:
+            logger.warning("a best value still lies at the edge of %s: raise --widenings", ", ".join(each.field for each in added))
+            break
         for each in added:
             logger.info("a best value lies at the edge of %s: every model tries %.3g to %.3g as well", each.field, each.low, each.high)
-            wider = tuple(each if old.field == each.field else old for old in study.space)
-            plan = plan + points(wider, more_trials(study.space, each, study.trials), study.recipe.seed + len(plan))
+            plan = plan + points_beyond(study, each, plan, _known(studies, results))
+    if further := not_among(_known(studies, results), plan):  # tried by another model, or for more trials and widenings than these
+        logger.info("every model gets the %d points as well that the study has beside these", len(further))
+        _run_all(study, plan + further, studies, corpus, results, directory, device)
+    _check_finished(studies, results, directory, storage)
+
+
+def widened(study: Study, plan: Sequence[Point], rows: Sequence[Mapping[str, Any]]) -> list[Range]:
+    """The stretches beyond the edges of a plan at which the best trial of a model lies, of those trials that the plan has."""
+    keys = {key_of(values) for values in plan}
+    among = [row for row in trials_of(rows) if key_of(row["tuned"]) in keys]  # another process may have widened already
+    return edges(study.space, plan, [row["tuned"] for row in best_rows(among).values()])
+
+
+def points_beyond(study: Study, stretch: Range, plan: Sequence[Point], known: Sequence[Numbered]) -> list[Point]:
+    """The points that a stretch beyond an edge adds to a plan."""
+    wider = tuple(stretch if old.field == stretch.field else old for old in study.space)
+    return stretch_points(stretch, points(wider, more_trials(study.space, stretch, study.trials), study.recipe.seed + len(plan)), plan, known)
+
+
+def _known(studies: Mapping[str, Any], results: Results) -> list[Numbered]:
+    """The number and the values of every trial of the study, done or not, of whichever model."""
+    results.reread()
+    trials = [trial for each in studies.values() for trial in each.get_trials(deepcopy=False) if "index" in trial.user_attrs]
+    found = [(trial.user_attrs["index"], values_of(trial)) for trial in trials] + [(row["trial"], row["tuned"]) for row in trials_of(results.rows)]
+    return sorted(found, key=lambda each: (each[0], key_of(each[1])))
+
+
+def values_of(trial: FrozenTrial) -> Point:
+    """The values of a trial, also of one that waits."""
+    values: Point = trial.system_attrs.get("fixed_params") or trial.params
+    return values
+
+
+def _check_finished(studies: Mapping[str, Any], results: Results, directory: Path, storage: str) -> None:
+    finished = [
+        (name, values_of(trial)) for name, each in studies.items() for trial in each.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if "index" in trial.user_attrs
+    ]  # fmt: skip
+    results.reread()  # a row is written before its trial counts as finished
+    check_finished(finished, results.rows, directory, storage)
 
 
 def _run_all(
-    study: Study, plan: Sequence[Mapping[str, float]], studies: Mapping[str, Any], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device
+    study: Study, plan: Sequence[Point], studies: Mapping[str, Any], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device
 ) -> None:
     """Every point of the plan for every model, point by point, so that an interrupted study has whole points."""
-    _enqueue(plan, studies, directory)
+    _enqueue(plan, studies, results, directory)
     with progress("trials", len(plan) * len(studies), "trials") as bar:
         _run_waiting(study, plan, studies, corpus, results, directory, device, bar)
+    results.reread()
 
 
 def _run_waiting(
-    study: Study, plan: Sequence[Mapping[str, float]], studies: Mapping[str, Any], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device,
-    bar: Progress,
+    study: Study, plan: Sequence[Point], studies: Mapping[str, Any], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, bar: Progress,
 ) -> None:  # fmt: skip
     """What waits, until nothing does and no point of the plan is under way."""
-    awake = 0
+    awake, keys = 0, {key_of(values) for values in plan}
     while True:
         waiting = [
             (trial.user_attrs["index"], name) for name, each in studies.items() for trial in each.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         ]
         if not waiting:
             running = [trial for each in studies.values() for trial in each.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
-            if not any(trial.user_attrs.get("index", 0) < len(plan) for trial in running):
+            if not any(key_of(values_of(trial)) in keys for trial in running if "index" in trial.user_attrs):
                 return
             time.sleep(1)  # another process has the rest
             awake += 1
             if awake > AWAKE:
                 _fail_stale(studies)
-            _enqueue(plan, studies, directory)
+            _enqueue(plan, studies, results, directory)
             continue
         awake = 0
         _, name = min(waiting)
@@ -148,18 +193,18 @@ def _fail_stale(studies: Mapping[str, Any]) -> None:
             optuna.storages.fail_stale_trials(each)
 
 
-def _enqueue(plan: Sequence[Mapping[str, float]], studies: Mapping[str, Any], directory: Path) -> None:
+def _enqueue(plan: Sequence[Point], studies: Mapping[str, Any], results: Results, directory: Path) -> None:
     """Have every point of the plan wait that is not done or under way; once, whoever asks at the same time."""
     with FileLock(directory / ".enqueue.lock"):
-        for index, values in enumerate(plan):
+        for index, values in numbered(plan, _known(studies, results)):
             for each in studies.values():
-                if not _there(each.get_trials(deepcopy=False), index):
+                if not _there(each.get_trials(deepcopy=False), values):
                     each.enqueue_trial(dict(values), user_attrs={"index": index})
 
 
-def _there(trials: Sequence[FrozenTrial], index: int) -> bool:
+def _there(trials: Sequence[FrozenTrial], values: Point) -> bool:
     """Whether a point is done, under way or waiting; one that failed is tried again."""
-    return any(trial.user_attrs.get("index") == index and trial.state != TrialState.FAIL for trial in trials)
+    return any("index" in trial.user_attrs and key_of(values_of(trial)) == key_of(values) and trial.state != TrialState.FAIL for trial in trials)
 
 
 def _trial(study: Study, name: str, trial: Any, corpus: TokenCorpus, results: Results, directory: Path, device: torch.device) -> float:
@@ -175,7 +220,8 @@ def _trial(study: Study, name: str, trial: Any, corpus: TokenCorpus, results: Re
     results.reread()
     row = results.find(identity_of(contender, device))
     if row is None:
-        tracker = _Watch(trial) if study.prune else NoTracker()
+        steps = study.recipe.total_steps(blocks_of(study.recipe, corpus).steps_per_epoch)
+        tracker = _Watch(trial, steps) if study.prune else NoTracker()
         try:
             row = train_row(contender, corpus, results, directory, device, tracker=tracker)
         except optuna.TrialPruned:
@@ -188,16 +234,16 @@ def _trial(study: Study, name: str, trial: Any, corpus: TokenCorpus, results: Re
 
 
 class _Watch(NoTracker):
-    """Tells the study of every validation, and ends a trial that it gives up."""
+    """Tells the study of every validation, and ends a trial that it gives up before the last one: what is trained to the end counts."""
 
-    def __init__(self, trial: Any) -> None:
-        self._trial = trial
+    def __init__(self, trial: Any, steps: int) -> None:
+        self._trial, self._steps = trial, steps
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """See `gam_lm.training.trackers.Tracker`."""
         if "val_nats" in figures:
             self._trial.report(figures["val_nats"], step)
-            if self._trial.should_prune():
+            if step < self._steps and self._trial.should_prune():
                 raise optuna.TrialPruned
 
 

@@ -35,7 +35,7 @@ def study_table(results: Mapping[str, Any]) -> Table:
     columns = ["Model", "Trials", *(f"Best {field}" for field in fields), "Val loss (nats)", "Second best", "At an edge"]
     first = next((row for group in groups.values() for row in group), None)
     recipe = f" Trials of seed {first['seed']}, {first['train_config']['optimizer']}." if first else ""
-    note = f"Every model has the same values at the same trial number.{recipe} {results['corpus']['name']}."
+    note = f"{_alike(groups)}{recipe} {results['corpus']['name']}."
     return Table(columns=columns, rows=sorted(rows, key=lambda row: row[len(fields) + 2] or "~"), title="Tuning", note=note)
 
 
@@ -67,6 +67,15 @@ def write_study(out: Path) -> str:
     write_text(out / "table.md", table)
     study_plot(results, out / "tune")
     return table
+
+
+def _alike(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Whether every model has the same trials."""
+    tried = {name: {tuple(sorted(row["tuned"].items())) for row in group} for name, group in groups.items()}
+    if all(each == next(iter(tried.values())) for each in tried.values()):
+        return "Every model has the same values at the same trial number."
+    counts = ", ".join(f"{name} {len(each)}" for name, each in tried.items())
+    return f"**The models do not have the same trials** ({counts} values): `gam tune` with all of them evens that out."
 
 
 def _trials(results: Mapping[str, Any]) -> dict[str, Sequence[Mapping[str, Any]]]:

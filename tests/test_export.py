@@ -88,6 +88,60 @@ def test_learned_positions_bound_the_graph(tmp_path):
     assert json.loads((tmp_path / "out" / "export.json").read_text())["last_position"] == 11
 
 
+@pytest.mark.parametrize(("rule", "positions"), [("gam", 4), ("gam", 6), ("gam", 2), ("gam-static", 2), ("gam-static", 4)])
+def test_as_many_steps_are_checked_as_learned_positions_hold(rule, positions, tmp_path):
+    options = {"chunk_size": 4}  # a graph of 4 tokens, and 3 steps after it
+    config = {"options": {**SMALL["options"], "gam": SMALL["options"].get("gam", {}) | options}}
+    folder = run_directory(tmp_path / "run", rule, positions="learned", max_position_embeddings=positions, **(config if rule == "gam" else {}))
+    assert export(folder, "torch", tmp_path / "out").largest_difference < 1e-5
+
+
+@pytest.mark.parametrize("positions", [2, 5, 6])
+def test_the_one_graph_is_traced_for_few_positions(positions):
+    from gam_lm.export.stream import trace_stream
+
+    for rule in ("gam", "transformer"):
+        assert trace_stream(model_of(rule, positions="learned", max_position_embeddings=positions)).state_names[0] == "position"
+
+
+def test_a_single_position_is_refused_by_graphs_and_not_by_int8(tmp_path):
+    folder = run_directory(tmp_path / "run", positions="learned", max_position_embeddings=1)
+    for format, portable in (("torch", False), ("onnx", True), ("onnx", False)):
+        with pytest.raises(InputError, match="max_position_embeddings is 1"):
+            export(folder, format, tmp_path / "out", portable=portable)
+    assert export(folder, "int8", tmp_path / "out").largest_difference is not None
+
+
+def test_only_an_earlier_export_is_replaced(tmp_path):
+    folder, other = run_directory(tmp_path / "runs" / "run"), run_directory(tmp_path / "other")
+    kept = sorted(other.iterdir())
+    for format in ("int8", "torch", "onnx"):
+        with pytest.raises(InputError, match=r"no earlier export \(it has no export\.json\)"):
+            export(folder, format, other)
+        with pytest.raises(InputError, match="which holds the run"):
+            export(folder, format, tmp_path / "runs")
+    assert sorted(other.iterdir()) == kept and (folder / "model.safetensors").is_file()
+    out = tmp_path / "out"
+    for format in ("int8", "torch", "int8"):
+        export(folder, format, out)
+        assert json.loads((out / "export.json").read_text())["format"] == format
+    assert not (out / "step.pt2").exists()
+
+
+def test_only_an_earlier_page_is_replaced(tmp_path):
+    folder = run_directory(tmp_path / "run")
+    own = tmp_path / "thesis.html"
+    own.write_text("<!doctype html><title>mine</title>")
+    for out in (own, tmp_path):
+        with pytest.raises(InputError, match=r"no page of an earlier export|ends in \.html|which holds"):
+            export(folder, "page", out)
+    with pytest.raises(InputError, match=r"ends in \.html"):
+        export(folder, "page", tmp_path / "page.txt")
+    assert "mine" in own.read_text() and not (tmp_path / "page.txt").exists()
+    for _ in range(2):
+        assert export(folder, "page", tmp_path / "page.html").bytes_after > 0
+
+
 def test_a_torch_export_loads_without_this_library_and_holds_no_pickle(tmp_path):
     folder = run_directory(tmp_path / "run", "gam")
     assert run(["export", str(folder), "--format", "torch"]) == 0

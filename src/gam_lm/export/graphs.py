@@ -23,6 +23,9 @@ from gam_lm.model import LanguageModel, State
 TRACED_ROWS, TRACED_TOKENS = 2, 37
 """Sizes of the example that is traced; where a size is free they leave no mark."""
 
+FEWEST_FREE = 2
+"""The tracer takes no smaller number for one that is free, and no range of one number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Graphs:
@@ -65,9 +68,11 @@ def trace(model: LanguageModel) -> Graphs:
         raise InputError(f"chunk_size differs between the mixers ({sorted(map(str, blocks))}): use one number for all to export them as one graph")
     limit = model.config.longest
     block = min(next(iter(blocks)) or 0, limit or 2**62) if blocks else None
+    if block is None and limit is not None and limit <= FEWEST_FREE:
+        block = limit
     tokens = block or min(TRACED_TOKENS, limit or TRACED_TOKENS)
     return Graphs(
-        prefill=_trace(model, tokens, Dim("tokens", min=2, max=limit) if block is None else None),
+        prefill=_trace(model, tokens, Dim("tokens", min=FEWEST_FREE, max=limit) if block is None else None),
         step=_trace(model, 1, None),
         prefill_tokens=block,
         state_names=names_of_state(model),

@@ -24,7 +24,7 @@ from gam_lm.errors import InputError
 from gam_lm.inference.int8 import is_int8, quantize_int8
 from gam_lm.mixers.gam import GAMMixer
 from gam_lm.model import LanguageModel
-from gam_lm.runtime.files import replacing
+from gam_lm.runtime.files import explained, replacing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("gam_lm")
 
 SCRIPTS = ("product.js", "step.js", "sources.js", "tokenizer.js", "memory.js", "page.js")
+MARK = '<meta name="generator" content="gam export">'
+"""Stands in the head of every page; only a file with it is replaced."""
 LARGE = 32 << 20
 """Bytes from which on a page takes long to open."""
 
@@ -57,7 +59,7 @@ def write_page(run_directory: Path, out: Path, weights: str = "int8", note: str 
     parts |= {"config": model.config.to_dict(), "tensors": tensors, "weights": weights, "parameters": _parameters(tensors)}
     browser = files("gam_lm.export") / "browser"
     page = (browser / "page.html").read_text(encoding="utf-8")
-    page = page.replace("{title}", _text(str(parts["name"]))).replace("{style}", (browser / "page.css").read_text(encoding="utf-8"))
+    page = page.replace("{generator}", MARK).replace("{title}", _text(str(parts["name"]))).replace("{style}", (browser / "page.css").read_text(encoding="utf-8"))
     page = page.replace("{note}", f"<p>{_text(note)}</p>" if note else "").replace("{code}", "\n".join((browser / name).read_text(encoding="utf-8") for name in SCRIPTS))
     head, tail = page.split("{data}")
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -67,6 +69,15 @@ def write_page(run_directory: Path, out: Path, weights: str = "int8", note: str 
         file.write(before + base64.b64encode(blob).decode("ascii") + after)
     if (size := out.stat().st_size) > LARGE:
         logger.warning("the page has %.0f MB: a phone takes long to open it", size / 2**20)
+
+
+def is_page(path: Path) -> bool:
+    """Whether an earlier export wrote the file. Raises InputError where it cannot be read."""
+    with explained(path, "read"):
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return MARK.encode() in file.read(4096)
 
 
 def _text(words: str) -> str:

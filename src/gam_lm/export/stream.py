@@ -41,11 +41,11 @@ def trace_stream(model: LanguageModel) -> StreamGraph:
         InputError: for a mixer that depends on the number of tokens other than through the operators.
     """
     limit = model.config.longest
-    tokens = min(TRACED_TOKENS, (limit or TRACED_TOKENS + TRACED_CACHE) - TRACED_CACHE)
+    tokens, cache = (min(each, limit or each) for each in (TRACED_TOKENS, TRACED_CACHE))
     device = model.embed_tokens.weight.device
     with torch.no_grad():
         first = flatten_state(model.initial_state(TRACED_ROWS))
-        state = flatten_state(model.stream(torch.zeros(TRACED_ROWS, TRACED_CACHE, dtype=torch.long, device=device))[1])
+        state = flatten_state(model.stream(torch.zeros(TRACED_ROWS, cache, dtype=torch.long, device=device))[1])
     rows, length, cached = Dim("batch", min=1), Dim("tokens", min=1, max=limit), Dim("cached", min=0)
     free = []
     for before, after in zip(first, state, strict=True):

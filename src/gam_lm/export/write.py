@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,9 @@ WEIGHTS = {"onnx": ("fp32", "int8"), "page": ("int8", "fp16")}
 
 LENGTHS_CHECKED = (1, 2, 37, 512, 4096)
 """Numbers of tokens in one call of the one graph; what learned positions forbid is left out."""
+
+MARKER = "export.json"
+"""What every export holds and no run does: only a folder with it is replaced."""
 
 STEPS_CHECKED = 3
 ROWS_CHECKED = 3
@@ -70,7 +73,7 @@ def export(run_directory: Path, format: str, out: Path, *, portable: bool = Fals
         note: of "page": a sentence under the title.
 
     Raises:
-        InputError: where the run cannot be read or exported, or ``out`` exists and is no earlier export.
+        InputError: where the run cannot be read or exported, or ``out`` exists and is no earlier export, or holds the run.
         MissingExtraError: where "onnx" lacks its packages.
     """
     allowed = WEIGHTS.get(format, ())
@@ -80,15 +83,18 @@ def export(run_directory: Path, format: str, out: Path, *, portable: bool = Fals
         raise InputError(f"portable is given with format {format!r}: it is a kind of format 'onnx', leave it out")
     if note and format != "page":
         raise InputError(f"note is given with format {format!r}: it is a part of format 'page', leave it out")
-    if out.resolve() == run_directory.resolve():
-        raise InputError(f"out is {str(out)!r}, the run itself: choose another folder")
+    run = run_directory.resolve()
+    if out.resolve() in (run, *run.parents):
+        raise InputError(f"out is {str(out)!r}, {'the run itself' if out.resolve() == run else 'which holds the run'}: choose another folder")
     weights = weights or next(iter(allowed), None)
     if format == "page":
         return _page(run_directory, out, str(weights), note)
-    if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"out is {str(out)!r}, which is not empty and no earlier export: choose a new folder")
+    if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"out is {str(out)!r}, which is not empty and no earlier export (it has no {MARKER}): choose a new folder")
     model = load_model(run_directory)
     tokenizer = load_tokenizer_of(run_directory)
+    if format != "int8" and model.config.longest == 1:
+        raise InputError(f"max_position_embeddings is 1 with learned positions and format {format!r}: a graph needs 2 or more, export as 'int8'")
     with replacing(out) as directory, torch.random.fork_rng(devices=[]):
         directory.mkdir()
         torch.manual_seed(0)
@@ -97,6 +103,7 @@ def export(run_directory: Path, format: str, out: Path, *, portable: bool = Fals
             difference, step_ms = _quantized(model)
             shutil.copy(run_directory / "tokenizer.json", directory)
             save_model(directory, model, tokenizer)
+            _describe(directory, {"format": format})
             for name in ("recipe.json", "tokenizer_config.json"):
                 if (run_directory / name).is_file():
                     shutil.copy(run_directory / name, directory)
@@ -114,16 +121,22 @@ def export(run_directory: Path, format: str, out: Path, *, portable: bool = Fals
         )
 
 
+def _describe(directory: Path, description: Mapping[str, object]) -> None:
+    (directory / MARKER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
 def weight_bytes(run_directory: Path) -> int:
     """Bytes of the model's own weights, in one file or in shards."""
     return sum(path.stat().st_size for path in run_directory.glob("model*.safetensors"))
 
 
 def _page(run_directory: Path, out: Path, weights: str, note: str) -> Exported:
-    from gam_lm.export.page import write_page
+    from gam_lm.export.page import is_page, write_page
 
-    if out.exists() and not (out.is_file() and out.suffix == ".html"):
-        raise InputError(f"out is {str(out)!r}, which is no page: name a file that ends in .html")
+    if out.suffix != ".html":
+        raise InputError(f"out is {str(out)!r} with format 'page': name a file that ends in .html")
+    if out.exists() and not is_page(out):
+        raise InputError(f"out is {str(out)!r}, which is there and no page of an earlier export: choose a new file")
     write_page(run_directory, out, weights, note)
     return Exported(bytes_before=weight_bytes(run_directory), bytes_after=out.stat().st_size, largest_difference=None)
 
@@ -159,7 +172,7 @@ def _write_stream(model: LanguageModel, directory: Path) -> float:
     write_program(graph.program, graph.state_names, directory / "model.onnx")
     logger.info("compare it with PyTorch at %s tokens", ", ".join(f"{each:,}" for each in lengths))
     description = {"format": "onnx", "graph": "model.onnx", "state": graph.state_names, "last_position": _last_position(model)}
-    (directory / "export.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    _describe(directory, description)
     loaded = OnnxGraph(directory / "model.onnx")
     return max(_difference(model, each, loaded, loaded, rows=2 if each > 1000 else ROWS_CHECKED, steps=1) for each in lengths)
 
@@ -173,7 +186,7 @@ def _write_graphs(model: LanguageModel, graphs: Graphs, format: str, directory: 
         "format": format, "prefill_tokens": graphs.prefill_tokens, "state": graphs.state_names,
         "last_position": _last_position(model),
     }  # fmt: skip
-    (directory / "export.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    _describe(directory, description)
     loaded: list[Graph] = []
     if format == "onnx":
         from gam_lm.export.onnx import OnnxGraph, write_onnx
@@ -185,8 +198,9 @@ def _write_graphs(model: LanguageModel, graphs: Graphs, format: str, directory: 
             program.example_inputs = None  # they alone would be pickled
             torch.export.save(program, directory / f"{name}.pt2")
             loaded.append(torch.export.load(directory / f"{name}.pt2").module())
-    tokens = graphs.prefill_tokens or TRACED_TOKENS - 1
-    return _difference(model, min(tokens, (model.config.longest or tokens + STEPS_CHECKED) - STEPS_CHECKED), *loaded)
+    limit = model.config.longest or 2**62
+    tokens = graphs.prefill_tokens or min(TRACED_TOKENS - 1, max(2, limit - STEPS_CHECKED))
+    return _difference(model, tokens, *loaded, steps=min(STEPS_CHECKED, limit - tokens))
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from torch import Tensor
 from gam_lm.errors import InputError
 from gam_lm.ops.causal_conv import last_inputs
 from gam_lm.ops.delta_rule import widest
+from gam_lm.ops.first_derivative import refuse_second_derivative
 from gam_lm.ops.segments import Segments, read_segments
 
 Rule = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
@@ -196,6 +197,7 @@ class _Fold(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        refuse_second_derivative("a state handed from piece to piece", "train without context parallelism")
         S, *later_A = ctx.saved_tensors
         pieces: Pieces = ctx.pieces
         later = pieces.gather(gradients[0])[pieces.rank + 1 :]

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gam_lm.ops.first_derivative import refuse_second_derivative
+
 IGNORE = -100
 """A target that is not predicted."""
 
@@ -77,6 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        refuse_second_derivative("the loss without logits", "ask the model for return_logits=True")
         saved = list(ctx.saved_tensors)
         grads = [saved.pop(0) * grad_outputs[0] if wanted else None for wanted in ctx.needs_input_grad[:2]]
         return grads[0], grads[1], None

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gam_lm.ops.chunks import LEAST_LOG_DECAY, Chunks, chunk_tokens
+from gam_lm.ops.first_derivative import refuse_second_derivative
 from gam_lm.ops.number_formats import product_format
 
 
@@ -113,6 +114,7 @@ class _DeltaRule(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dg_JNLE: Tensor, dD_NME: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("the delta rule", "differentiate gam_lm.ops.delta_rule.naive_delta_memory")
         address_JNXM, b_JNL1, sum_JNL, bank_HME, scores_JNXL, inverse_JNLL, D_JNME, found_JNXE, error_JNLE, W_JNLE = ctx.saved_tensors
         chunks: Chunks = ctx.chunks
         low, wide, L = W_JNLE.dtype, sum_JNL.dtype, W_JNLE.shape[2]

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gam_lm.ops.first_derivative import refuse_second_derivative
+
 LOG2_E = math.log2(math.e)
 """exp(x) = 2^(x log2 e): on a CPU the power of 2 stays quick where it nearly vanishes, which is where exp takes thirty times as long (docs/log.md)."""
 
@@ -114,6 +116,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("the selective scan", "differentiate gam_lm.ops.selective_scan.naive_selective_scan")
         u_BTE, dt_BTE, A_NE, B_BTN, C_BTN, kept_KRNE, index_BT = ctx.saved_tensors
         L, stride = ctx.sizes
         slope_BTE, slope_last_BNE = grads

@@ -11,8 +11,10 @@ import torch
 
 from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
-from gam_lm.errors import InputError
+from gam_lm.errors import InputError, checked
 from gam_lm.mixers import registry
+from gam_lm.mixers.gam import GAMMixer
+from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.mixers.registry import mixer_class, register
 from gam_lm.model import LanguageModel, count_parameters
 from gam_lm.runtime.imports import VARIABLE, take_imports
@@ -69,6 +71,39 @@ def test_it_keeps_its_options_in_the_config_and_checks_them(own):
     assert again == own and again.to_dict()["options"]["moving_average"]["memory"] == 32.0
     with pytest.raises(InputError, match=r"memory is 0.5: use a number above 1"):
         ModelConfig.from_dict(own.to_dict() | {"options": {"moving_average": {"memory": 0.5}}})
+
+
+@checked
+class WiderOptions(GAMOptions):
+    """GAM's with an option more."""
+
+    more: int = 1
+
+
+class Wider(GAMMixer):
+    """GAM's with options of its own."""
+
+    options_type = WiderOptions
+
+
+def test_options_that_derive_from_another_mixers_stay_apart(own):
+    register("wider", WiderOptions, Wider)
+    first, second = GAMOptions(num_memory_slots=8, num_heads=2), WiderOptions(num_memory_slots=16, num_heads=1, more=2)
+    for mixers in (("gam", "wider"), ("wider", "gam")):
+        for options in ((first, second), (second, first)):
+            config = ModelConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, mixers=mixers, options=options)
+            assert config.options_of(GAMOptions).num_memory_slots == 8 and config.options_of(WiderOptions).num_memory_slots == 16
+            assert ModelConfig.from_dict(config.to_dict()) == config
+            layers = {type(layer.mixer): layer.mixer for layer in LanguageModel(config).layers}
+            assert layers[GAMMixer].written.bank.shape == (2, 4, 4) and layers[Wider].written.bank.shape == (1, 16, 8)
+            assert Wider.cost(config, 9).parameters == sum(each.numel() for each in layers[Wider].parameters())
+            assert config.replace(mixers=("gam",)).options == (config.options_of(GAMOptions),)
+            assert config.replace(mixers=("wider",)).options == (config.options_of(WiderOptions),)
+    only = ModelConfig(vocab_size=20, hidden_size=8, mixers=("gam", "wider"), options=(second,))
+    assert only.options_of(WiderOptions).more == 2 and only.options_of(GAMOptions).num_memory_slots == 8
+    register("twin", GAMOptions, GAMMixer)
+    with pytest.raises(InputError, match="two of them share one options class"):
+        ModelConfig(vocab_size=20, mixers=("gam", "twin"))
 
 
 def test_a_registered_name_is_not_given_twice(own):

@@ -77,15 +77,20 @@ class ModelConfig:
     """Whether the output head shares the weight of the token embedding."""
 
     def __post_init__(self) -> None:
+        kinds = {name: options_class(name) for name in dict.fromkeys(self.mixers)}
+        if len(set(kinds.values())) < len(kinds):
+            raise InputError(f"mixers is {list(self.mixers)}, and two of them share one options class: give each a class of its own, a subclass will do")
         given = {}
         for each in self.options:
-            name = next((name for name in dict.fromkeys(self.mixers) if isinstance(each, options_class(name))), None)
+            # A mixer's own class may derive from another's.
+            fits = [name for name, kind in kinds.items() if type(each) is kind] or [name for name, kind in kinds.items() if isinstance(each, kind)]
+            name = fits[0] if fits else None
             if name is None:
                 raise InputError(f"options has a {type(each).__name__}, and mixers is {list(self.mixers)}: give options of the mixers that are there")
             if name in given:
                 raise InputError(f"options has two {type(each).__name__}: give one for each kind of mixer")
             given[name] = each
-        complete = (given.get(name) or options_class(name)() for name in dict.fromkeys(self.mixers))
+        complete = (given.get(name) or kind() for name, kind in kinds.items())
         object.__setattr__(self, "options", tuple(each.resolved(self.hidden_size) for each in complete))
 
     @property
@@ -105,10 +110,10 @@ class ModelConfig:
 
     def options_of(self, kind: type[O]) -> O:
         """The options of class ``kind``. Raises KeyError where no mixer of the stack has such."""
-        for each in self.options:
-            if isinstance(each, kind):
-                return each
-        raise KeyError(kind.__name__)
+        found = [each for each in self.options if type(each) is kind] or [each for each in self.options if isinstance(each, kind)]
+        if not found:
+            raise KeyError(kind.__name__)
+        return found[0]
 
     def feed_forward_size(self, options: MixerOptions) -> int:
         """Width of the feed-forward network of the blocks whose mixer has ``options``; 0 is none."""
@@ -121,10 +126,15 @@ class ModelConfig:
         return 4 * self.hidden_size if self.mlp == "gelu" else 8 * max(1, round(self.hidden_size / 3))
 
     def replace(self, **changes: Any) -> ModelConfig:
-        """A copy with other values, checked again; options of mixers that are gone go with them."""
+        """A copy with other values, checked again; options of mixers that are gone go with them.
+
+        What was derived from the width at first (heads, slots) stays as it is: with another ``hidden_size`` give ``options`` too, ``options=()`` for new
+        defaults.
+        """
         if "mixers" in changes and "options" not in changes:
-            kinds = tuple(options_class(name) for name in changes["mixers"])
-            changes["options"] = tuple(each for each in self.options if isinstance(each, kinds))
+            kinds = {options_class(name) for name in changes["mixers"]}
+            named = zip(dict.fromkeys(self.mixers), self.options, strict=True)
+            changes["options"] = tuple(each for name, each in named if name in changes["mixers"] or type(each) in kinds)
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return ModelConfig(**values | changes)
 

@@ -40,10 +40,10 @@ class Addresses(nn.Module):
     address_scale: Tensor | None
     """In place of it where it was rounded (`round_address`)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, options: GAMOptions) -> None:
         super().__init__()
         self.config = config
-        self.options = config.options_of(GAMOptions)
+        self.options = options
         self.num_heads: int = self.options.num_heads or 1
         self.num_slots: int = self.options.num_memory_slots or config.hidden_size
         self.plain = self.options.write_address != "slots"

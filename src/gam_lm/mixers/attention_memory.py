@@ -31,8 +31,8 @@ TEMPERATURE = 8.0
 class AttentionMemory(Addresses):
     """Keys and values of all tokens so far. State: the cache (gam_lm.mixers.key_value_cache), which grows by 4·(S + D) + 1 bytes a token in fp32."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, options: GAMOptions) -> None:
+        super().__init__(config, options)
         D = config.hidden_size
         self.temperature = nn.Parameter(torch.empty(self.num_heads))
         self.value_proj = nn.Linear(D, D, bias=False)
@@ -76,9 +76,8 @@ class AttentionMemory(Addresses):
         init_linear(self.out_proj, self.config, residual=residual_branches(self.config, self.options))
 
     @classmethod
-    def cost(cls, config: ModelConfig, context: int) -> Cost:
+    def cost(cls, config: ModelConfig, options: GAMOptions, context: int) -> Cost:
         """What the memory adds to a layer: it grows with the context."""
-        options = config.options_of(GAMOptions)
         D, K, H, S = config.hidden_size, options.conv_kernel_size, options.num_heads or 1, options.num_memory_slots or config.hidden_size
         projections = 2 * (S * D + 2 * D * D + K * S)
         return Cost(

@@ -21,7 +21,7 @@ Shapes: B rows, T tokens, D = hidden_size, K taps, H heads, M slots (of a head, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class GAMMixer(Mixer):
     nothing for a static memory without its local path.
     """
 
-    options_type = GAMOptions
+    options_type: ClassVar[type[GAMOptions]] = GAMOptions
     options: GAMOptions
     backends = ("torch", "fla", "triton")
 
@@ -71,7 +71,7 @@ class GAMMixer(Mixer):
         self.conv = CausalConv(D, options.conv_kernel_size) if options.fusion != "global" else None
         has_bank = options.memory == "bank" and options.fusion != "local" and (not options.written or options.static_path)
         self.memory = StaticMemory(slots, D) if has_bank else None
-        self.written = WITH_HEADS[options.memory](config) if options.has_heads else None
+        self.written = WITH_HEADS[options.memory](config, options) if options.has_heads else None
         self.gate = nn.Linear(D, options.gated_paths * D) if options.gated_paths else None
         self.over_pieces = options.memory == "bank"  # type: ignore[misc]
         if options.memory == "bank":
@@ -79,14 +79,14 @@ class GAMMixer(Mixer):
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """See `Mixer.forward`."""
-        segments = None if segments_BT is None else number_segments(segments_BT)
+        segments = None if segments_BT is None or not segments_BT.numel() else number_segments(segments_BT)
         paths, new_state = self._paths(x_BTD, self._gates(x_BTD), state, segments)
         return sum(paths[1:], paths[0]), new_state
 
     @classmethod
     def automatic_backend(cls, config: ModelConfig, device_type: str) -> str:
         """See `Mixer.automatic_backend`."""
-        options = config.options_of(GAMOptions)
+        options = config.options_of(cls.options_type)
         if not options.written or options.write != "delta":
             return "torch"
         return automatic_backend(device_type, (options.num_memory_slots or config.hidden_size) // (options.num_heads or 1), torch.get_default_dtype())
@@ -226,7 +226,7 @@ class GAMMixer(Mixer):
     @classmethod
     def cost(cls, config: ModelConfig, context: int) -> Cost:
         """Constant per token at every context, but for attention in the memory's place."""
-        options = config.options_of(GAMOptions)
+        options = config.options_of(cls.options_type)
         D, K, slots = config.hidden_size, options.conv_kernel_size, options.num_memory_slots or config.hidden_size
         has_conv, with_heads = options.fusion != "global", options.has_heads
         gates = options.gated_paths
@@ -243,18 +243,18 @@ class GAMMixer(Mixer):
         )
         if not with_heads:
             return common
-        return common + WITH_HEADS[options.memory].cost(config, context)
+        return common + WITH_HEADS[options.memory].cost(config, options, context)
 
     @classmethod
     def rule(cls, config: ModelConfig) -> str:
         """See `Mixer.rule`."""
-        options = config.options_of(GAMOptions)
+        options = config.options_of(cls.options_type)
         return "delta rule" if options.written and options.write == "delta" else ""
 
     @classmethod
     def reach(cls, config: ModelConfig) -> int | None:
         """The taps of the convolution: the static memory is read by each token alone, and so is a written one into which nothing is written."""
-        options = config.options_of(GAMOptions)
+        options = config.options_of(cls.options_type)
         if options.memory != "bank" or (options.written and options.write_gate == "learned"):
             return None
         return 1 if options.fusion == "global" and not options.written else options.conv_kernel_size
@@ -267,5 +267,5 @@ class GAMMixer(Mixer):
         return (
             "The memory is static: each token reads it alone, and only the convolution moves anything between tokens. "
             'For more: write="delta" or "mean" (the sequence writes the memory, no limit), or each layer one tap more than '
-            f"{config.options_of(GAMOptions).conv_kernel_size} for {config.num_hidden_layers} tokens."
+            f"{config.options_of(cls.options_type).conv_kernel_size} for {config.num_hidden_layers} tokens."
         )

@@ -31,9 +31,9 @@ class SelfAttentionMemory(nn.Module):
     """Keys and values of all tokens so far. State: the cache (gam_lm.mixers.key_value_cache), which grows by 8·D + 1 bytes a token in fp32,
     and the tokens counted so far (B,)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, options: GAMOptions) -> None:
         super().__init__()
-        self.config, options = config, config.options_of(GAMOptions)
+        self.config, self.options = config, options
         D, H = config.hidden_size, options.num_heads or 1
         self.num_heads = H
         self.qkv_proj = nn.Linear(D, 3 * D, bias=False)
@@ -79,12 +79,11 @@ class SelfAttentionMemory(nn.Module):
         for norm in (self.q_norm, self.k_norm):
             nn.init.ones_(norm.weight)
         nn.init.ones_(self.norm)
-        init_linear(self.out_proj, self.config, residual=residual_branches(self.config, self.config.options_of(GAMOptions)))
+        init_linear(self.out_proj, self.config, residual=residual_branches(self.config, self.options))
 
     @classmethod
-    def cost(cls, config: ModelConfig, context: int) -> Cost:
+    def cost(cls, config: ModelConfig, options: GAMOptions, context: int) -> Cost:
         """What the memory adds to a layer: it grows with the context."""
-        options = config.options_of(GAMOptions)
         D, H = config.hidden_size, options.num_heads or 1
         projections = 8 * D * D
         return Cost(

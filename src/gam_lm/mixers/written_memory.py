@@ -35,8 +35,8 @@ class WrittenMemory(Addresses):
     (B, H, M), 4·S·(E + 1) bytes.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, options: GAMOptions) -> None:
+        super().__init__(config, options)
         D, H = config.hidden_size, self.num_heads
         M, E = self.num_slots // H, D // H
         self.bank = nn.Parameter(torch.empty(H, M, E))
@@ -135,9 +135,8 @@ class WrittenMemory(Addresses):
             init_linear(self.out_proj, config, residual=residual_branches(config, self.options))
 
     @classmethod
-    def cost(cls, config: ModelConfig, context: int) -> Cost:
+    def cost(cls, config: ModelConfig, options: GAMOptions, context: int) -> Cost:
         """What the memory adds to a layer."""
-        options = config.options_of(GAMOptions)
         D, K, H, S = config.hidden_size, options.conv_kernel_size, options.num_heads or 1, options.num_memory_slots or config.hidden_size
         E, M, L = D // H, S // H, min(options.chunk_size, CPU_CHUNK if options.write == "delta" else context, context)
         plain, mean, has_gate = options.write_address == "keys", options.write == "mean", options.gated_paths > 0

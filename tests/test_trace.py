@@ -69,6 +69,16 @@ def test_the_paths_add_up_to_the_output(name):
             assert (shares >= 0).all()
 
 
+@every_mixer
+def test_a_mixer_in_bf16_is_traced(name):
+    mixer, x = mixer_of(name).bfloat16(), inputs().bfloat16()
+    _, state = mixer(x[:, :9])
+    for begun in (None, state):
+        found = mixer.trace(x[:, 9:], begun)
+        assert all(path.isfinite().all() for path in found.paths.values())
+        torch.testing.assert_close(sum(found.paths.values()), mixer(x[:, 9:], begun)[0], rtol=0.05, atol=0.1)
+
+
 def memory_inputs(T=13, B=2, H=2, M=3, E=4):
     def random(*shape):
         return torch.randn(*shape, dtype=torch.float64)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gam_lm.ops.chunks import LEAST_LOG_DECAY
-from gam_lm.ops.delta_rule import unit_triangular_inverse
+from gam_lm.ops.delta_rule import unit_triangular_inverse, widest
 
 
 class MemoryInputs(NamedTuple):
@@ -48,7 +48,9 @@ class Sources(NamedTuple):
 
 
 def delta_sources(inputs: MemoryInputs, bank_HME: Tensor, D_BHME: Tensor | None) -> Sources:
-    """The parts of a read under the delta rule; ``D_BHME`` is the state before the call."""
+    """The parts of a read under the delta rule, in fp32 or wider; ``D_BHME`` is the state before the call."""
+    wide = widest(*inputs, bank_HME)
+    inputs, bank_HME = MemoryInputs(*(each.to(wide) for each in inputs)), bank_HME.to(wide)
     r_BHTM, a_BHTM, b_BHT1, sum_BHT = _by_head(inputs)
     mask_BHTT = _mask(sum_BHT)
     inverse_BHTT = unit_triangular_inverse((a_BHTM @ a_BHTM.mT * mask_BHTT * b_BHT1).tril(-1))
@@ -62,7 +64,9 @@ def delta_sources(inputs: MemoryInputs, bank_HME: Tensor, D_BHME: Tensor | None)
 
 
 def mean_sources(inputs: MemoryInputs, bank_HME: Tensor, prior_HM: Tensor, state: tuple[Tensor, Tensor] | None) -> Sources:
-    """The parts of a read from decayed means; ``state`` is (S, Z) before the call."""
+    """The parts of a read from decayed means, in fp32 or wider; ``state`` is (S, Z) before the call."""
+    wide = widest(*inputs, bank_HME, prior_HM)
+    inputs, bank_HME, prior_HM = MemoryInputs(*(each.to(wide) for each in inputs)), bank_HME.to(wide), prior_HM.to(wide)
     r_BHTM, a_BHTM, b_BHT1, sum_BHT = _by_head(inputs)
     mask_BHTT = _mask(sum_BHT)
     from_start_BHT1 = sum_BHT.exp()[..., None]

@@ -215,6 +215,28 @@ def test_wrong_rows_and_ids_are_named_and_leave_the_context_as_it_was(model):
     same(context, model, ids(6))
 
 
+def test_what_is_refused_leaves_the_context_as_it_was_also_in_its_later_pieces():
+    model = small_model("written", positions="learned", most=20)
+    context = Context(model, every=4)
+    context.read(ids(6))
+    with pytest.raises(InputError, match="the id 31"):
+        context.read([*ids(9).tolist(), V])
+    with pytest.raises(InputError, match="the text's length is 21, learned positions end at 20"):
+        context.read(ids(15))
+    assert context.count == 6
+    same(context, model, ids(6))
+
+
+def test_a_context_without_earlier_states_is_rewound_by_nothing():
+    model = small_model("written")
+    context = Context(model, every=4, keep=1)
+    for n in range(1, 10):
+        context.read(ids(1, seed=n))
+        assert 0 <= context.furthest <= n
+        context.rewind(0)
+        assert context.count == n
+
+
 def written(model, prompt, sampling, *, most=40, stop=frozenset(), lookup=False):
     """A continuation, and the object that wrote it."""
     context = Context(model)

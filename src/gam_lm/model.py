@@ -97,7 +97,7 @@ class Backbone(nn.Module):
 
     def hidden(self, tokens_BT: Tensor, state: State | None = None, segments_BT: Tensor | None = None) -> tuple[Tensor, State]:
         """What the output head reads (B, T, D), and the state after the last token; see `LanguageModel.stream`."""
-        self._check_ids(tokens_BT)
+        self.check_ids(tokens_BT)
         return self.mix(self.embed_tokens(tokens_BT), state, segments_BT)
 
     def mix(
@@ -155,9 +155,10 @@ class Backbone(nn.Module):
                 if part is not None:
                     nn.init.normal_(part.weight, std=start_std(config, config.hidden_size))
 
-    def _check_ids(self, tokens_BT: Tensor) -> None:
+    def check_ids(self, tokens_BT: Tensor) -> None:
+        """Raise InputError for an id outside the vocabulary; on another device than a CPU nothing is looked at."""
         if torch.compiler.is_compiling() or tokens_BT.device.type != "cpu" or not tokens_BT.numel():
-            return  # elsewhere the look would wait for the device, whose own assertion stands
+            return  # the look would wait for the device, whose own assertion stands
         low, high = (int(x) for x in tokens_BT.aminmax())
         if low < 0 or high >= self.config.vocab_size:
             raise InputError(

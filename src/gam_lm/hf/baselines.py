@@ -64,7 +64,7 @@ class Baseline(LanguageModel):
         """
         if segments_BT is not None or state is not None:
             raise InputError(f"model is {self.config.mixers[0]!r}: a baseline takes whole sequences, without segments or a state to go on from")
-        self._check_ids(tokens_BT)
+        self.check_ids(tokens_BT)
         h_BTD = self.network.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
         B, T = tokens_BT.shape
         return h_BTD, State(torch.full((B,), T, device=tokens_BT.device), ())

@@ -124,7 +124,7 @@ class GAMModel(GAMPreTrainedModel, Backbone):
         if cache is not None and not isinstance(cache, GAMCache):
             raise InputError(f"cache is a {type(cache).__name__}: a GAM model keeps its state in a gam_lm.hf.GAMCache")
         if input_ids is not None:
-            self._check_ids(input_ids)
+            self.check_ids(input_ids)
             x_BTD = self.embed_tokens(input_ids)
         else:
             x_BTD = inputs_embeds

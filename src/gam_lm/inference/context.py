@@ -80,7 +80,7 @@ class Context:
     @property
     def furthest(self) -> int:
         """Most tokens that `rewind` can take back."""
-        return max((self.count - earlier.tokens - (earlier.tokens > 0) for earlier in self._reachable), default=0)
+        return max([0, *(self.count - earlier.tokens - (earlier.tokens > 0) for earlier in self._reachable)])
 
     @property
     def _reachable(self) -> list[Earlier]:
@@ -101,6 +101,10 @@ class Context:
             InputError: for ids that the model does not know, a wrong number of rows, or a text that learned positions cannot hold.
         """
         tokens_BT = self._rows(tokens)
+        # Of all pieces before the first is read: what is refused leaves the context as it was.
+        self.model.check_ids(tokens_BT)
+        if self.model.config.longest is not None:
+            self.model.config.check_length("the text's length", int(self.state.position_B.max()) + tokens_BT.shape[1])
         for piece_BT in self._pieces(tokens_BT):
             logits, state = last_logits(self.model, piece_BT, self.state)
             self.logits, self.state, self.count = logits, state, self.count + piece_BT.shape[1]

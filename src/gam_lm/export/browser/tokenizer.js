@@ -25,7 +25,7 @@ const BPE = (() => {
     }
 
     encode(text) {
-      if (this.prefix && text && !/^\s/.test(text)) text = ` ${text}`;
+      if (this.prefix && text && !text.startsWith(" ")) text = ` ${text}`;
       return (this.words ? text.match(WORD) ?? [] : [text]).flatMap((word) => this.word(word));
     }
 

@@ -128,6 +128,31 @@ def test_a_text_longer_than_the_positions_says_how_to_go_on():
     model_of(max_position_embeddings=8)(torch.zeros(1, 30, dtype=torch.long))
 
 
+def test_padding_needs_no_position():
+    model = model_of(positions="learned", max_position_embeddings=8).double()
+    tokens = torch.randint(50, (2, 11))
+    alone, _ = model(tokens[:, :8])
+    for start in (0, 3):  # padding on the right, and on both sides
+        padded, segments = torch.zeros(2, 12, dtype=torch.long), torch.zeros(2, 12, dtype=torch.long)
+        padded[:, start : start + 8], segments[:, start : start + 8] = tokens[:, :8], 1
+        logits, state = model.stream(padded, segments=segments)
+        torch.testing.assert_close(logits[:, start : start + 8], alone, rtol=0, atol=1e-10)
+        assert state.position_B.tolist() == [8, 8]
+    model.stream(torch.zeros(2, 3, dtype=torch.long), state, segments=torch.zeros(2, 3, dtype=torch.long))  # also after the last position
+
+
+@every_stack
+@pytest.mark.parametrize(("B", "T"), [(0, 20), (0, 1), (2, 0), (0, 0)])
+def test_a_batch_without_tokens_passes_through(mixers, B, T):
+    model = model_of(mixers=mixers)
+    for segments in (None, torch.ones(B, T, dtype=torch.long)):
+        logits, state = model.stream(torch.zeros(B, T, dtype=torch.long), segments=segments)
+        assert logits.shape == (B, T, 50)
+        assert all(each.shape == start.shape for each, start in zip(state.layers[0], model.initial_state(B).layers[0], strict=True) if not T)
+        for layer in model.layers:
+            assert layer.mixer(torch.zeros(B, T, model.config.hidden_size), segments_BT=segments)[0].shape == (B, T, model.config.hidden_size)
+
+
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 @pytest.mark.parametrize("name", mixer_names())
 def test_by_fan_in_every_projection_keeps_the_variance_of_its_input(name, mlp):

@@ -50,7 +50,7 @@ class Attention(Mixer):
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """See `Mixer.forward`."""
         B, T, D = x_BTD.shape
-        segments = None if segments_BT is None else read_segments(segments_BT)
+        segments = None if segments_BT is None or not segments_BT.numel() else read_segments(segments_BT)
         cache, conv_state, count_B = self._parts(state)
         new: list[Tensor] = []
         qkv_BTX = self.qkv_proj(x_BTD)

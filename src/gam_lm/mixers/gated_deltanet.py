@@ -66,7 +66,7 @@ class GatedDeltaNet(Mixer):
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """See `Mixer.forward`."""
-        segments = None if segments_BT is None else number_segments(segments_BT)
+        segments = None if segments_BT is None or not segments_BT.numel() else number_segments(segments_BT)
         conv_state, memory = state if state else (None, None)
         qkv_BTX, conv_state = self.conv(self.qkv_proj(x_BTD), conv_state, segments)
         q, k, v = (each.unflatten(-1, (self.num_heads, -1)) for each in F.silu(qkv_BTX).split(self.split_sizes, -1))

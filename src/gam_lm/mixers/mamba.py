@@ -68,7 +68,7 @@ class Mamba(Mixer):
 
     def forward(self, x_BTD: Tensor, state: MixerState | None = None, *, segments_BT: Tensor | None = None) -> tuple[Tensor, MixerState]:
         """See `Mixer.forward`."""
-        segments = None if segments_BT is None else read_segments(segments_BT)
+        segments = None if segments_BT is None or not segments_BT.numel() else read_segments(segments_BT)
         conv_state, scan_state = state if state else (None, None)
         x_BTE, z_BTE = self.in_proj(x_BTD).chunk(2, dim=-1)
         x_BTE, conv_state = self.conv(x_BTE, conv_state, segments)

@@ -50,7 +50,7 @@ def last_inputs(x_BTC: Tensor, J: int, state_BJC: Tensor | None = None, segments
     """The state that `causal_conv` of J + 1 taps leaves (B, J, C), without its output."""
     B, T, C = x_BTC.shape
     if segments is None:
-        return _last(torch.cat([x_BTC.new_zeros(B, J, C) if state_BJC is None else state_BJC, x_BTC[:, -J:] if T > J else x_BTC], 1), min(T, J))
+        return _last(torch.cat([x_BTC.new_zeros(B, J, C) if state_BJC is None else state_BJC, x_BTC[:, max(0, T - J) :]], 1), min(T, J))
     return _last_packed(_packed(x_BTC, J, state_BJC, segments), J, segments)
 
 

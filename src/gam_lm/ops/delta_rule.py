@@ -62,7 +62,7 @@ def delta_memory(
     with torch.autocast(read_BTHM.device.type, enabled=False):
         gate_BTH, log_decay_BTH, bank_HME = gate_BTH.to(wide), log_decay_BTH.to(wide), bank_HME.to(wide)
         D_BHME = state[0].to(wide) if state else bank_HME.new_zeros(B, *bank_HME.shape)
-        if T == 0:
+        if T == 0 or B == 0:
             return value_BTHE, (D_BHME,)
         if T == 1:
             g_B1HE, last = _step(read_BTHM.to(wide), write_BTHM.to(wide), value_BTHE.to(wide), gate_BTH, log_decay_BTH, bank_HME, D_BHME, index_BT)

@@ -58,7 +58,7 @@ def mean_memory(
         S_BHME, Z_BHM = (each.to(wide) for each in state) if state else (new(B, *bank_HME.shape), new(B, *prior_HM.shape))
         prior_bank_HME = prior_HM[..., None] * bank_HME
         write_BTHM = write_BTHM * gate_BTH[..., None]
-        if T == 0:
+        if T == 0 or B == 0:
             return value_BTHE, (S_BHME, Z_BHM)
         if T == 1:
             g_B1HE, last = _step(

@@ -54,7 +54,7 @@ def positions_within(segments: Segments, offset_B: Tensor) -> tuple[Tensor, Tens
         offset_B: tokens that the continued sequence already had.
 
     Returns:
-        The position of each token within its sequence (B, T), and the tokens that the last sequence of each row has now (B,).
+        The position of each token within its sequence (B, T), 0 at padding, and the tokens that the last sequence of each row has now (B,).
     """
     real, index = segments
     counted_BT = real.long().cumsum(1) - real.long()  # real tokens of the row before t
@@ -62,7 +62,7 @@ def positions_within(segments: Segments, offset_B: Tensor) -> tuple[Tensor, Tens
     start_BT = torch.where(changed_BT, counted_BT, 0).cummax(1).values  # the same count where the token's sequence began
     own_BT = counted_BT - start_BT + torch.where(index == 0, offset_B[:, None], 0)
     last_B = own_BT[:, -1] + real[:, -1].long()
-    return own_BT, last_B
+    return own_BT.where(real, 0), last_B  # padding needs no position, and may lie where there are none
 
 
 class Packed(NamedTuple):

@@ -66,7 +66,7 @@ def selective_scan(
         if state_BNE is None:
             state_BNE = x.new_zeros(len(x), *A.shape)
         state_BNE = state_BNE.to(dtype)
-        if x.shape[1] == 0:
+        if x.shape[1] == 0 or len(x) == 0:
             return x, state_BNE
         if x.shape[1] == 1:
             return _one_step(x, dt, A, B, C, state_BNE, index_BT)

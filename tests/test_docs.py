@@ -95,7 +95,7 @@ class Hub:
     def create_repo(self, repo_id, **_):
         return type("Repository", (), {"repo_id": repo_id})
 
-    def file_exists(self, *_):
+    def file_exists(self, *_, **__):
         return False
 
     def upload_folder(self, *, repo_id, folder_path, **_):

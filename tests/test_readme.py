@@ -11,6 +11,10 @@ from gam_lm.report.published import TABLE_1
 from gam_lm.report.readme import render, update
 from gam_lm.report.statistics import summarise
 from gam_lm.report.verdict import compare
+from gam_lm.results import read_results
+from gam_lm.training.plan import Plan
+from gam_lm.training.plan_words import Figures, explain
+from gam_lm.training.recipe import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,6 +25,27 @@ def test_the_example_runs_and_prints_what_it_says(capsys):
     exec(code, {})
     printed = capsys.readouterr().out.splitlines()
     assert printed == [line.split("  # ")[1] for line in code.splitlines() if line.startswith("print")]
+
+
+@pytest.mark.parametrize(
+    ("page", "run", "documents"), [("README.md", "shakespeare-2min-decay", 2), ("docs/text.md", "novel-200kb-2min-decay", 1)], ids=["README.md", "text.md"]
+)
+def test_the_plan_that_a_page_shows_is_that_of_its_run(page, run, documents):
+    results = read_results(ROOT / "results" / "dial" / run / "results.json")
+    (row,) = (each for each in results["rows"] if "train_config" in each)
+    recipe, config, corpus = TrainConfig.from_dict(row["train_config"]), row["model_config"], results["corpus"]
+    plan = Plan(
+        texts=(corpus["name"],), minutes=row["minutes"], vocab_size=corpus["vocab_size"], tokenizer="bpe", model=row["model"],
+        valid_tokens=row["valid_tokens"], seconds=row["expected_seconds"],
+    )  # fmt: skip
+    said = Figures(
+        documents=documents, train_bytes=corpus["bytes"], train_tokens=corpus["tokens"], counted_tokens=corpus["tokens"], valid_tokens=row["valid_tokens"],
+        entries=corpus["vocab_size"], left_out=(), parameters=row["parameters"], steps=row["steps"], device="cpu",
+        layers=f"{config['num_hidden_layers']} layers of gam, {config['hidden_size']} wide, dropout {config['dropout']:g}",
+    )  # fmt: skip
+    (block,) = re.findall(r"^```\n(text  .*?\n)```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    shown, lines = block.splitlines(), list(explain(plan, recipe, said))
+    assert shown == lines[: len(shown)] and len(shown) >= 4
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/speed.md"])

@@ -61,6 +61,9 @@ def test_a_model_without_conversations_is_talked_to_in_plain_lines(folder, capsy
     assert run(["chat", "runs/my_text", "--system", "Be brief.", "--max-new-tokens", "5", "--seed", "0", "--device", "cpu"]) == 0
     captured = capsys.readouterr()
     assert "has learned no conversations" in captured.err and captured.out.count("\n") >= 2
+    assert "system holds half of a surrogate pair or a byte that is no UTF-8" in refused(capsys, ["chat", "runs/my_text", "--system", "h\udce9"])
+    monkeypatch.setattr("sys.stdin", io.StringIO("h\udce9\n"))  # a byte that is no UTF-8, as Python reads it in the locale C
+    assert "standard input holds half of a surrogate pair" in refused(capsys, ["chat", "runs/my_text", "--device", "cpu"])
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,7 @@ def test_a_model_without_conversations_is_talked_to_in_plain_lines(folder, capsy
     [
         ("{", "line 2: no JSON"), ('{"text": "x"}', "no list of messages"), ('{"messages": [{"role": "robot", "content": "x"}]}', "messages[0] is no message"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "nothing to learn"), ('{"messages": [{"role": "user"}]}', "messages[0] is no message"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "x"}]}', "line 2: messages[0] holds half of a surrogate pair"),
     ],
 )  # fmt: skip
 def test_a_broken_conversation_is_named(folder, capsys, row, said):

@@ -135,6 +135,10 @@ def test_a_file_of_conversations_is_split_and_identified(tmp_path, tokenizer, ch
     path.write_text("".join(json.dumps({"messages": [*MESSAGES[:2], {"role": "assistant", "content": str(i)}]}) + "\n\n" for i in range(45)), encoding="utf-8")
     corpus = prepare_conversations(path, tmp_path / "tokenizer.json", chat.marked, 64)
     assert (corpus.splits["train"].documents, corpus.splits["valid"].documents) == (43, 2)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark says nothing
+    again = prepare_conversations(path, tmp_path / "tokenizer.json", chat.marked, 64)
+    assert again.splits["train"].documents == 43
+    path.write_bytes(path.read_bytes()[3:])
     again = prepare_conversations(path, tmp_path / "tokenizer.json", chat.marked, 64)
     assert again.sha256 == corpus.sha256 and (again.splits["train"].ids == corpus.splits["train"].ids).all()
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

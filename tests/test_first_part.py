@@ -3,6 +3,7 @@
 import numpy as np
 
 from gam_lm.data.first_part import bytes_of_tokens, text_of, with_first_tokens
+from gam_lm.data.tokenizer import train_bpe
 from gam_lm.data.tokens import prepare
 
 WORDS = ["Öl", "naïve", "дом", "家", "plain", "a"]
@@ -23,6 +24,13 @@ def test_bytes_are_those_of_the_text_to_the_byte(tmp_path):
     part = with_first_tokens(corpus, "valid", border).splits["valid"]
     text = text_of(corpus.tokenizer, part.ids)
     assert (part.tokens, part.bytes, part.words) == (border, len(text.encode()), 5 * 20)
+
+
+def test_an_added_token_counts_its_bytes_and_not_its_characters():
+    tokenizer = train_bpe(WORDS, 300)
+    tokenizer.add_tokens(["дом家"])
+    ids = np.array(tokenizer.encode("Öl дом家 a").ids)
+    assert tokenizer.token_to_id("дом家") in ids and bytes_of_tokens(tokenizer)[ids].sum() == len("Öl дом家 a".encode())
 
 
 def test_a_tokenizer_that_is_not_byte_level_keeps_the_split_whole(tmp_path):

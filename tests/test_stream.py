@@ -10,7 +10,7 @@ from stacks import stack
 
 from gam_lm.checkpoint import load_model
 from gam_lm.cli.main import run
-from gam_lm.data.shards import Shard, data_set, with_validation
+from gam_lm.data.shards import Shard, data_set, text_bytes, with_validation
 from gam_lm.data.stream import Position, StreamedBlocks, lane_of, lanes_for
 from gam_lm.data.tokenizer import load_tokenizer, train_bpe
 from gam_lm.data.tokens import prepare_corpus
@@ -148,6 +148,44 @@ def test_folders_without_text_to_stream_are_named(folder, data, tmp_path):
         (folder / "data" / f"{split}-00000-of-00001.parquet").unlink(missing_ok=True)
     rest, head = with_validation(data_set(str(folder)))  # the last file is kept for validation, and nobody trains on it
     assert len(rest.train) == 2 and next(head.splits["valid"]()) == TEXTS[31]
+
+
+def test_only_the_training_split_is_streamed_wherever_its_name_stands(tmp_path):
+    (tmp_path / "dev").mkdir()
+    layouts = {
+        "deep": ("train/en/a", "test/en/b", "Validation/en/c"), "languages": ("en/train/a", "de/train-1", "en/test/b", "en/Val/c"),
+        "dev": ("train-a", "test-b", "dev-c"), "both": ("train/a", "valid/c", "train_dev"),
+    }  # fmt: skip
+    for name, files in layouts.items():
+        for file in files:
+            path = tmp_path / "dev" / name / f"{file}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table({"text": ["x"]}), path)
+    (tmp_path / "dev" / "both" / "more.jsonl").write_text('{"text": "x"}\n')
+    found = {name: data_set(str(tmp_path / "dev" / name)) for name in layouts}
+    assert {name: ([shard.name for shard in each.train], [shard.name for shard in each.valid]) for name, each in found.items()} == {
+        "deep": (["a.parquet"], ["c.parquet"]), "languages": (["a.parquet"], ["c.parquet"]),
+        "dev": (["train-a.parquet"], ["dev-c.parquet"]), "both": (["a.parquet"], ["c.parquet"]),
+    }  # fmt: skip
+    assert found["both"].left_out.in_files() == [
+        "1 file or folder of a kind that is not read: more.jsonl", "1 file or folder in no split (the folder has a part called train): train_dev.parquet",
+    ]  # fmt: skip
+    assert "train-1.parquet" in found["languages"].left_out.in_files()[0]
+
+
+def test_the_head_of_a_stream_names_the_rows_without_text(folder, tmp_path):
+    prepared = prepare_corpus(with_validation(data_set(str(folder)))[1], vocab_size=280, cache=tmp_path / "cache")
+    assert prepared.left_out == (
+        "2 documents without text (null): in train-00000-of-00003.parquet, train-00002-of-00003.parquet",
+        "1 document of white space alone: in train-00001-of-00003.parquet",
+    )
+
+
+def test_the_text_of_packed_files_is_counted_unpacked(tmp_path):
+    pq.write_table(pa.table({"text": [f"{i} " + "word " * 2000 for i in range(20)], "id": list(range(20))}), tmp_path / "a.parquet", compression="zstd")
+    size = (tmp_path / "a.parquet").stat().st_size
+    assert size < 50_000
+    assert text_bytes([Shard(str(tmp_path / "a.parquet"), "a", size)] * 3) == pytest.approx(3 * 20 * 10_003, rel=0.05)
 
 
 RECIPE = TrainConfig(steps=12, batch_size=6, context=8, precision="fp32", validate_every=6)

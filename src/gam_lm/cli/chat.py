@@ -54,10 +54,12 @@ class Chat:
         """Read messages from the terminal, or from a pipe, and print the answers as they come."""
         from gam_lm.checkpoint import load_tokenizer_of
         from gam_lm.cli.starting import load_started
+        from gam_lm.data.tokenizer import check_characters
         from gam_lm.inference.context import Context
         from gam_lm.serve.chat import Chat as Writing
         from gam_lm.serve.chat import read_chat_template
 
+        check_characters(self.system, "system")
         model = load_started(self.run_directory, self.start, self.device)
         tokenizer = load_tokenizer_of(self.run_directory)
         tokenizer.no_truncation()
@@ -69,6 +71,7 @@ class Chat:
         messages, context = list(start), Context(model)
         read: list[int] = []
         for line in _lines():
+            check_characters(line, "standard input")
             if line == ANEW:
                 messages, context, read = list(start), Context(model), []
                 continue

@@ -17,7 +17,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.data.conversations import prepare_conversations
 from gam_lm.data.corpora import Corpus, load_corpus
 from gam_lm.data.first_part import with_first_tokens
-from gam_lm.data.shards import DataSet, data_set, with_validation
+from gam_lm.data.shards import DataSet, data_set, text_bytes, with_validation
 from gam_lm.data.stream import lanes_for
 from gam_lm.data.tokenizer import load_tokenizer
 from gam_lm.data.tokens import TokenCorpus, prepare, prepare_corpus
@@ -241,7 +241,7 @@ def _vocabulary(train: Train, texts: tuple[str, ...]) -> int:
     if train.preset is not None or "vocab_size" in train.given or train.start is not None or train.text.tokenizer != "bpe":
         return int(train.architecture.vocab_size)
     if train.stream:
-        return vocabulary_for(sum(shard.size for shard in data_set(texts[0]).train), train.minutes)
+        return vocabulary_for(text_bytes(data_set(texts[0]).train), train.minutes)
     corpus = load_corpus(texts)
     if "train" not in corpus.splits:
         return int(train.architecture.vocab_size)

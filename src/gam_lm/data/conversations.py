@@ -6,6 +6,7 @@ begins where the one before ended.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from gam_lm.data.blocks import Marks
 from gam_lm.data.corpora import Corpus
 from gam_lm.data.folders import PARTS, PLACES
 from gam_lm.data.packed import unpacked
-from gam_lm.data.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, vocabulary_size
+from gam_lm.data.tokenizer import END_OF_TEXT, check_characters, fingerprint, load_tokenizer, vocabulary_size
 from gam_lm.data.tokens import Split, TokenCorpus
 from gam_lm.errors import InputError
 
@@ -47,6 +48,8 @@ def read_conversations(path: Path) -> Iterator[Messages]:
         raise InputError(f"chat is {str(path)!r}: there is no such file, give a .jsonl of conversations")
     with unpacked(path) as file:
         for number, raw in enumerate(file, 1):
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
             if raw.strip():
                 yield _conversation(raw, f"chat {str(path)!r}, line {number}")
 
@@ -62,13 +65,14 @@ def _conversation(raw: bytes, where: str) -> Messages:
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
             raise InputError(f"{where}: messages[{i}] is no message: give it a role of {', '.join(ROLES)} and a text as its content")
+        check_characters(message["content"], f"{where}: messages[{i}]")
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         raise InputError(f"{where}: the assistant says nothing, so that there is nothing to learn: give it a message, or remove the row")
     return messages
 
 
 def prepare_conversations(path: Path, tokenizer_file: Path, mark: Callable[[Sequence[Mapping[str, Any]]], Marked], context: int) -> TokenCorpus:
-    """The conversations of a file as token ids with their marks; each twentieth is for validation, of fewer than twenty the last.
+    """The conversations of a file as token ids with their marks; the eleventh of every twenty is for validation, of ten or fewer the last.
 
     Args:
         path: of the .jsonl.

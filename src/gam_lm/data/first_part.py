@@ -33,9 +33,10 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> np.ndarray | None:
     if (described.get("decoder") or {}).get("type") != "ByteLevel":
         return None
     lengths = np.zeros(vocabulary_size(tokenizer), np.int64)
-    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
-        lengths[number] = 0 if number in special else len(token)  # the alphabet has one character for each byte
+        lengths[number] = len(token)  # the alphabet has one character for each byte
+    for number, added in tokenizer.get_added_tokens_decoder().items():  # these are spelt as in the text
+        lengths[number] = 0 if added.special else len(added.content.encode())
     return lengths
 
 

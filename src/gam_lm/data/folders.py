@@ -108,13 +108,33 @@ def find(path: Path, left_out: LeftOut | None = None) -> list[Path]:
     return found
 
 
-def names_split(path: Path, names: tuple[str, ...]) -> bool:
-    """Whether a file's name says that it belongs to the split called one of ``names`` (train.txt, train-00000-of-00001.parquet, wiki.train.raw)."""
+def files_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """The files below ``folder`` that names put into a split, by split; a split without any is left out.
+
+    A folder called as a split holds it, the outermost such folder of a path. Where no folder does, the files' names say it: they begin or end with the split's
+    name (train.txt, train-00000-of-00001.parquet, wiki.train.raw). A name that says two splits (train_dev.txt) says none.
+    """
+    by_folder: dict[str, list[Path]] = {}
+    by_name: dict[str, list[Path]] = {}
+    for file in files:
+        above = (split for part in file.relative_to(folder).parts[:-1] if (split := _split_called(part.lower())) is not None)
+        if (split := next(above, None)) is not None:
+            by_folder.setdefault(split, []).append(file)
+        elif len(said := _splits_in_name(file)) == 1:
+            by_name.setdefault(said.pop(), []).append(file)
+    return {split: found for split in SPLIT_NAMES if (found := by_folder.get(split) or by_name.get(split))}
+
+
+def _split_called(word: str) -> str | None:
+    return next((split for split, names in SPLIT_NAMES.items() if word in names), None)
+
+
+def _splits_in_name(path: Path) -> set[str]:
     name = path.name.lower()
     for suffix in (*PACKED, *SUFFIXES):
         name = name.removesuffix(suffix)
     words = re.split(r"[-_.]", name)
-    return words[0] in names or words[-1] in names
+    return {split for word in (words[0], words[-1]) if (split := _split_called(word)) is not None}
 
 
 def _walk(path: Path, left_out: LeftOut) -> Iterator[Path]:
@@ -152,12 +172,7 @@ def _walk(path: Path, left_out: LeftOut) -> Iterator[Path]:
 
 def _named_parts(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
     """The files of each split where names say so; none where they hold less than half of the bytes, as a lone training.md in a folder of notes does."""
-    parts: dict[str, list[Path]] = {}
-    for split, names in SPLIT_NAMES.items():
-        part = [file for file in files if (within := file.relative_to(folder)).parts[0].lower() in names and len(within.parts) > 1]
-        part = part or [file for file in files if file.parent == folder and names_split(file, names)]
-        if part:
-            parts[split] = part
+    parts = files_by_split(folder, files)
     named = sum(file.stat().st_size for part in parts.values() for file in part)
     return parts if "train" in parts and 2 * named >= sum(file.stat().st_size for file in files) else {}
 

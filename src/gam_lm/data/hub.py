@@ -104,11 +104,8 @@ def load_rows(name: str, repository: str, configuration: str | None = None) -> M
 
 def _local_rows(name: str, folder: Path) -> Mapping[str, Documents]:
     """Rows of a local copy: those of a parquet file, or the lines of a text file as the Hub has them: with their ends, blank lines empty."""
-    found = {}
-    for split, names in folders.SPLIT_NAMES.items():
-        paths = [path for path in folders.find(folder) if folders.names_split(path, names) or path.parent.name in names]
-        if paths:
-            found[split] = _rows(paths, lines=SOURCES[name].articles)
+    parts = folders.files_by_split(folder, folders.find(folder))
+    found = {split: _rows(paths, lines=SOURCES[name].articles) for split, paths in parts.items()}
     for split in ("train", "valid"):
         if split not in found:
             raise InputError(f"data {name!r}: {folder} has no file of the {split} split, put one there or unset GAM_DATA")

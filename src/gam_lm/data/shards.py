@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gam_lm.data import parquet
 from gam_lm.data.corpora import Corpus
-from gam_lm.data.folders import SPLIT_NAMES, find, names_split
+from gam_lm.data.folders import files_by_split, find
+from gam_lm.data.left_out import BLANK, NO_SPLIT, NULL, OTHER_KIND, LeftOut
 from gam_lm.data.text_files import kind
 from gam_lm.errors import InputError, MissingExtraError
 
@@ -36,6 +37,8 @@ class DataSet(NamedTuple):
     train: list[Shard]
     valid: list[Shard]
     """Empty where it has no validation split."""
+    left_out: LeftOut
+    """Files that are in no split or cannot be streamed; documents of the head are counted as they are read."""
 
 
 def data_set(data: str) -> DataSet:
@@ -45,22 +48,27 @@ def data_set(data: str) -> DataSet:
         InputError: where there are no parquet files to train on, or the Hub cannot be reached.
         MissingExtraError: for a data set of the Hub where ``datasets`` is not installed.
     """
-    path = Path(data).expanduser()
+    path, left_out = Path(data).expanduser(), LeftOut()
     if path.exists():
-        files = [file for file in find(path) if kind(file) == ".parquet"]
+        there = find(path, left_out)
+        files = [file for file in there if kind(file) == ".parquet"]
         if not files:
             raise InputError(f"data is {data!r}: only parquet files can be streamed, and there is none; leave out --stream to prepare the text")
-        named = {
-            split: [file for file in files if names_split(file, names) or file.parent.name in names] for split, names in SPLIT_NAMES.items()
-        }
-        train = named["train"] or ([] if any(named.values()) else files)
-        found = {"train": train, "valid": named["valid"]}
-        parts = {split: [Shard(str(file), file.name, file.stat().st_size) for file in several] for split, several in found.items()}
+        named = files_by_split(path if path.is_dir() else path.parent, files) or {"train": files}
+        for file in there:
+            if not any(file in part for part in named.values()):
+                left_out.file(file, NO_SPLIT if file in files else OTHER_KIND)
+        parts = {split: [Shard(str(file), file.name, file.stat().st_size) for file in named.get(split, ())] for split in ("train", "valid")}
     else:
         parts = _on_the_hub(data)
     if not parts["train"]:
         raise InputError(f"data {data!r} has files of other splits and none of train: name a folder with train-*.parquet")
-    return DataSet(parts["train"], parts["valid"])
+    return DataSet(parts["train"], parts["valid"], left_out)
+
+
+def text_bytes(shards: Sequence[Shard]) -> int:
+    """About how many bytes of text the files hold: they are packed as the first of them is. Raises InputError where that is broken."""
+    return round(sum(shard.size for shard in shards) * parquet.text_bytes(shards[0].path) / max(1, shards[0].size))
 
 
 def with_validation(found: DataSet) -> tuple[DataSet, Corpus]:
@@ -71,18 +79,29 @@ def with_validation(found: DataSet) -> tuple[DataSet, Corpus]:
     Raises:
         InputError: for a single file without a validation split.
     """
-    train, valid = found
+    train, valid, left_out = found
     if not valid:
         if len(train) < 2:
             raise InputError(f"data has the single file {train[0].name!r} and no validation split: add a file validation-*.parquet beside it")
         train, valid = train[:-1], train[-1:]
     stamp = repr([*train, "valid", *valid, HEAD_ROWS, VALID_ROWS])
-    splits = {"train": lambda: islice(_texts(train), HEAD_ROWS), "valid": lambda: islice(_texts(valid), VALID_ROWS)}
-    return DataSet(train, valid), Corpus(f"head-of-{Path(train[0].path).parent.name or 'data'}", splits, stamp)
+    splits = {"train": lambda: islice(_texts(train, left_out), HEAD_ROWS), "valid": lambda: islice(_texts(valid, left_out), VALID_ROWS)}
+    name = f"head-of-{Path(train[0].path).parent.name or 'data'}"
+    return DataSet(train, valid, left_out), Corpus(name, splits, stamp, left_out=left_out)
 
 
-def _texts(shards: list[Shard]) -> Iterator[str]:
-    return (text for shard in shards for text in parquet.texts(shard.path) if text is not None and text.strip())
+def _texts(shards: list[Shard], left_out: LeftOut) -> Iterator[str]:
+    for shard in shards:
+        nulls = blanks = 0
+        for text in parquet.texts(shard.path):
+            if text is None:
+                nulls += 1
+                left_out.documents(Path(shard.name), NULL, nulls)  # at once: nobody reads a file to its end here
+            elif not text.strip():
+                blanks += 1
+                left_out.documents(Path(shard.name), BLANK, blanks)
+            else:
+                yield text
 
 
 def _on_the_hub(data: str) -> dict[str, list[Shard]]:

@@ -36,6 +36,7 @@ def explain(plan: Plan, recipe: TrainConfig, figures: Figures) -> Iterator[str]:
     """The plan in five lines."""
     f = figures
     left_out = "left out: " + "; ".join(f.left_out) if f.left_out else "nothing left out"
+    left_out += "; rows without text are skipped as they come" if plan.lanes else ""
     measured = f"{plan.valid_tokens:,} of {f.valid_tokens:,}" if plan.valid_tokens < f.valid_tokens else f"{f.valid_tokens:,}"
     documents = f"{f.documents:,} {'conversation' if plan.chat else 'document'}{'' if f.documents == 1 else 's'}"
     size = f"{f.counted_tokens:,} tokens of answers" if plan.chat else f"{_size(f.train_bytes)} and {f.train_tokens:,} tokens"

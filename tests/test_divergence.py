@@ -155,6 +155,6 @@ def test_the_command_exits_with_3_and_one_line(capsys, monkeypatch):
 
 def test_perplexities_beyond_a_float_are_the_largest_that_is_written():
     figures = Evaluation(
-        block_nats=np.array([1e6]), block_tokens=np.array([10]), batch_means=np.array([1e5]), position_nats=np.array([1e5]), bytes=10, words=2
+        block_nats=np.array([1e6]), block_tokens=np.array([10]), batch_means=np.array([1e5]), position_nats=np.array([1e5]), targets=10, bytes=10, words=2
     ).figures("val")
     assert all(math.isfinite(value) for value in figures.values()) and figures["val_ppl"] == math.exp(700.0)

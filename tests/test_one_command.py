@@ -88,6 +88,15 @@ def test_a_finished_run_leaves_its_figures(folder, capsys):
     assert {row["model"]: row for row in read_results(folder / "runs/my_text/results.json")["rows"]} == rows
 
 
+def test_the_papers_blocks_give_the_figure_that_an_evaluation_gives(folder, capsys):
+    assert run(["train", "my_text.txt", "--steps", "3", "--blocks", "paper", "--valid-tokens", "10000000", *SMALL]) == 0
+    row = read_results(folder / "runs/my_text/results.json")["rows"][-1]
+    assert f"{row['val_bits_per_byte']:.4f} bits/byte" in capsys.readouterr().out and row["paper_val_nats"] > 0
+    assert run(["eval", "runs/my_text", "--data", "my_text.txt", "--device", "cpu", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert measured["valid_bits_per_byte"] == pytest.approx(row["val_bits_per_byte"], rel=1e-6)
+
+
 def test_flags_go_before_the_plan(folder, capsys):
     assert run(["train", "my_text.txt", "--steps", "3", "--learning-rate", "0.005", "--dropout", "0.25", *SMALL]) == 0
     saved = read_json(folder / "runs/my_text/recipe.json")

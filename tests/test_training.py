@@ -17,6 +17,7 @@ from gam_lm.data.tokens import prepare
 from gam_lm.errors import InputError
 from gam_lm.inference.compiling import obstacle
 from gam_lm.mixers.gam_options import GAMOptions
+from gam_lm.results import identity
 from gam_lm.training.compiled import compile_for_training, make_eager
 from gam_lm.training.evaluate import evaluate
 from gam_lm.training.loop import fit, make_optimizer, new_model, train_step
@@ -182,6 +183,23 @@ def test_the_validation_number_is_that_of_every_block_by_hand(corpus, context):
     assert figures["val_ppl"] == pytest.approx(math.exp(total / count), rel=1e-4)
     assert figures["val_bits_per_byte"] == pytest.approx(total / math.log(2) / split.bytes, rel=1e-4)
     assert figures["val_word_ppl"] == pytest.approx(math.exp(total / split.words), rel=1e-4)
+
+
+def test_the_papers_blocks_leave_tokens_out_and_no_bytes(corpus):
+    measured, split = evaluate(new_model(config(), 0), corpus.splits["valid"], context=7, overlap=False), corpus.splits["valid"]
+    assert measured.block_tokens.sum() < 0.9 * (split.tokens - 1)
+    total = measured.nats_per_token * (split.tokens - 1)
+    figures = measured.figures("val")
+    assert figures["val_bits_per_byte"] == pytest.approx(total / math.log(2) / split.bytes)
+    assert figures["val_word_ppl"] == pytest.approx(math.exp(total / split.words))
+
+
+def test_when_it_is_validated_decides_what_the_best_state_is_and_nothing_else():
+    every = [{"validate_every": number, "checkpoint_every": number} for number in (5, 10)]
+    last, best = ([TrainConfig(keep=keep, **each) for each in every] for keep in ("last", "best"))
+    assert last[0].same_run(last[1]) and not best[0].same_run(best[1]) and best[0].same_run(best[0].replace(checkpoint_every=7))
+    rows = [[{"model": "gam", "train_config": each.to_dict()} for each in two] for two in (last, best)]
+    assert identity(rows[0][0]) == identity(rows[0][1]) and identity(rows[1][0]) != identity(rows[1][1])
 
 
 def test_evaluation_leaves_the_model_in_its_mode(corpus):

@@ -11,7 +11,7 @@ import numpy as np
 from gam_lm.cli.evaluate import print_evaluation
 from gam_lm.cli.flags import command_line
 from gam_lm.data.first_part import text_of
-from gam_lm.experiments.benchmark import figures
+from gam_lm.experiments.benchmark import evaluations, figures
 from gam_lm.experiments.floors import bigram_nats, unigram_nats, xz_bytes
 from gam_lm.experiments.models import described
 from gam_lm.results import Results
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gam_lm.cli.run_page import RunPage
     from gam_lm.cli.training_job import Job
     from gam_lm.model import LanguageModel
+    from gam_lm.training.evaluate import Evaluation
     from gam_lm.training.loop import Trained
 
 MOST_COUNTED = 20_000_000
@@ -40,7 +41,8 @@ def tell(trained: Trained, model: LanguageModel, job: Job, seconds: float | None
         page: of the run.
     """
     valid = job.corpus.splits["valid"]
-    print_evaluation("validation", trained.validation)
+    measured = evaluations(model, trained, job.corpus, job.recipe, test=False)["val"]
+    print_evaluation("validation", measured)
     if seconds is not None:
         print(f"time: {duration(seconds)}, {duration(job.plan.seconds)} were planned; in {trained.precision.replace('float', 'fp').replace('bfp', 'bf')}")
     if trained.last is not None:
@@ -49,10 +51,10 @@ def tell(trained: Trained, model: LanguageModel, job: Job, seconds: float | None
             f"kept: the state of step {trained.kept_step:,} of {trained.steps:,}, the best validation ({bits:.3f} bits a byte); "
             f"the last state has {last:.3f}: validation rose after that, as the text is small"
         )
-    bits = trained.validation.figures("v")["v_bits_per_byte"]
+    bits = measured.figures("v")["v_bits_per_byte"]
     print(f"bits per byte: {bits:.3f}; without a model: " + ", ".join(f"{name} {value:.3f}" for name, value in page.floors.items()))
     print(meaning(bits, page.floors))
-    keep_figures(trained, model, job, page.floors, seconds)
+    keep_figures(trained, measured, model, job, page.floors, seconds)
     written = page.write(trained.kept_step)
     print(f"\nA sample:\n{page.sample()}")
     out = shlex.quote(str(job.out))
@@ -68,16 +70,16 @@ def tell(trained: Trained, model: LanguageModel, job: Job, seconds: float | None
         print(f"  {command}  # {what}")
 
 
-def keep_figures(trained: Trained, model: LanguageModel, job: Job, floors: dict[str, float], seconds: float | None) -> None:
+def keep_figures(trained: Trained, measured: Evaluation, model: LanguageModel, job: Job, floors: dict[str, float], seconds: float | None) -> None:
     """Write the figures of a finished run into the results.json of its directory, with the floors in rows of their own."""
     results = Results.open(job.out / "results.json", command=command_line(), environment=environment(), corpus=corpus_figures(job.corpus))
-    valid, predicted = job.corpus.splits["valid"], int(trained.validation.block_tokens.sum())
+    valid = job.corpus.splits["valid"]
     for name, bits in floors.items():
-        nats = bits * math.log(2) * valid.bytes / predicted
+        nats = bits * math.log(2) * valid.bytes / measured.targets
         results.add({"model": name, "floor": True, "val_nats_per_token": nats, "val_ppl": math.exp(min(700.0, nats)), "val_bits_per_byte": bits})
     row = {"model": job.plan.model, "seed": job.recipe.seed, **described(job.config, next(model.parameters()).device), "train_config": job.recipe.to_dict()}
     before = results.find(row) or {}
-    row |= figures(model, trained, {"val": trained.validation}, job.recipe)
+    row |= figures(model, trained, {"val": measured}, job.recipe)
     row |= {
         "minutes": job.plan.minutes, "expected_seconds": job.plan.seconds, "run_seconds": before.get("run_seconds") if seconds is None else round(seconds, 2),
         "steps": trained.steps, "kept_step": trained.kept_step, "valid_tokens": valid.tokens, "chat": job.plan.chat,

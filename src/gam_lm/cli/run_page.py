@@ -16,6 +16,7 @@ from gam_lm.cli.outcome import floors_in_bits, meaning
 from gam_lm.diagnostics.memory_use import memory_use
 from gam_lm.inference.generation import generate, generate_text
 from gam_lm.report.run_page import RunFacts, read_metrics, write_run_page
+from gam_lm.training.evaluate import targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,8 +143,7 @@ class RunPage:
             command=f"gam train --config {shlex.quote(str(job.out / 'run.toml'))} --out NEW_FOLDER",
         )  # fmt: skip
         valid = job.corpus.splits["valid"]
-        predicted = len(valid.ids) - 1 if valid.marks is None else int(valid.marks.counted.sum())
-        per_nat = predicted / math.log(2) / valid.bytes
+        per_nat = targets_of(valid) / math.log(2) / valid.bytes
         shown = next((line for line in validations if line["step"] == kept_step), validations[-1])
         floors = {name: bits / per_nat for name, bits in self.floors.items()}
         return dataclasses.replace(facts, bits_per_nat=per_nat, floors=floors, meaning=meaning(shown["val_nats"] * per_nat, self.floors))

@@ -28,7 +28,7 @@ from gam_lm.errors import InputError
 from gam_lm.mixers.registry import options_class
 from gam_lm.results.schema import checked_content
 from gam_lm.runtime.files import explained, replacing, write_text
-from gam_lm.training.recipe import TrainConfig
+from gam_lm.training.recipe import TrainConfig, free_to_change
 
 IDENTITY = (
     "model", "seed", "backend", "model_config", "train_config", "sequence_length", "batch_size", "task", "pairs", "vocab", "gap_power", "filler",
@@ -41,9 +41,6 @@ CONFIGURATIONS: Mapping[str, type[Any]] = {"model_config": ModelConfig, "train_c
 
 MOST_PRIMARY = 3
 """Primary comparisons are few, for none of them carries a correction."""
-
-OF_NO_INFLUENCE = frozenset({"checkpoint_every", "validate_every"})
-"""Fields of a configuration that change no figure."""
 
 Row = Mapping[str, Any]
 
@@ -171,7 +168,7 @@ def fields_set(row: Row, key: str) -> dict[str, Any]:
     defaults = {field.name: field.default for field in dataclasses.fields(CONFIGURATIONS[key]) if field.default is not dataclasses.MISSING}
     found = {
         name: value for name, value in values.items()
-        if name not in OF_NO_INFLUENCE and (name not in defaults or value != _plain(defaults[name]))
+        if name not in free_to_change(row.get("train_config", {})) and (name not in defaults or value != _plain(defaults[name]))
     }  # fmt: skip
     for mixer, fields in options.items():
         own = _options_set(mixer, json.dumps(fields, sort_keys=True), values.get("hidden_size"))

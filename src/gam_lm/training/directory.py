@@ -14,7 +14,7 @@ from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import InputError
 from gam_lm.runtime.files import explained, remove_leftovers, write_text
 from gam_lm.runtime.ownership import is_bookkeeping
-from gam_lm.training.recipe import FREE_TO_CHANGE, TrainConfig
+from gam_lm.training.recipe import TrainConfig, free_to_change
 
 
 def check_claimable(directory: Path) -> None:
@@ -73,7 +73,7 @@ def _differences(found: dict[str, Any], config: ModelConfig, recipe: TrainConfig
     asked = {"model": config.to_dict(), "recipe": recipe.to_dict() if kept["recipe"] else {}, "data": corpus_figures(corpus)}
     says = []
     for kind, values in kept.items():
-        fields = [key for key in {**values, **asked[kind]} if key not in FREE_TO_CHANGE and values.get(key) != asked[kind].get(key)]
+        fields = [key for key in {**values, **asked[kind]} if key not in free_to_change(values) and values.get(key) != asked[kind].get(key)]
         if fields:
             first = fields[0]
             more = f" and {len(fields) - 1} more" if len(fields) > 1 else ""

@@ -33,6 +33,8 @@ class Evaluation:
     """Mean loss of each batch, float64: the paper's protocol averages these."""
     position_nats: np.ndarray
     """Mean loss by place in the block, float64 (context,); the first place has no context."""
+    targets: int
+    """Tokens of the split that are to be predicted; the paper's protocol leaves some of them out."""
     bytes: int
     """Raw UTF-8 bytes of the split."""
     words: int
@@ -44,8 +46,8 @@ class Evaluation:
         return float(self.block_nats.sum() / self.block_tokens.sum())
 
     def figures(self, split: str) -> dict[str, float]:
-        """The columns of a row of results.json, named after ``split``."""
-        total = float(self.block_nats.sum())
+        """The columns of a row of results.json, named after ``split``. What is not predicted counts at the mean of what is, for all bytes and words divide."""
+        total = float(self.block_nats.sum()) * (self.targets / int(self.block_tokens.sum()))
         return {
             f"{split}_nats_per_token": self.nats_per_token,
             f"{split}_ppl": math.exp(min(700.0, self.nats_per_token)),
@@ -118,8 +120,13 @@ def evaluate(
     return Evaluation(
         block_nats=np.concatenate([nats for nats, _ in batches]), block_tokens=np.concatenate([counts for _, counts in batches]),
         batch_means=np.array([nats.sum() / counts.sum() for nats, counts in batches]),
-        position_nats=position_nats / np.maximum(position_counts, 1), bytes=split.bytes, words=split.words,
+        position_nats=position_nats / np.maximum(position_counts, 1), targets=targets_of(split), bytes=split.bytes, words=split.words,
     )  # fmt: skip
+
+
+def targets_of(split: Split) -> int:
+    """How many tokens of a split are to be predicted: all but the first, or those that count."""
+    return len(split.ids) - 1 if split.marks is None else int(split.marks.counted.sum())
 
 
 def _own(blocks: Iterable[Batch], world: World, *, even: bool) -> Iterator[tuple[int | None, Batch]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -16,8 +17,15 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 MUON_LEARNING_RATE = 0.02
 """What Muon's authors publish for hidden matrices; its updates have the same size at every width, so that one value serves all widths."""
 
-FREE_TO_CHANGE = frozenset({"checkpoint_every", "validate_every"})
-"""Fields that may change when a run goes on: they alter no weight."""
+
+
+def free_to_change(recipe: Mapping[str, Any]) -> frozenset[str]:
+    """The fields of a recipe, given as `TrainConfig.to_dict` does, that may change when a run goes on: they alter no weight that is kept.
+
+    The best state is the best of those that are validated.
+    """
+    return frozenset({"checkpoint_every"} if recipe.get("keep") == "best" else {"checkpoint_every", "validate_every"})
+
 
 
 @checked
@@ -95,7 +103,8 @@ class TrainConfig:
 
     def same_run(self, other: TrainConfig) -> bool:
         """Whether ``other`` makes the same weights, so that a run of one may go on as a run of the other."""
-        return all(getattr(self, field.name) == getattr(other, field.name) for field in dataclasses.fields(self) if field.name not in FREE_TO_CHANGE)
+        mine, theirs = self.to_dict(), other.to_dict()
+        return all(mine[name] == theirs[name] for name in mine if name not in free_to_change(mine))
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with other values, validated again."""

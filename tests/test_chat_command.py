@@ -8,6 +8,7 @@ import re
 import pytest
 from one_command import SMALL, make_folder, refused
 
+from gam_lm.checkpoint import read_json
 from gam_lm.cli.main import run
 from gam_lm.report.run_page import read_metrics
 from gam_lm.results import read_results
@@ -83,3 +84,15 @@ def test_a_broken_conversation_is_named(folder, capsys, row, said):
     assert said in message and "talk.jsonl" in message
     conversations(folder / "talk.jsonl", 1)
     assert "has 1 conversations" in refused(capsys, ["train", "--chat", "talk.jsonl", "--from", "runs/my_text", "--device", "cpu"])
+
+
+def test_long_prompts_are_taught_to_learned_positions(folder, capsys):
+    """Shorter sequences than a plan's, a prompt that the positions cannot hold, and fewer rows with an answer than a batch would take."""
+    assert run(["train", "my_text.txt", "--steps", "1", "--positions", "learned", "--max-position-embeddings", "32", *SMALL]) == 0
+    said = [{"role": "user", "content": "quick " * 40}, {"role": "assistant", "content": "lazy"}]
+    (folder / "talk.jsonl").write_text(2 * (json.dumps({"messages": said}) + "\n"), encoding="utf-8")
+    assert run(["train", "--chat", "talk.jsonl", "--from", "runs/my_text", "--steps", "2", "--device", "cpu"]) == 0
+    recipe = read_json(folder / "runs/my_text-talk/recipe.json")["train_config"]
+    assert (recipe["context"], recipe["batch_size"]) == (32, 1)
+    sample = read_metrics(folder / "runs/my_text-talk/metrics.jsonl")[-1]["sample"]
+    assert "quick" in sample

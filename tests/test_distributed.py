@@ -194,6 +194,16 @@ def test_only_the_first_process_shows_progress(monkeypatch):
         assert type(bar).__name__ == "Progress"
 
 
+def test_work_done_before_counts_to_the_total_and_not_to_the_rate(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr("gam_lm.runtime.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    with caplog.at_level("INFO", logger="gam_lm"), progress("work", 1000, done=900) as bar:
+        now[0] = 40.0
+        bar.advance(20)
+    assert "work: 920/1000 steps, 0.5/s, 160 s left" in caplog.text
+
+
 def command(count, folder, text_folder, *more):
     started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "gam_lm"]
     flags = ["train", "--data", str(text_folder), "--vocab-size", "270", "--hidden-size", "16", "--num-hidden-layers", "1", "--gam.num-heads", "2"]

@@ -1,10 +1,13 @@
 """`gam train my_text.txt` and what follows it, from an empty folder."""
 
 import dataclasses
+import io
 import json
 import math
+import os
 import signal
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +16,15 @@ from one_command import SMALL, WORDS, make_folder, refused
 
 import gam_lm.training.loop as loop
 from gam_lm.checkpoint import load_model, read_json
+from gam_lm.cli.evaluate import distinct_names
 from gam_lm.cli.flag_list import flags_of
 from gam_lm.cli.main import VERBS, parse, run, verb_class
 from gam_lm.cli.outcome import meaning
 from gam_lm.cli.train import Train
+from gam_lm.cli.training_flags import check_flags
 from gam_lm.cli.training_job import job_of
+from gam_lm.data.corpora import load_corpus
+from gam_lm.errors import InputError
 from gam_lm.presets.setups import preset
 from gam_lm.results import read_results
 from gam_lm.training.recipe import TrainConfig
@@ -158,6 +165,72 @@ def test_the_file_that_repeats_a_run_holds_its_flags(folder):
     assert verb.recipe.batch_size == 4 and verb.recipe.shuffle_documents is False and verb.architecture.hidden_size == 16
 
 
+def test_what_is_typed_goes_before_the_file_under_another_name_too(folder):
+    (folder / "run.toml").write_text('texts = ["a.txt"]\nbatch_size = 8\nsteps = 5\nbetas = [0.8, 0.9]\n', encoding="utf-8")
+
+    def parsed(*words):
+        (verb,) = parse(["train", *words, "--config", "run.toml"])
+        return verb
+
+    assert parsed().texts == parsed("--seed", "1").texts == parsed("--betas", "0.7", "0.8").texts == ("a.txt",)
+    assert parsed("b.txt").texts == parsed("--seed", "1", "b.txt").texts == parsed("--betas", "0.7", "0.8", "b.txt").texts == ("b.txt",)
+    assert (parsed("--data", "b.txt").texts, parsed("--data", "b.txt").text.data) == ((), "b.txt")
+    assert (parsed("--chat", "c.jsonl").texts, str(parsed("--chat", "c.jsonl").chat)) == ((), "c.jsonl")
+    assert "batch_size" not in parsed("--tokens-per-step", "64").given and "batch_size" in parsed().given
+    with pytest.raises(InputError, match="minutes is 3, and steps is 5"):
+        check_flags(parsed("--minutes", "3"))
+
+
+def test_the_last_of_repeated_flags_counts_wherever_it_is_read(folder):
+    (verb,) = parse(["train", "--model", "mamba", "--preset", "laptop", "--model", "gam-mean", "--preset=small-cpu"])
+    assert verb.model == "gam-mean" and verb.architecture.gam.write == "mean" and verb.recipe == preset("small-cpu").train
+
+
+def test_more_validation_tokens_than_there_are_are_all_of_them(folder, capsys):
+    command = ["train", "my_text.txt", "--steps", "2", "--valid-tokens", "10000000", *SMALL]
+    assert run(command) == 0 and run(command) == 0  # goes on, here: is finished
+    capsys.readouterr()
+    assert "another run (valid_tokens" in refused(capsys, [*command, "--valid-tokens", "100"])
+
+
+def test_what_is_switched_off_comes_back_from_the_file(folder):
+    off = ["--validate-every", "None", "--muon-learning-rate", "None", "--minutes", "0.05"]
+    assert run(["train", "my_text.txt", *off, *SMALL]) == 0
+    assert run(["train", "--config", "runs/my_text/run.toml", "--out", "again", "--device", "cpu"]) == 0
+    first, again = (read_json(folder / name / "recipe.json") for name in ("runs/my_text", "again"))
+    assert first["train_config"]["validate_every"] is None
+    assert (first["train_config"], first["model_config"]) == (again["train_config"], again["model_config"])
+
+
+def test_a_name_that_is_no_utf_8_is_trained_on(folder, monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace"))  # as the command's is
+    name = os.fsdecode(b"h\xe9.txt")
+    (folder / "my_text.txt").rename(folder / name)
+    assert run(["train", name, "--steps", "2", "--out", os.fsdecode(b"r\xe9"), *SMALL]) == 0
+    text = (folder / os.fsdecode(b"r\xe9") / "run.toml").read_text(encoding="utf-8")
+    assert "# give this on the command line" in text and "steps = 2" in text
+    (verb,) = parse(["train", name, "--config", str(folder / os.fsdecode(b"r\xe9") / "run.toml")])
+    assert verb.texts == (name,) and verb.recipe.steps == 2
+
+
+def test_a_corpus_whose_name_is_also_here_says_how_the_other_is_read(folder, caplog):
+    (folder / "stdlib").mkdir()
+    with caplog.at_level("INFO", logger="gam_lm"):
+        load_corpus("stdlib")
+    assert "data stdlib is the corpus of that name, not what is in this folder: for that write ./stdlib" in caplog.text
+
+
+def test_runs_of_one_name_keep_their_rows(folder, capsys, monkeypatch):
+    for seed in ("0", "1"):
+        assert run(["train", "my_text.txt", "--steps", "1", "--out", f"{seed}/gam", *SMALL]) == 0
+    assert run(["eval", "0/gam", "1/gam", "--data", "my_text.txt", "--out", "found", "--device", "cpu"]) == 0
+    assert [row["model"] for row in read_results(folder / "found/results.json")["rows"]] == ["0/gam", "1/gam"]
+    monkeypatch.chdir(folder / "0/gam")
+    assert run(["eval", ".", "--data", "../../my_text.txt", "--out", "../../one", "--device", "cpu"]) == 0
+    assert [row["model"] for row in read_results(folder / "one/results.json")["rows"]] == ["gam"]
+    assert distinct_names([Path("/a/x/gam"), Path("/b/x/gam"), Path("/b/x/other"), Path("/b/x/other")]) == ["a/x/gam", "b/x/gam", "other", "other"]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [("stepz = 3", "did you mean 'steps'"), ("steps = ", "is no TOML"), ("steps = 1979-05-27", "use a number, a text")],
@@ -225,6 +298,9 @@ def test_a_trained_model_goes_on_with_other_text(folder, capsys):
     rate, fresh = (read_json(folder / f"runs/{name}/recipe.json")["train_config"]["learning_rate"] for name in ("my_text-other", "my_text"))
     assert rate < fresh
     assert run(["train", "other.txt", "--from", "runs/my_text", "--device", "cpu"]) == 0  # goes on, here: is finished
+    (folder / "runs/my_text").rename(folder / "runs/elsewhere")
+    assert run(["train", "--out", str(out), "--device", "cpu"]) == 0  # it has a tokenizer of its own
+    (folder / "runs/elsewhere").rename(folder / "runs/my_text")
     assert "keeps model and tokenizer" in refused(capsys, ["train", "other.txt", "--from", "runs/my_text", "--hidden-size", "8", "--out", "x"])
     assert "does not exist" in refused(capsys, ["train", "other.txt", "--from", "runs/none", "--out", "x"])
     assert "holds another run (from" in refused(capsys, ["train", "other.txt", "--from", "runs/my_text-other", "--out", str(out)])
@@ -235,6 +311,9 @@ def test_a_trained_model_goes_on_with_other_text(folder, capsys):
     [
         (["train"], "data is not given"), (["train", "none.txt"], "no such file"), (["train", "my_text.txt", "--data", "stdlib"], "use one of them"),
         (["train", "my_text.txt", "--minutes", "0"], "minutes is 0"), (["train", "my_text.txt", "stdlib"], "one corpus by its name"),
+        (["train", "--chat", "c.jsonl", "--from", "x", "--valid-tokens", "9"], "valid_tokens is 9, and chat is given: leave it out"),
+        (["train", "my_text.txt", "--minutes", "3", "--steps", "5"], "minutes is 3, and steps is 5"),
+        (["train", "--minutes", "3", "--preset", "small-cpu"], "minutes is 3, and preset is small-cpu"),
         (["train", "my_text.txt", "--valid-tokens", "0"], "valid_tokens is 0"), (["train", "--chat", "c.jsonl"], "add --from RUN"),
         (["train", "my_text.txt", "--out", "."], "not empty and no run directory"), (["chat", "none"], "does not exist"),
     ],

@@ -142,7 +142,7 @@ def test_a_plan_says_why_it_takes_less_than_it_may():
 
 def test_a_plan_comes_back_from_json():
     assert Plan.from_dict(PLAN.to_dict()) == PLAN
-    for broken in (None, {}, {"texts": 3}, PLAN.to_dict() | {"more": 1}):
+    for broken in (None, {}, {"texts": 3}, PLAN.to_dict() | {"more": 1}, PLAN.to_dict() | {"valid_tokens": "x"}, PLAN.to_dict() | {"start": 3}):
         with pytest.raises(InputError, match="plan is broken"):
             Plan.from_dict(broken)
 

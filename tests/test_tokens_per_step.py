@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from one_command import SMALL, make_folder, refused
 from stacks import stack
 
+import gam_lm.runtime.isolation as isolation
 import gam_lm.training.planning as planning
 from gam_lm.checkpoint import read_json
 from gam_lm.cli.main import run
@@ -56,3 +57,10 @@ def test_parts_are_the_fewest_that_fit(batch, processes, rows):
         found = parts_that_fit(stack("gam"), TrainConfig(batch_size=batch, context=16), torch.device("cpu"))
         assert batch % found == 0 and (fits(found) or found == batch)
         assert not any(fits(parts) for parts in range(1, found) if batch % parts == 0)
+
+
+def test_pages_of_files_count_as_memory_that_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolation, "CONTROL_GROUP", tmp_path)
+    for name, content in (("max", f"{300 * 2**20}\n"), ("current", f"{250 * 2**20}\n"), ("stat", f"anon 7\ninactive_file {180 * 2**20}\nactive_file 9\n")):
+        (tmp_path / f"memory.{name}").write_text(content)
+    assert isolation.available_mb() == 230

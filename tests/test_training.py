@@ -279,6 +279,9 @@ def test_device_and_precision_are_chosen_with_a_reason(caplog):
     assert dtype in (torch.float32, torch.bfloat16) and f"cpu has {unit} matrix unit for bf16" in caplog.text
     with pytest.raises(InputError, match="device is 'cuda:99'|device is 'nothing'"):
         choose_device("nothing")
+    for name in ("meta", "hpu"):  # no device of this machine, or none that holds numbers
+        with pytest.raises(InputError, match=f"device is '{name}', which is not here"):
+            choose_device(name)
 
 
 def test_an_optional_tracker_gets_the_figures(corpus, tmp_path):

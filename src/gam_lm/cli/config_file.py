@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import tyro
 
@@ -25,12 +26,13 @@ FILE = "run.toml"
 """The file that repeats a command, in its folder."""
 
 
-def with_config(arguments: Sequence[str], flags: Sequence[Flag]) -> list[str]:
+def with_config(arguments: Sequence[str], flags: Sequence[Flag], one_of: Sequence[Sequence[str]] = ()) -> list[str]:
     """The arguments with those of the file that ``--config`` names, which is taken out, before them.
 
     Args:
         arguments: after the verb.
         flags: of the verb.
+        one_of: names of which a command has one alone: where the arguments have it, it goes before the others in the file.
 
     Raises:
         InputError: for a file that cannot be read, or a key or value that is none of the verb's.
@@ -39,8 +41,9 @@ def with_config(arguments: Sequence[str], flags: Sequence[Flag]) -> list[str]:
     if path is None:
         return rest
     known = {flag.name: flag for flag in flags}
-    named = given(rest)
-    positional = list(_leading_words(rest))
+    leading, positional = list(_leading_words(rest)), list(_positional_words(rest, known))
+    named = {*given(rest), *(flag.name for flag in flags if flag.positional and positional)}
+    named |= {name for names in one_of if named & {*names} for name in names}
     words: list[str] = []
     bare: list[str] = []
     for name, value in _flat(_read(path)):
@@ -50,19 +53,30 @@ def with_config(arguments: Sequence[str], flags: Sequence[Flag]) -> list[str]:
             continue
         if not known[name].positional:
             words += _words(known[name], value, path)
-        elif not positional:
+        else:
             bare += [str(each) for each in value] if isinstance(value, list) else [str(value)]
-    return [*bare, *words, *rest] if not positional else [*rest, *words]
+    return [*bare, *words, *rest] if not leading else [*rest, *words]
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
     """A TOML text of numbers, texts, truth values and lists of these, and tables of such one level deep; what is None is left out."""
     plain = {key: value for key, value in values.items() if value is not None and not isinstance(value, Mapping)}
-    lines = [f"{key} = {_literal(value)}" for key, value in plain.items()]
+    lines = [_line(key, value) for key, value in plain.items()]
     for table, inner in values.items():
         if isinstance(inner, Mapping):
-            lines += ["", f"[{table}]", *(f"{key} = {_literal(value)}" for key, value in inner.items() if value is not None)]
+            lines += ["", f"[{table}]", *(_line(key, value) for key, value in inner.items() if value is not None)]
     return "\n".join(lines) + "\n"
+
+
+def with_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the word None for what is None, also in tables: the flag's value where nothing is to be chosen in its place."""
+    return {key: with_nothing(value) if isinstance(value, Mapping) else "None" if value is None else value for key, value in values.items()}
+
+
+def _line(key: str, value: Any) -> str:
+    line = f"{key} = {_literal(value)}"
+    shown = line.encode("utf-8", "backslashreplace").decode()
+    return line if shown == line else f"# give this on the command line, a file cannot hold a name that is no UTF-8: {shown}"
 
 
 def repeating(verb: Any) -> str:
@@ -124,6 +138,29 @@ def _leading_words(arguments: Sequence[str]) -> Iterator[str]:
         if word.startswith("-"):
             return
         yield word
+
+
+def _positional_words(arguments: Sequence[str], known: Mapping[str, Flag]) -> Iterator[str]:
+    """The words that are no flags and no values of flags."""
+    values = 0.0
+    for word in arguments:
+        if word.startswith("-") and not word[1:2].isdigit():
+            name, equals, _ = word.lstrip("-").partition("=")
+            flag = known.get(name.replace("-", "_"))
+            values = 0 if equals or flag is None or flag.hint is bool else _number_of_values(flag)
+        elif values > 0:
+            values -= 1
+        else:
+            yield word
+
+
+def _number_of_values(flag: Flag) -> float:
+    """How many words follow a flag; of a list of any length all."""
+    lists = [hint for hint in (flag.hint, *get_args(flag.hint)) if get_origin(hint) is tuple]
+    if not lists or flag.appended:
+        return 1
+    inner = get_args(lists[0])
+    return math.inf if Ellipsis in inner else len(inner)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -78,13 +79,14 @@ class Eval:
         if self.tasks:
             found = self._tasks()
         else:
-            each = [self._harness(path) if self.harness else self._text(path) for path in self.run_directory]
+            measure = self._harness if self.harness else self._text
+            each = [measure(path, name) for path, name in zip(self.run_directory, distinct_names(self.run_directory), strict=True)]
             found = each[0] if len(each) == 1 else each
         if self.json:
             print(json.dumps(found))
 
-    def _text(self, path: Path) -> dict[str, Any]:
-        """Measure one model on the split."""
+    def _text(self, path: Path, name: str) -> dict[str, Any]:
+        """Measure one model, which the results call ``name``, on the split."""
         from gam_lm.checkpoint import load_tokenizer_of
         from gam_lm.cli.starting import load_started
         from gam_lm.data.tokens import prepare
@@ -105,7 +107,7 @@ class Eval:
         if len(self.run_directory) > 1:
             print(f"{path}: ", end="")
         print_evaluation(self.split, measured)
-        row: dict[str, Any] = {"model": path.name, "seed": recipe and recipe.seed, "split": self.split, "context": context}
+        row: dict[str, Any] = {"model": name, "seed": recipe and recipe.seed, "split": self.split, "context": context}
         row |= measured.figures(self.split) | {"position_nats": measured.position_nats.tolist()}
         if self.context_use:
             row["context_use"] = self._context_use(model, corpus, context)
@@ -185,8 +187,8 @@ class Eval:
             print(f"table: {self.out / 'table.md'}")
         return rows
 
-    def _harness(self, path: Path) -> dict[str, Any]:
-        """Measure one model on tasks of the harness."""
+    def _harness(self, path: Path, name: str) -> dict[str, Any]:
+        """Measure one model, which the results call ``name``, on tasks of the harness."""
         from gam_lm.checkpoint import read_json
         from gam_lm.results import Results, results_file
         from gam_lm.runtime.measure import environment
@@ -214,10 +216,21 @@ class Eval:
             print(f"{before}{task}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
         if self.out is not None:
             results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
-            row = {"model": path.name, "seed": recipe and recipe.seed, "model_config": config, "context": context, "examples": self.examples}
+            row = {"model": name, "seed": recipe and recipe.seed, "model_config": config, "context": context, "examples": self.examples}
             for task, values in figures.items():
                 results.add(row | {"task": task, **values})
         return figures
+
+
+def distinct_names(runs: Sequence[Path]) -> list[str]:
+    """What the results call each run: the name of its folder, with the folders above it where another run would be called the same."""
+    paths = [run.resolve() for run in runs]
+    found = []
+    for path in paths:
+        lengths = range(1, len(path.parts) + 1)
+        alone = (length for length in lengths if all(other.parts[-length:] != path.parts[-length:] for other in paths if other != path))
+        found.append("/".join(path.parts[-next(alone, 1) :]))
+    return found
 
 
 def print_evaluation(split: str, measured: Evaluation) -> None:

@@ -18,13 +18,14 @@ FLAT = tyro.conf.arg(name="")
 
 
 def peek(arguments: Sequence[str], flag: str) -> str | None:
-    """The value of a flag before the real parsing, which needs the defaults that depend on it."""
-    for i, argument in enumerate(arguments):
-        if argument == flag and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(flag + "="):
-            return argument.split("=", 1)[1]
-    return None
+    """The value of a flag, the last where it is repeated, before the real parsing, which needs the defaults that depend on it."""
+    found = None
+    for argument, after in zip(arguments, [*arguments[1:], None], strict=False):
+        if argument == flag and after is not None:
+            found = after
+        elif argument.startswith(flag + "="):
+            found = argument.split("=", 1)[1]
+    return found
 
 
 def command_line() -> str:

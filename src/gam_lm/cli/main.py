@@ -185,7 +185,7 @@ def parse(arguments: list[str]) -> list[Verb]:
     kind = verb_class(name)
     flags = list(flags_of(kind, positional_required=entry.positional))
     refuse_empty(flags, rest)
-    rest = with_config(rest, flags)
+    rest = with_config(rest, flags, getattr(kind, "one_of", ()))
     asked = {"-h", "--help", "--help-all"} & set(rest)
     if asked:
         from gam_lm.cli.help import show_help

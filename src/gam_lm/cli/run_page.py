@@ -97,9 +97,11 @@ class RunPage:
         start = int(counted.argmax())
         end = start + int((~counted[start:]).argmax()) - 1
         prompt = valid.ids[start - int((valid.marks.segments[:start] == valid.marks.segments[start]).sum()) : start].tolist()
-        most = min(SAMPLE_TOKENS, (self.model.config.longest or len(prompt) + SAMPLE_TOKENS) - len(prompt))
+        longest = self.model.config.longest or len(prompt) + SAMPLE_TOKENS
+        most = min(SAMPLE_TOKENS, longest // 2)
+        prompt = prompt[max(0, len(prompt) + most - longest) :]  # of a longer one its end
         stop = frozenset({int(valid.ids[end])})  # what ends an answer
-        said = list(generate(self.model.eval(), prompt, max_new_tokens=max(1, most), stop=stop, **SAMPLE))
+        said = list(generate(self.model.eval(), prompt, max_new_tokens=most, stop=stop, **SAMPLE))
         return tokenizer.decode(prompt + said).strip()
 
     @cached_property

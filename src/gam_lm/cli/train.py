@@ -38,6 +38,8 @@ class Train:
         "muon_learning_rate", "schedule", "cooldown", "clip", "keep", "compile", "validate_every", "valid_tokens",
     )  # fmt: skip
     """Flags whose values follow from the text and the machine where there is no preset."""
+    one_of: ClassVar[tuple[tuple[str, ...], ...]] = (("texts", "data", "chat"), ("batch_size", "tokens_per_step"))
+    """Flags of which a command has one alone."""
 
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
     """Text files, folders, or the name of a corpus: .txt .md .py .jsonl, also as .gz and .zst, and .parquet. Several paths are one text."""
@@ -89,6 +91,7 @@ class Train:
         from gam_lm.cli.outcome import tell
         from gam_lm.cli.run_page import RunPage
         from gam_lm.cli.training_job import Job, job_of
+        from gam_lm.runtime.ownership import owned
         from gam_lm.training.directory import claim
         from gam_lm.training.distributed import joined
         from gam_lm.training.loop import fit
@@ -107,7 +110,8 @@ class Train:
             def planned_for_all() -> Job:
                 job = planned()
                 if world.size > 1:  # the others read this plan: their own timed steps would give another
-                    claim(job.out, job.config, job.recipe, job.corpus, job.plan.to_dict())
+                    with owned(job.out):
+                        claim(job.out, job.config, job.recipe, job.corpus, job.plan.to_dict())
                 return job
 
             job = world.first(planned_for_all, then=planned)

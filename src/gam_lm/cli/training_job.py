@@ -12,7 +12,8 @@ import torch
 
 from gam_lm.checkpoint import load_config, load_model, needed, read_json
 from gam_lm.cli.architecture import SCAFFOLD, config_of_flags
-from gam_lm.cli.config_file import to_toml
+from gam_lm.cli.config_file import to_toml, with_nothing
+from gam_lm.cli.training_flags import NO_TEXT, check_flags, check_kept, check_stream, name_of, texts_of
 from gam_lm.config import ModelConfig
 from gam_lm.data.conversations import prepare_conversations
 from gam_lm.data.corpora import Corpus, load_corpus
@@ -31,8 +32,8 @@ from gam_lm.serve.chat import TEMPLATE, Chat, compiled, read_chat_template
 from gam_lm.training.batches import Stream
 from gam_lm.training.directory import check_claimable
 from gam_lm.training.loop import new_model
-from gam_lm.training.plan import CONTEXTS, SIZES, VOCABULARY, Plan, Size, rows_of_step, vocabulary_for
-from gam_lm.training.planning import Planner
+from gam_lm.training.plan import SIZES, VOCABULARY, Plan, Size, rows_of_step, vocabulary_for
+from gam_lm.training.planning import Planner, longest_context
 from gam_lm.training.recipe import TrainConfig
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 RECIPE = tuple(field.name for field in dataclasses.fields(TrainConfig))
 
-TEXT = ("vocab_size", "tokenizer", "train_rows", "valid_rows", "valid_tokens")
+TEXT = ("vocab_size", "tokenizer", "train_rows", "valid_rows")
 """Flags that say how a text is read."""
 
 
@@ -70,8 +71,9 @@ class Job:
 
     def keep_beside(self) -> None:
         """Write what belongs to the model beside it: the file that repeats the run, and its chat template."""
-        if (source := template_source(self.plan)) is not None:
-            write_text(self.out / "chat_template.jinja", source)
+        file = self.out / "chat_template.jinja"
+        if not file.is_file() and (source := template_source(self.plan)) is not None:
+            write_text(file, source)
         write_text(self.out / "run.toml", self.toml())
 
     def toml(self) -> str:
@@ -84,8 +86,10 @@ class Job:
         options = {} if plan.start else self.config.to_dict()["options"]
         model = {"dropout": config["dropout"]} if plan.start else config
         rows: dict[str, Any] = {"stream": True} if plan.lanes else {"train_rows": plan.train_rows, "valid_rows": plan.valid_rows}
-        rows["valid_tokens"] = plan.valid_tokens
-        return to_toml({**what, **made, **rows, **model, **self.recipe.to_dict(), **options})
+        if not plan.chat:
+            rows["valid_tokens"] = plan.valid_tokens
+        decided = {**model, **self.recipe.to_dict(), **options}
+        return to_toml({**what, **made, **rows, **with_nothing(decided)})
 
 
 def job_of(train: Train, device: torch.device) -> Job:
@@ -94,40 +98,15 @@ def job_of(train: Train, device: torch.device) -> Job:
     Raises:
         InputError: for flags that do not go together, a text that cannot be read, or a directory that cannot go on.
     """
-    if train.minutes <= 0:
-        raise InputError(f"minutes is {train.minutes:g}: use a number above 0")
-    if train.valid_tokens is not None and train.valid_tokens < 1:
-        raise InputError(f"valid_tokens is {train.valid_tokens}: use a whole number of at least 1")
-    if train.tokens_per_step is not None and "batch_size" in train.given:
-        raise InputError(f"tokens_per_step is {train.tokens_per_step}, and batch_size is given too: use one of them")
-    texts = _texts(train)
-    out = train.out or Path("runs") / _name(train, texts)
+    check_flags(train)
+    texts = texts_of(train)
+    out = train.out or Path("runs") / name_of(train, texts)
     check_claimable(out)
     if (out / "recipe.json").is_file() and train.preset is None:
         return _again(train, texts, out, read_json(out / "recipe.json"))
     if not texts:
-        raise InputError("data is not given: name a text, as in `gam train my_text.txt`, or use --data with a corpus name or a path, or --preset")
+        raise InputError(NO_TEXT)
     return _new(train, texts, out, device)
-
-
-def _texts(train: Train) -> tuple[str, ...]:
-    if train.chat is not None:
-        if train.start is None and not (train.out is not None and (train.out / "recipe.json").is_file()):
-            raise InputError(f"chat is {str(train.chat)!r}, and a model has to know the language first: add --from RUN, a run that `gam train` wrote")
-        if train.texts or "data" in train.given:
-            raise InputError(f"chat is {str(train.chat)!r}, and a text is given too: train on one after the other, the second with --from")
-        return (str(train.chat),)
-    if train.texts and "data" in train.given:
-        raise InputError(f"data is {train.text.data!r}, and {train.texts[0]!r} is given too: use one of them")
-    return train.texts or ((train.text.data,) if train.text.data is not None else ())
-
-
-def _name(train: Train, texts: tuple[str, ...]) -> str:
-    """The default name of a run directory."""
-    if not texts:
-        raise InputError("data is not given: name a text, as in `gam train my_text.txt`, or use --data with a corpus name or a path, or --preset")
-    stem = Path(texts[0]).expanduser().resolve().name.partition(".")[0] or "text"
-    return stem if train.start is None else f"{train.start.resolve().name}-{stem}"
 
 
 def _new(train: Train, texts: tuple[str, ...], out: Path, device: torch.device) -> Job:
@@ -136,7 +115,7 @@ def _new(train: Train, texts: tuple[str, ...], out: Path, device: torch.device) 
     if train.tokens_per_step is not None and "accumulate" not in train.given:
         fixed.pop("accumulate", None)
     if train.stream:
-        _check_stream(train, texts)
+        check_stream(train, texts)
     start = None if train.start is None else load_config(train.start)
     plan = Plan(
         texts=texts, minutes=0 if told or fixed.get("steps") or "epochs" in fixed else train.minutes, vocab_size=_vocabulary(train, texts),
@@ -146,14 +125,14 @@ def _new(train: Train, texts: tuple[str, ...], out: Path, device: torch.device) 
         lanes=int(train.stream),  # how many there are to be is known when the batch is
     )  # fmt: skip
     if start is not None:
-        _check_kept(train, start)
-    whole = _prepared(plan, train.recipe.context if "context" in train.given else CONTEXTS[0])
+        check_kept(train)
+    whole = _prepared(plan, train.recipe.context if start is None or "context" in train.given else longest_context(start), Path(plan.start))
 
-    def config_at(size: Size, dropout: float | None) -> ModelConfig:
+    def config_at(size: Size, dropout: float) -> ModelConfig:
         if start is not None:
             return start.replace(dropout=train.architecture.dropout if "dropout" in train.given else dropout)
         found = {"hidden_size": size.hidden_size, "num_hidden_layers": size.num_hidden_layers, "dropout": dropout}
-        open_ = {} if told else {name: value for name, value in found.items() if name not in train.given and value is not None}
+        open_ = {} if told else {name: value for name, value in found.items() if name not in train.given}
         return config_of_flags(train.architecture, vocab_size=whole.vocab_size, **open_)
 
     planner = Planner(corpus=whole, device=device, minutes=train.minutes, config_at=config_at, fixed=fixed, fine_tuning=start is not None,
@@ -175,18 +154,16 @@ def _again(train: Train, texts: tuple[str, ...], out: Path, saved: Mapping[str, 
         raise InputError(f"{out / 'recipe.json'} is broken (no {error}): copy it again or choose a new folder") from error
     asked = {
         "from": str(train.start), "chat": train.chat is not None, "model": train.model, "minutes": train.minutes, "vocab_size": train.architecture.vocab_size,
-        "tokenizer": train.text.tokenizer, "train_rows": train.text.train_rows, "valid_rows": train.text.valid_rows, "valid_tokens": train.valid_tokens,
+        "tokenizer": train.text.tokenizer, "train_rows": train.text.train_rows, "valid_rows": train.text.valid_rows,
     }  # fmt: skip
     asked = {name: value for name, value in asked.items() if name in train.given}
     if "plan" not in saved:  # what it does not say of the text, the flags say
-        plan = dataclasses.replace(plan, **{name: asked.pop(name) for name in TEXT if name in asked})
+        said = {name: asked.pop(name) for name in TEXT if name in asked}
+        plan = dataclasses.replace(plan, **said, valid_tokens=train.valid_tokens or 0)
     for name, value in asked.items():
         kept = getattr(plan, "start" if name == "from" else name)
         if value != kept and not (name == "minutes" and not plan.minutes):
-            raise InputError(
-                f"out is {str(out)!r}, which holds another run ({name} {kept or 'not given'}, not {value}): leave --{name.replace('_', '-')} out to go on with it, "
-                "or choose a new --out"
-            )
+            raise _another_run(out, name, kept or "not given", value)
     if train.stream and not plan.lanes:
         raise InputError(f"out is {str(out)!r}, which holds a run of a prepared text: leave --stream out to go on with it, or choose a new --out")
     changes = {name: getattr(train.architecture, name) for name in (field.name for field in SCAFFOLD) if name in train.given and name != "vocab_size"}
@@ -199,16 +176,22 @@ def _again(train: Train, texts: tuple[str, ...], out: Path, saved: Mapping[str, 
     config = changed(config, changes)
     recipe = recipe.replace(**{name: getattr(train.recipe, name) for name in RECIPE if name in train.given})
     if train.tokens_per_step is not None and rows_of_step(train.tokens_per_step, recipe.context) != recipe.batch_size:
-        raise InputError(
-            f"out is {str(out)!r}, which holds another run (tokens_per_step {recipe.batch_size * recipe.context}, not {train.tokens_per_step}): "
-            "leave --tokens-per-step out to go on with it, or choose a new --out"
-        )
+        raise _another_run(out, "tokens_per_step", recipe.batch_size * recipe.context, train.tokens_per_step)
     plan = dataclasses.replace(plan, texts=texts or plan.texts)
     if not plan.texts:
         raise InputError(f"data is not given, and {str(out)!r} does not say what it was trained on: name its text")
-    whole = _prepared(plan, recipe.context)
+    whole = _prepared(plan, recipe.context, Path(plan.start) if (Path(plan.start) / "tokenizer.json").is_file() else out)
     corpus = with_first_tokens(whole, "valid", plan.valid_tokens or whole.splits["valid"].tokens)
+    measured = corpus.splits["valid"].tokens
+    if train.valid_tokens is not None and with_first_tokens(whole, "valid", train.valid_tokens).splits["valid"].tokens != measured:  # there may be fewer
+        raise _another_run(out, "valid_tokens", measured, train.valid_tokens)
     return Job(out=out, config=config, recipe=recipe, plan=plan, whole=whole, corpus=corpus, stream=_stream_of(plan))
+
+
+def _another_run(out: Path, name: str, kept: object, asked: object) -> InputError:
+    return InputError(
+        f"out is {str(out)!r}, which holds another run ({name} {kept}, not {asked}): leave --{name.replace('_', '-')} out to go on with it, or choose a new --out"
+    )
 
 
 def _unplanned(saved: Mapping[str, Any], config: ModelConfig, texts: tuple[str, ...]) -> Plan:
@@ -217,14 +200,6 @@ def _unplanned(saved: Mapping[str, Any], config: ModelConfig, texts: tuple[str, 
         texts=texts, minutes=0, vocab_size=saved["corpus"]["vocab_size"], tokenizer=saved["corpus"]["tokenizer"].partition(":")[0], model="-".join(config.mixers),
         valid_tokens=0, seconds=0,
     )  # fmt: skip
-
-
-def _check_stream(train: Train, texts: tuple[str, ...]) -> None:
-    """Raise InputError for flags that say how a text is read whole."""
-    if train.chat is not None or train.preset is not None or len(texts) > 1:
-        raise InputError("stream is True: give one data set, without --chat and --preset")
-    if named := {"train_rows", "valid_rows", "epochs"} & train.given:
-        raise InputError(f"{min(named)} is given with --stream, which reads on as long as the run does: leave it out and use --steps or --minutes")
 
 
 def _streamed(plan: Plan) -> tuple[DataSet, Corpus]:
@@ -254,10 +229,12 @@ def _vocabulary(train: Train, texts: tuple[str, ...]) -> int:
     return vocabulary_for(known, train.minutes)
 
 
-def _prepared(plan: Plan, context: int) -> TokenCorpus:
-    """The text of a plan as token ids."""
+def _prepared(plan: Plan, context: int, start: Path) -> TokenCorpus:
+    """The text of a plan as token ids; a plan that starts from a run takes tokenizer and template from ``start``: that run, or the own one."""
+    if plan.start:
+        plan = dataclasses.replace(plan, tokenizer=str(needed(start, "tokenizer.json")))
     if plan.chat:
-        template, special = read_chat_template(Path(plan.start))
+        template, special = read_chat_template(start)
         chat = Chat(load_tokenizer(plan.tokenizer), template or compiled(TEMPLATE, "the library"), special)
         return prepare_conversations(Path(plan.texts[0]), Path(plan.tokenizer), chat.marked, context)
     if plan.lanes:
@@ -287,11 +264,3 @@ def _model_of(run: Path, config: ModelConfig) -> str:
     plan = read_json(file).get("plan") if file.is_file() else None
     name = plan.get("model") if isinstance(plan, dict) else None
     return name if isinstance(name, str) else "-".join(config.mixers)
-
-
-def _check_kept(train: Train, start: ModelConfig) -> None:
-    """Raise InputError for flags that would change the model or the tokenizer of the run to start from."""
-    scaffold = {field.name for field in SCAFFOLD} - {"dropout"}
-    for name in sorted(train.given):
-        if name in scaffold or name in ("model", "tokenizer", "preset") or name.partition(".")[0] in mixer_names():
-            raise InputError(f"--{name.replace('_', '-')} is given with --from, which keeps model and tokenizer: leave one of them out")

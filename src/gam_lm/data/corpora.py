@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from pathlib import Path
 from gam_lm.data import stdlib
 from gam_lm.data.left_out import LeftOut
 from gam_lm.errors import InputError, unknown_name
+
+logger = logging.getLogger("gam_lm")
 
 Documents = Callable[[], Iterator[str]]
 """Iterates the documents of a split anew at each call, holding one at a time."""
@@ -58,6 +61,8 @@ def load_corpus(data: str | Sequence[str], *, rows: bool = False) -> Corpus:
         if len(data) > 1:
             return _at_paths(data)
         [data] = data
+    if data in CORPUS_NAMES and os.path.lexists(data):
+        logger.info("data %s is the corpus of that name, not what is in this folder: for that write ./%s", data, data)
     if data == "stdlib":
         return Corpus(data, stdlib.splits(), stdlib.stamp())
     if data == "gutenberg":

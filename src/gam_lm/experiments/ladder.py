@@ -128,7 +128,7 @@ def _decided(rung: Rung, corpus: TokenCorpus, run: Path, device: torch.device) -
         return ModelConfig.from_dict(saved["model_config"]), TrainConfig.from_dict(saved["train_config"]), plan.valid_tokens, plan.seconds
     size = Size(rung.hidden_size, rung.num_hidden_layers, 0, 0)
 
-    def config_at(size: Size, dropout: float | None) -> ModelConfig:
+    def config_at(size: Size, dropout: float) -> ModelConfig:
         base = {"vocab_size": corpus.vocab_size, "hidden_size": size.hidden_size, "num_hidden_layers": size.num_hidden_layers, "dropout": dropout or 0.0}
         return named_model(rung.model, base)
 

@@ -73,7 +73,7 @@ def run_page(lines: Sequence[Mapping[str, Any]], facts: RunFacts) -> str:
 
 def write_run_page(path: Path, lines: Sequence[Mapping[str, Any]], facts: RunFacts) -> None:
     """Write `run_page`. Raises InputError where the place cannot be written."""
-    write_text(path, run_page(lines, facts))
+    write_text(path, run_page(lines, facts).encode("utf-8", "backslashreplace").decode())  # a name of a file may be no UTF-8
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

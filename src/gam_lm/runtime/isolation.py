@@ -33,6 +33,8 @@ PARENT_SECONDS = 0.5
 START_SECONDS = 180.0
 """The most that starting Python and importing torch may take, which no limit counts."""
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
 SHARE_OF_MEMORY = 0.8
 """Of what is available, for a process whose limit is not given."""
 
@@ -189,9 +191,11 @@ def available_mb() -> float:
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         found += [int(line.split()[1]) / 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")]
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit, used, parts = (CONTROL_GROUP / f"memory.{name}" for name in ("max", "current", "stat"))
     if limit.exists() and used.exists() and (most := limit.read_text().strip()).isdigit():
-        found.append((int(most) - int(used.read_text())) / 2**20)
+        lines = parts.read_text().splitlines() if parts.exists() else ()
+        given_back = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))  # pages of files that were read, which count as used
+        found.append((int(most) - int(used.read_text()) + given_back) / 2**20)
     return min(found, default=8192.0)
 
 

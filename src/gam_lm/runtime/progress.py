@@ -22,9 +22,9 @@ SECONDS_BETWEEN_LINES = 30.0
 class Progress:
     """Counts the work done; made by `progress`."""
 
-    def __init__(self, description: str, total: int | None, unit: str) -> None:
+    def __init__(self, description: str, total: int | None, unit: str, done: int = 0) -> None:
         self.description, self.total, self.unit = description, total, unit
-        self.done = 0
+        self.done = self._before = done
         self._started = self._said = time.monotonic()
 
     def now(self, what: str) -> None:
@@ -37,7 +37,7 @@ class Progress:
         now = time.monotonic()
         if now - self._said >= SECONDS_BETWEEN_LINES:
             self._said = now
-            rate = self.done / (now - self._started)
+            rate = (self.done - self._before) / (now - self._started)
             left = f", {(self.total - self.done) / rate:.0f} s left" if self.total else ""
             logger.info(
                 "%s: %d%s %s, %.1f/s%s%s",
@@ -52,10 +52,10 @@ class Progress:
 
 
 class _Bar(Progress):
-    def __init__(self, description: str, total: int | None, unit: str, bars: Bars) -> None:
-        super().__init__(description, total, unit)
+    def __init__(self, description: str, total: int | None, unit: str, bars: Bars, done: int = 0) -> None:
+        super().__init__(description, total, unit, done)
         self.bars = bars
-        self.task = bars.add_task(description, total=total, note="", unit=unit)
+        self.task = bars.add_task(description, total=total, completed=done, note="", unit=unit)
 
     def now(self, what: str) -> None:
         self.bars.update(self.task, note=what)
@@ -70,16 +70,18 @@ _open: list[Bars] = []
 
 
 @contextmanager
-def progress(description: str, total: int | None, unit: str = "steps") -> Iterator[Progress]:
+def progress(description: str, total: int | None, unit: str = "steps", *, done: int = 0) -> Iterator[Progress]:
     """Show how far ``total`` pieces of work are; None where their number is not known. Inside another one it shows a second bar below.
+
+    What was ``done`` before, by a run that goes on, counts to the total and not to the rate.
 
     Only the first process of a distributed run shows anything.
     """
     if processes.rank() or not sys.stderr.isatty():
-        yield Progress(description, total, unit)
+        yield Progress(description, total, unit, done)
         return
     if _open:
-        bar = _Bar(description, total, unit, _open[0])
+        bar = _Bar(description, total, unit, _open[0], done)
         try:
             yield bar
         finally:
@@ -102,6 +104,6 @@ def progress(description: str, total: int | None, unit: str = "steps") -> Iterat
     with RichProgress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
         _open.append(bars)
         try:
-            yield _Bar(description, total, unit, bars)
+            yield _Bar(description, total, unit, bars, done)
         finally:
             _open.remove(bars)

@@ -135,8 +135,7 @@ class _Run:
         self.compiled = compile_for_training(self.model, self.recipe, self.total)
         self.model.train()
         try:
-            with progress(self.label, self.total, "steps") as bar:
-                bar.advance(self.step)
+            with progress(self.label, self.total, "steps", done=self.step) as bar:
                 while True:
                     self._record()
                     if self.step >= self.total:

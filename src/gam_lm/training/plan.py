@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from gam_lm.errors import InputError
+from gam_lm.errors import InputError, check_object, checked
 from gam_lm.training.recipe import TrainConfig
 
 T = TypeVar("T")
@@ -198,9 +197,9 @@ def recipe_for(*, hidden_size: int, tokens_seen: float, gpu: bool = False, minut
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class Plan:
-    """What a run is going to do, to be told before it starts and to be gone on with when it starts again."""
+    """What a run is going to do, to be told before it starts and to be gone on with when it starts again. Raises InputError for a value that cannot be used."""
 
     texts: tuple[str, ...]
     """Paths or names of what is read."""
@@ -234,10 +233,8 @@ class Plan:
     @classmethod
     def from_dict(cls, values: object) -> Plan:
         """The inverse of `to_dict`. Raises InputError where it is no plan."""
-        fields = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or not values.keys() <= fields:
-            raise InputError("the saved plan is broken: choose a new folder")
         try:
-            return cls(**values | {"texts": tuple(values["texts"])})
-        except (TypeError, KeyError) as error:
+            check_object("the plan", values)
+            return cls(**values)  # type: ignore[arg-type]
+        except InputError as error:
             raise InputError(f"the saved plan is broken ({error}): choose a new folder") from error

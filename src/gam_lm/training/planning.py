@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gam_lm.config import ModelConfig
+from gam_lm.data.blocks import TrainingBlocks
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.diagnostics.cost import BYTES_PER_PARAMETER, model_cost
 from gam_lm.model import count_parameters
@@ -79,8 +80,8 @@ class Planner:
     """Where it will be trained."""
     minutes: float
     """The time to fill."""
-    config_at: Callable[[Size, float | None], ModelConfig]
-    """The model of a rung with a dropout; what the user fixed is as fixed, and None leaves the dropout as it is."""
+    config_at: Callable[[Size, float], ModelConfig]
+    """The model of a rung with a dropout; what the user fixed is as fixed."""
     fixed: Mapping[str, Any]
     """Fields of TrainConfig that the user named."""
     fine_tuning: bool = False
@@ -147,22 +148,26 @@ class Planner:
         if self.tokens_per_step is not None:
             batch_size = max(1, self.tokens_per_step // CONTEXTS[0])
         train, valid = self.corpus.splits["train"], self.corpus.splits["valid"]
-        context = CONTEXTS[0] if train.marks is not None else context_for(train.tokens, valid.tokens, batch_size)
-        if train.marks is None and config.longest is not None:
-            context = min(context, config.longest)
+        context = min(longest_context(config), CONTEXTS[0] if train.marks is not None else context_for(train.tokens, valid.tokens, batch_size))
+        context = self.fixed.get("context", context)
         if self.tokens_per_step is not None:
-            context = self.fixed.get("context", context)
             fixed = {**self.fixed, "batch_size": rows_of_step(self.tokens_per_step, context)}
             asked = recipe.replace(**{**fixed, "context": context, "accumulate": 1, "steps": None})
             return asked.replace(accumulate=self.fixed.get("accumulate") or parts_that_fit(config, asked, self.device, self.shard))
         if "batch_size" not in self.fixed and "accumulate" not in self.fixed:
-            batch_size = min(batch_size, max(1, train.tokens // (2 * context)))
+            blocks = TrainingBlocks(train.ids, context=context, batch_size=1, seed=0, overlap=self.fixed.get("blocks") != "paper", marks=train.marks)
+            batch_size = min(batch_size, max(1, blocks.blocks_per_epoch // 2))
         return recipe.replace(**{"batch_size": batch_size, "context": context, **self.fixed, "steps": None})
 
     def _steps(self, recipe: TrainConfig) -> int | None:
         if self.fixed.get("steps") is not None:
             return int(self.fixed["steps"])
         return recipe.total_steps(Batches(self.corpus, recipe).steps_per_epoch) if "epochs" in self.fixed else None
+
+
+def longest_context(config: ModelConfig) -> int:
+    """Tokens of the longest sequence that a plan takes for a model."""
+    return min(CONTEXTS[0], config.longest or CONTEXTS[0])
 
 
 def parts_that_fit(config: ModelConfig, recipe: TrainConfig, device: torch.device, shard: bool = False) -> int:

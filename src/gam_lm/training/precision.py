@@ -21,9 +21,10 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if found else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device is {name!r}, which is not here ({str(error).splitlines()[0]}): use auto or cpu") from error
+        torch.zeros(1, device=device).item()  # a device that holds no numbers, as meta, has none to give back
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"device is {name!r}, which is not here ({reason}): use auto or cpu") from error
     return device
 
 

@@ -13,6 +13,7 @@ from gam_lm.errors import InputError
 from gam_lm.report import seed_plot
 from gam_lm.report.compare import find, over_the_lowest, primary_pairs
 from gam_lm.report.plots import save
+from gam_lm.report.sections import differences
 from gam_lm.report.tables import curves, quality
 from gam_lm.report.verdict import compare
 from gam_lm.results import Results, read_blocks, read_documents, write_blocks
@@ -272,3 +273,37 @@ def test_bench_saves_test_blocks_documents_and_what_was_named_before(tmp_path, c
     for split in ("val", "test"):
         said = said_by(capsys, str(out), "--split", split)
         assert "named primary before the runs" in said and "documents" in said
+
+
+def test_a_primary_comparison_names_none_of_several_variants(tmp_path):
+    rates = [
+        {"model": name, "seed": seed, "model_config": {"hidden_size": 8}, "train_config": {"learning_rate": rate}, "parameters": 1,
+         "val_nats_per_token": 5 + 0.01 * rng.normal()}
+        for rng in [np.random.default_rng(0)] for name in ("gam", "llama") for rate in (2e-3, 4e-3) for seed in range(3)
+    ]  # fmt: skip
+    (tmp_path / "a").mkdir()
+    place = written(tmp_path / "a", {}, primary=[["gam", "llama"]], margin=0.5, extra=rates)
+    found = compare([place])
+    assert len(found.comparisons) == found.corrected == 6 and not any(each.primary or each.no_loss for each in found.comparisons)
+    assert "named gam:llama primary and has several variants of gam" in found.paragraph()
+    now = compare([place], primary=["gam (learning_rate=0.002):llama (learning_rate=0.002)"])
+    assert [each.primary for each in now.comparisons].count("with this command") == 1
+
+
+def test_a_primary_comparison_across_folders_was_named_in_both(tmp_path):
+    first = written(tmp_path / "a", {"gam": 5.0, "llama": 5.1}, primary=[["gam", "llama"]])
+    silent, named = written(tmp_path / "b", {"llama": 5.2}), written(tmp_path / "c", {"llama": 5.2}, primary=[["llama", "gam"]])
+    assert compare([first]).comparisons[0].primary == "before the runs"
+    assert compare([f"{first}:gam", f"{silent}:llama"]).comparisons[0].primary is None
+    assert compare([f"{first}:gam", f"{named}:llama"]).comparisons[0].primary == "before the runs"
+
+
+def test_one_section_says_the_same_of_a_pair_in_both_of_its_tables(tmp_path):
+    place = tmp_path / "a"
+    written(place, {f"gam+num_heads={n}": 5 + 0.01 * n for n in range(1, 7)}, noise=0.01)
+    results = json.loads((place / "results.json").read_text())
+    lowest, over = over_the_lowest(find(str(place)))
+    pairs = {row[0]: row[1] for row in differences(results, place).rows}
+    assert len(over) == 5
+    for name, each in over.items():
+        assert f"{abs(each.mean):.4f} ± {each.half_width:.4f}" in (pairs.get(f"{name} − {lowest}") or pairs[f"{lowest} − {name}"])

@@ -62,10 +62,12 @@ def context_use(
         advance: called with the number of sequences after each batch.
 
     Raises:
-        InputError: for d < 1, or a split without enough places that have the context within their document.
+        InputError: for d < 1, fewer than two targets, or a split without enough places that have the context within their document.
     """
     if min(distances, default=1) < 1:
         raise InputError(f"context_use holds {min(distances)}: use numbers of tokens from 1 up")
+    if targets < 2:
+        raise InputError(f"targets is {targets}: use at least 2, the interval is over the targets")
     limit = model.config.longest or math.inf
     wanted = sorted({*distances})
     allowed = [d for d in wanted if d <= limit]

@@ -11,7 +11,7 @@ from gam_lm.report.compare import Measured, corrected, difference, difference_wo
 from gam_lm.report.published import TABLE_3
 from gam_lm.report.rows import Row, by_variant, differing, floors, same_but, settings_of, trained
 from gam_lm.report.statistics import Difference, shown
-from gam_lm.report.tables import INTERVALS, Table, floor_cells, interval, mean, provenance
+from gam_lm.report.tables import INTERVALS, Table, finite, floor_cells, interval, mean, provenance, seeds
 
 
 def ablation(results: Mapping[str, Any], directory: Path | None = None) -> Table:
@@ -30,12 +30,12 @@ def ablation(results: Mapping[str, Any], directory: Path | None = None) -> Table
     for name, group in variants(results).items():
         published = TABLE_3.get(group[0]["model"])
         cells = [
-            name, f"{group[0]['parameters']:,}", f"{group[0]['paper_size_parameters']:,}", interval(group, "val_nats_per_token", "{:.4f}"),
-            mean(group, "val_ppl", "{:,.2f}"), mean(group, "val_bits_per_byte", "{:.4f}"), difference_words(above.get(name)), str(len(group)),
+            name, f"{group[0]['parameters']:,}", f"{group[0]['paper_size_parameters']:,}", interval(finite(group), "val_nats_per_token", "{:.4f}"),
+            mean(finite(group), "val_ppl", "{:,.2f}"), mean(finite(group), "val_bits_per_byte", "{:.4f}"), difference_words(above.get(name)), seeds(group),
             f"{published.val_ppl:.2f}" if published else "",
         ]  # fmt: skip
         if paper:
-            cells.insert(5, mean(group, "paper_val_ppl", "{:,.2f}"))
+            cells.insert(5, mean(finite(group), "paper_val_ppl", "{:,.2f}"))
         lines.append(cells)
     below = [floor_cells(row, columns) for row in floors(results)]
     return Table(columns=columns, rows=lines, floors=below, title="Ablation", note=f"{INTERVALS} {provenance(results)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -33,6 +34,8 @@ class Measured:
     """The comparisons that its results.json named before the runs."""
     margin: float | None = None
     """The margin of "no loss" in nats per token that its results.json named before the runs."""
+    alone: bool = True
+    """Whether its results.json has no other variant of the model: what was named there says the model's name, and of several variants it tells none."""
 
     def compared(self, split: str = "val") -> list[Row]:
         """The rows that a comparison counts."""
@@ -47,9 +50,13 @@ class Measured:
         """What tells it from every other."""
         return self.directory.resolve(), self.name
 
+    def was_called(self, name: str) -> bool:
+        """Whether a results.json that says ``name`` before the runs means this model, which is the only one of that name there."""
+        return self.alone and name == self.rows[0]["model"]
+
     def is_called(self, name: str) -> bool:
-        """Whether ``name`` is the model's, with its variant or without."""
-        return name in (self.name, self.rows[0]["model"])
+        """Whether ``name`` is the model's: with its variant, or without where there is no other variant."""
+        return name == self.name or self.was_called(name)
 
 
 def diverged(row: Row) -> bool:
@@ -97,38 +104,65 @@ def corrected(differences: Mapping[Key, Difference], primary: Sequence[Key] = ()
 def measured(results: Mapping[str, Any], directory: Path) -> list[Measured]:
     """The models of the results.json in ``directory`` that were trained to be compared; a model all of whose trainings diverged has no row to compare."""
     primary = [(first, second) for first, second in results.get("primary", ())]
+    groups = by_variant(trained(results))
+    variants = Counter(group[0]["model"] for group in groups.values())
     found = [
-        Measured(name=name, rows=group, directory=directory, corpus=results["corpus"], primary=primary, margin=results.get("margin"))
-        for name, group in by_variant(trained(results)).items()
-    ]
+        Measured(
+            name=name, rows=group, directory=directory, corpus=results["corpus"], primary=primary, margin=results.get("margin"),
+            alone=variants[group[0]["model"]] == 1,
+        )
+        for name, group in groups.items()
+    ]  # fmt: skip
     return [each for each in found if each.diverged() or each.compared()]
 
 
-def named_primary(a: Measured, b: Measured, pairs: Sequence[Pair]) -> bool:
-    """Whether the comparison of two models is one of ``pairs``, in either order."""
-    return any((a.is_called(x) and b.is_called(y)) or (a.is_called(y) and b.is_called(x)) for x, y in pairs)
+def named_before(a: Measured, b: Measured) -> Pair | None:
+    """The comparison of two models as it was named before the runs: by the results.json that has both, or by those of both. None where it was not."""
+    one_file = a.place[0] == b.place[0]
+    for x, y in a.primary:
+        if not (one_file or (x, y) in b.primary or (y, x) in b.primary):
+            continue
+        if (a.was_called(x) and b.was_called(y)) or (a.was_called(y) and b.was_called(x)):
+            return x, y
+    return None
 
 
-def in_named_order(a: Measured, b: Measured, pairs: Sequence[Pair]) -> tuple[Measured, Measured]:
-    """The two models, the one first that is first in ``pairs``: "no loss" is claimed of it."""
-    return (b, a) if any(b.is_called(x) and a.is_called(y) for x, y in pairs) else (a, b)
+def named_now(a: Measured, b: Measured, pairs: Sequence[Pair]) -> Pair | None:
+    """The one of ``pairs`` that is the comparison of two models, in either order."""
+    return next(((x, y) for x, y in pairs if (a.is_called(x) and b.is_called(y)) or (a.is_called(y) and b.is_called(x))), None)
+
+
+def in_named_order(a: Measured, b: Measured, now: Sequence[Pair]) -> tuple[Measured, Measured]:
+    """The two models, the one first that is named first, before the runs or ``now``: "no loss" is claimed of it."""
+    pair = named_before(a, b) or named_now(a, b, now)
+    return (a, b) if pair is None or a.is_called(pair[0]) else (b, a)
+
+
+def ranked(models: Sequence[Measured]) -> list[Measured]:
+    """The models with a finite loss, from the lowest mean on."""
+    finite = [each for each in models if each.compared()]
+    return sorted(finite, key=lambda each: math.fsum(row["val_nats_per_token"] for row in each.compared()) / len(each.compared()))
+
+
+def over_the_first(models: Sequence[Measured]) -> dict[Place, Difference]:
+    """How far each of the `ranked` models is above the first, by place, as far as they have a seed in common.
+
+    Holm's correction counts every pair of the models that was not named primary: which one is the lowest was not known before.
+    """
+    pairs = {(a.place, b.place): (a, b) for b, a in combinations(models, 2)}
+    found = {key: summary for key, (a, b) in pairs.items() if (summary := difference(a, b)) is not None}
+    known = corrected(found, [key for key, (a, b) in pairs.items() if named_before(a, b)])
+    return {above: each for (above, below), each in known.items() if below == models[0].place}
 
 
 def over_the_lowest(models: Sequence[Measured]) -> tuple[str, dict[str, Difference]]:
-    """The model of the lowest mean loss, and how far the others are above it, as far as they have a seed in common with it.
-
-    The comparisons that were not named primary carry Holm's correction. That the lowest was chosen by the same losses is not corrected for.
+    """The model of the lowest mean loss, and how far the others of its results.json are above it, as `over_the_first` counts it.
 
     Returns:
         Its name, empty where no training ended with a finite loss, and the differences by name.
     """
-    finite = [each for each in models if each.compared()]
-    if not finite:
-        return "", {}
-    lowest = min(finite, key=lambda each: math.fsum(row["val_nats_per_token"] for row in each.compared()) / len(each.compared()))
-    found = {each.name: summary for each in finite if each is not lowest and (summary := difference(each, lowest)) is not None}
-    primary = [each.name for each in finite if named_primary(each, lowest, each.primary)]
-    return lowest.name, corrected(found, primary)
+    finite = ranked(models)
+    return (finite[0].name, {name: each for (_, name), each in over_the_first(finite).items()}) if finite else ("", {})
 
 
 def difference_words(difference: Summary | None, digits: int = 4) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gam_lm.report.plots import Lines, decades, new_figure, save
-from gam_lm.report.rows import ERRORS, by_model, by_setting, errors_of, machine_line, setting_name, three_digits
+from gam_lm.report.rows import ERRORS, by_network, by_setting, errors_of, machine_line, setting_name, three_digits
 from gam_lm.report.tables import Table
 from gam_lm.results import read_results
 from gam_lm.runtime.files import write_text
@@ -43,7 +43,7 @@ def decoding(results: Mapping[str, Any]) -> list[Table]:
         columns += [f"State after {n:,} (KB)" for n in dict.fromkeys((first, last))]
         exact = any("output_error" in row for row in rows)
         columns += [ERRORS] * exact
-        lines = [_cells(name, group, contexts) + [next((errors_of(row) for row in group if row["outcome"] == "ok"), "")] * exact for name, group in by_model(rows).items()]
+        lines = [_cells(name, group, contexts) + [next((errors_of(row) for row in group if row["outcome"] == "ok"), "")] * exact for name, group in by_network(rows).items()]
         measured = sorted({f"{row['bandwidth'] / 1e9:.0f}" for row in rows if row["outcome"] == "ok"}, key=float)
         bandwidth = f"{' to '.join(dict.fromkeys((measured[0], measured[-1])))} GB/s" if measured else "not measured"
         note = (
@@ -78,7 +78,7 @@ def decode_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
         figure, axes = new_figure()
         axes.set_xscale("log")
         lines = Lines(axes)
-        for name, group in by_model(rows).items():
+        for name, group in by_network(rows).items():
             points = {row["context"]: row["step_ms"] for row in group if row["outcome"] == "ok"}
             failed = sorted((row["context"], row["outcome"]) for row in group if row["outcome"] != "ok")
             if points:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from gam_lm.errors import InputError
-from gam_lm.report.compare import Measured, corrected, difference, difference_words, find, measured, named_primary
+from gam_lm.report.compare import Measured, difference_words, find, measured, over_the_first, ranked
 from gam_lm.report.plots import loss_curves
 from gam_lm.report.rows import floor_name, floors, footnotes
 from gam_lm.report.sections import kind_of
@@ -62,15 +61,11 @@ def found_lead(paths: Sequence[Path]) -> Lead | None:
 
 
 def _lead(models: Sequence[Measured]) -> Lead:
-    finite = sorted((each for each in models if each.compared()), key=_loss)
+    finite = ranked(models)
     if len(finite) < 2:
         raise InputError(f"lead has {len(finite)} model with a finite loss: name at least two")
     lowest, others = finite[0], finite[1:]
-    # Every pair counts in the correction, as in `gam compare`: which model is the lowest was not known before.
-    pairs = {(a.place, b.place): (a, b) for b, a in combinations(finite, 2)}
-    found = {key: summary for key, (a, b) in pairs.items() if (summary := difference(a, b)) is not None}
-    primary = [key for key, (a, b) in pairs.items() if named_primary(a, b, [*a.primary, *b.primary])]
-    known = {key[0]: each for key, each in corrected(found, primary).items() if key[1] == lowest.place}
+    known = over_the_first(finite)
     folders = {each.directory: read_results(each.directory / "results.json") for each in finite}
     first = folders[lowest.directory]
     counts = [row for row in floors(first) if "val_nats_per_token" in row]

@@ -14,6 +14,7 @@ import numpy as np
 
 from gam_lm.errors import MissingExtraError
 from gam_lm.presets.models import MODELS
+from gam_lm.report.compare import diverged
 from gam_lm.report.rows import by_model, by_variant, common_curve, floor_name, floors, trained
 from gam_lm.runtime.files import replacing
 
@@ -117,7 +118,7 @@ def loss_curves(results: Mapping[str, Any], stem: Path) -> list[Path]:
     lines = Lines(axes)
     seen = []
     for model, group in by_variant(trained(results)).items():
-        curve = {tokens / 1e6: losses for tokens, losses in common_curve(group).items()}
+        curve = {tokens / 1e6: losses for tokens, losses in common_curve(row for row in group if not diverged(row)).items()}
         if curve:
             lines.add(model, {x: float(np.mean(y)) for x, y in curve.items()}, band={x: (min(y), max(y)) for x, y in curve.items()})
             seen += [loss for losses in curve.values() for loss in losses]

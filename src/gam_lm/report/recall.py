@@ -4,51 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from gam_lm.report.compare import difference_words
+from gam_lm.report.compare import corrected, difference_words
 from gam_lm.report.plots import Lines, new_figure, powers_of_two, save
-from gam_lm.report.rows import Row, by_variant, machine_line
-from gam_lm.report.statistics import paired, summarise
+from gam_lm.report.recall_rows import SHORT_GAPS, SIZE_COLUMNS, by_size, diverged_said, models, named_rows, size_of, trials_said
+from gam_lm.report.rows import Row, machine_line
+from gam_lm.report.statistics import Difference, paired_seeds, summarise
 from gam_lm.report.tables import Table
 from gam_lm.results import read_results
 from gam_lm.runtime.files import write_text
 
-SHORT_GAPS = 0.01
-"""The power of the gaps where nothing else is said."""
-
-FILLER = "random"
-"""What stands between pairs and questions where nothing else is said."""
-
-OF_A_TASK = ("context", "max_position_embeddings", "steps", "batch_size")
-"""Fields of a configuration that come with the task or with the budget: they make another line of a table, not another model."""
-
-
 HOW = ("task", "gaps", "filler", "sequences")
 """What was asked and how long it was learned, as far as neither the number of pairs nor the length says it."""
-
-
-class Size(NamedTuple):
-    """A line of the tables: what was asked, and on how many sequences a model learned it."""
-
-    task: str
-    pairs: int
-    length: int
-    gap_power: float
-    filler: str
-    sequences: int
-
-    def cells(self) -> list[str]:
-        """The line's first cells."""
-        task = self.task if self.gap_power == SHORT_GAPS else f"{self.task}, gaps^{self.gap_power:g}"
-        task += "" if self.filler == FILLER else f", {self.filler} filler"
-        return [task, str(self.pairs), f"{self.length:,}", f"{self.sequences:,}" if self.sequences else ""]
-
-
-SIZE_COLUMNS = ["Task", "Pairs", "Length", "Sequences seen"]
 
 
 def write_recall(directory: Path) -> str:
@@ -73,35 +45,38 @@ def recall(results: Mapping[str, Any]) -> Table:
         spread = f" ± {summary.half_width:.1f}" if summary.count > 1 else ""
         return f"{summary.mean:.1f} %{spread} ({rows[0]['state_bytes'] / 1024:,.0f} KiB)"
 
-    models, sizes = _models(results), _by_size(results)
-    lines = [size.cells() + [cell(groups[model]) if model in groups else "" for model in models] for size, groups in sizes.items()]
+    names, sizes = models(results), by_size(results)
+    lines = [size.cells() + [cell(groups[model]) if model in groups else "" for model in names] for size, groups in sizes.items()]
     title = "Recall: right answers (state carried from token to token)"
-    return Table(columns=[*SIZE_COLUMNS, *models], rows=lines, title=title, note=machine_line(results) + _trials(results) + _diverged(results))
+    return Table(columns=[*SIZE_COLUMNS, *names], rows=lines, title=title, note=machine_line(results) + trials_said(results) + diverged_said(results))
 
 
 def recall_differences(results: Mapping[str, Any]) -> Table:
     """How far each model is below the best one of each size, in percentage points, paired by seed."""
-    models = _models(results)
+    names = models(results)
     lines = []
-    for size, groups in _by_size(results).items():
-        best = max(groups, key=lambda model: summarise([row["accuracy"] for row in groups[model]]).mean)
-        of_best = {row["seed"]: row["accuracy"] for row in groups[best]}
-        cells = size.cells()
-        for model in models:
-            common = [row for row in groups.get(model, ()) if row["seed"] in of_best]
-            if model == best or not common:
-                cells.append("best" if model == best else "")
-                continue
-            cells.append(difference_words(paired([100 * row["accuracy"] for row in common], [100 * of_best[row["seed"]] for row in common]), 1))
-        lines.append(cells)
+    for size, groups in by_size(results).items():
+        ordered = sorted(groups, key=lambda model: -summarise([row["accuracy"] for row in groups[model]]).mean)
+        best = ordered[0] if ordered else ""
+        found = {(a, b): each for b, a in combinations(ordered, 2) if (each := _difference(groups[a], groups[b])) is not None}
+        known = {a: each for (a, b), each in corrected(found).items() if b == best}
+        lines.append(size.cells() + ["best" if model == best else difference_words(known.get(model), 1) for model in names])
     title = "Recall: percentage points against the best of each line"
-    return Table(columns=[*SIZE_COLUMNS, *models], rows=lines, title=title, note="Paired by seed; ± is a 95 % interval.")
+    note = "Paired by seed; ± is a 95 % interval, with Holm's correction over all pairs of models of a line."
+    return Table(columns=[*SIZE_COLUMNS, *names], rows=lines, title=title, note=note)
+
+
+def _difference(a: list[Row], b: list[Row]) -> Difference | None:
+    """The right answers of one model less those of another in percentage points, over the seeds that both have; None where no seed is common."""
+    of_a, of_b = ({row["seed"]: 100 * row["accuracy"] for row in rows} for rows in (a, b))
+    seeds = sorted(of_a.keys() & of_b.keys())
+    return paired_seeds([of_a[seed] for seed in seeds], [of_b[seed] for seed in seeds]) if seeds else None
 
 
 def recall_by_gap(results: Mapping[str, Any]) -> Table:
     """Accuracy by the tokens between an answer's binding and its question, in powers of two."""
     lines = _broken_down(results, _by_gap, lambda gap: f"{gap:,} to {2 * gap - 1:,}")
-    columns = [*SIZE_COLUMNS, "Gap", *_models(results)]
+    columns = [*SIZE_COLUMNS, "Gap", *models(results)]
     return Table(columns=columns, rows=lines, title="Recall: right answers by gap", note="The gap is counted in tokens.")
 
 
@@ -110,7 +85,7 @@ def recall_by_length(results: Mapping[str, Any]) -> list[Table]:
     lines = _broken_down(results, _by_length, "{:,}".format)
     note = "Length: tokens of the sequences in training; the gaps of the tested ones are drawn anew, over their own length."
     title = "Recall: right answers at other lengths than in training"
-    return [Table(columns=[*SIZE_COLUMNS, "Tested at", *_models(results)], rows=lines, title=title, note=note)] if lines else []
+    return [Table(columns=[*SIZE_COLUMNS, "Tested at", *models(results)], rows=lines, title=title, note=note)] if lines else []
 
 
 def recall_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
@@ -118,7 +93,7 @@ def recall_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
 
     A line is of one model and one way to ask; its name says what is not as in most rows. Returns the pictures that the rows allow.
     """
-    named = _named(results)
+    named = named_rows(results)
     if not named:
         return []
     asked = _usual(named)
@@ -137,7 +112,7 @@ def recall_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
         pictures += _plot(by_length, "tokens of a sequence", title, directory / "recall_length")
     if by_gap:
         pictures += _plot(by_gap, "tokens between the pair and the question", f"{title}, {longest:,} tokens", directory / "recall_gap")
-    size, groups = max(_by_size(results).items(), key=lambda item: (len(item[1]), item[0].pairs))
+    size, groups = max(by_size(results).items(), key=lambda item: (len(item[1]), item[0].pairs))
     by_state = _means({model: _shares((row["state_bytes"] / 1024, row) for row in rows) for model, rows in groups.items()})
     title = f"Recall: {size.cells()[0]}, {size.pairs} pairs, {size.length:,} tokens"
     label = "state carried from token to token (KiB)"
@@ -162,7 +137,7 @@ def _usual(named: Mapping[str, list[Row]]) -> dict[str, str]:
 
 def _parts(row: Row) -> dict[str, str]:
     """A question and its budget in words, part by part."""
-    size = _size(row)
+    size = size_of(row)
     return {
         "task": size.task,
         "gaps": "short gaps" if size.gap_power == SHORT_GAPS else f"gaps^{size.gap_power:g}",
@@ -218,11 +193,11 @@ def _plot(
 
 def _broken_down(results: Mapping[str, Any], shares_of: Callable[[list[Row]], dict[float, float]], name: Callable[[float], str]) -> list[list[str]]:
     """The lines of a table that breaks each size down: one for each key of ``shares_of`` a model's rows, with its ``name``."""
-    models, lines = _models(results), []
-    for size, groups in _by_size(results).items():
+    names, lines = models(results), []
+    for size, groups in by_size(results).items():
         shares = {model: shares_of(rows) for model, rows in groups.items()}
         for key in sorted({key for each in shares.values() for key in each}):
-            figures = [f"{100 * shares[model][key]:.1f} %" if key in shares.get(model, {}) else "" for model in models]
+            figures = [f"{100 * shares[model][key]:.1f} %" if key in shares.get(model, {}) else "" for model in names]
             lines.append([*size.cells(), name(key), *figures])
     return lines
 
@@ -246,50 +221,3 @@ def _by_length(rows: list[Row]) -> dict[float, float]:
             for length, share in [(row["sequence_length"], row["accuracy"]), *((part["length"], part["accuracy"]) for part in row["by_length"])]:
                 shares.setdefault(length, []).append(share)
     return {length: float(np.mean(some)) for length, some in shares.items()}
-
-
-def _models(results: Mapping[str, Any]) -> list[str]:
-    """Names of the models: with the fields in which rows of one name differ, as far as the task does not set them."""
-    return list(_named(results))
-
-
-def _by_size(results: Mapping[str, Any]) -> dict[Size, dict[str, list[Row]]]:
-    """The rows by size, then by model; sizes in the order in which they first appear."""
-    order: dict[Size, dict[str, list[Row]]] = {_size(row): {} for row in _finished(results)}
-    for model, rows in _named(results).items():
-        for row in rows:
-            order[_size(row)].setdefault(model, []).append(row)
-    return order
-
-
-def _named(results: Mapping[str, Any]) -> dict[str, list[Row]]:
-    rows = _finished(results)
-    tuned = {field for row in rows for field in row.get("tuned", ())}  # a model may have another learning rate for each task
-    return by_variant(rows, aside=(*OF_A_TASK, *sorted(tuned)))
-
-
-def _finished(results: Mapping[str, Any]) -> list[Row]:
-    """The rows of trainings that did not diverge, without the trials."""
-    return [row for row in results["rows"] if "pairs" in row and "trial" not in row and not row.get("diverged")]
-
-
-def _trials(results: Mapping[str, Any]) -> str:
-    """What a table says of how the recipes were found."""
-    trials = [row for row in results["rows"] if "trial" in row]
-    if not trials:
-        return ""
-    fields = ", ".join(field.replace("_", " ") for field in trials[0]["tuned"])
-    return f" Each model's {fields} on each line is the best of {1 + max(row['trial'] for row in trials)} trials, on a seed and sequences of their own."
-
-
-def _diverged(results: Mapping[str, Any]) -> str:
-    """What a table says of the others."""
-    rows = [row for row in results["rows"] if row.get("diverged") and "trial" not in row]
-    lost = [f"{row['model']} (seed {row['seed']}, {row['pairs']} pairs, {row['sequence_length']:,} tokens)" for row in rows]
-    return f" Diverged: {', '.join(lost)}." if lost else ""
-
-
-def _size(row: Row) -> Size:
-    budget = row.get("train_config", {})
-    sequences = budget.get("steps", 0) * budget.get("batch_size", 0)
-    return Size(row["task"], row["pairs"], row["sequence_length"], row.get("gap_power", SHORT_GAPS), row.get("filler", FILLER), sequences)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from gam_lm.results import CONFIGURATIONS, fields_set
@@ -41,18 +41,18 @@ def by_model(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def by_variant(rows: Iterable[Row], named: Iterable[str] = (), aside: Iterable[str] = ()) -> dict[str, list[Row]]:
+def by_variant(rows: Iterable[Row], named: Iterable[str] = (), aside: Callable[[Row], Collection[str]] = lambda row: ()) -> dict[str, list[Row]]:
     """Rows by model and configuration.
 
     Where a model's rows differ in more than their seed, the name says in which fields: ``full (initialization=paper)``; in the width of the feed-forward
     network, which equal parameters fill in, only where nothing else tells them apart. It says the fields ``named`` in any case, as far as they do not
-    have their default value; the fields ``aside`` make no difference.
+    have their default value; the fields that are ``aside`` for a row make no difference.
     """
     found: dict[str, list[Row]] = {}
-    aside = set(aside)
 
     def fields_of(row: Row) -> dict[str, Any]:
-        return {name: value for name, value in _fields(row).items() if name not in aside}
+        left_aside = aside(row)
+        return {name: value for name, value in _fields(row).items() if name not in left_aside}
 
     for model, group in by_model(rows).items():
         variants: dict[str, list[Row]] = {}
@@ -67,6 +67,11 @@ def by_variant(rows: Iterable[Row], named: Iterable[str] = (), aside: Iterable[s
             words = [f"{name}={fields[name]}" for name in sorted(said) if name in fields]
             found[f"{model} ({', '.join(words)})" if words else model] = some
     return found
+
+
+def by_network(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows of speed or memory by model and configuration, whatever length of text or positions a row was measured at."""
+    return by_variant(rows, aside=lambda row: ("context", "max_position_embeddings"))
 
 
 def common_curve(group: Iterable[Row]) -> dict[int, list[float]]:
@@ -115,8 +120,40 @@ def setting_name(setting: tuple[Any, ...]) -> str:
 
 def machine_line(results: Mapping[str, Any]) -> str:
     """Where times come from, and what rows say of their models."""
-    machine = results["environment"]
-    return f"{machine['device']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}.{footnotes(results['rows'])}"
+    return f"{_machine(results['environment'])}.{elsewhere(results)}{footnotes(results['rows'])}"
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    return f"{machine.get('device')}, {machine.get('processor')}, {machine.get('cores')} cores, torch {machine.get('torch')}"
+
+
+def elsewhere(results: Mapping[str, Any]) -> str:
+    """Which rows were measured on other machines than the file's first, by machine; empty where none was. It follows a sentence."""
+    rows: dict[str, dict[str, list[Row]]] = {}
+    for row in results["rows"]:
+        machine = _machine(row.get("environment", results["environment"]))
+        if machine != _machine(results["environment"]):
+            rows.setdefault(machine, {}).setdefault(row["model"], []).append(row)
+    everywhere = by_model(results["rows"])
+    return "".join(f" Measured on {machine}: {', '.join(_which(group, everywhere[name]) for name, group in some.items())}." for machine, some in rows.items())
+
+
+TELLS = {"seed": "seed", "hidden_size": "width", "sequence_length": "length", "context": "context", "batch_size": "batch", "dtype": "", "variant": ""}
+"""What tells the rows of a model apart in a footnote, and the word before it."""
+
+
+def _which(group: Sequence[Row], whole: Sequence[Row]) -> str:
+    """A model's name, and which of its rows are meant where it has more than these."""
+    if len(group) == len(whole):
+        return str(group[0]["model"])
+    told = [{key: {**row.get("model_config", {}), **row}.get(key) for key in TELLS} for row in group]
+    all_told = [{key: {**row.get("model_config", {}), **row}.get(key) for key in TELLS} for row in whole]
+    words = []
+    for key, word in TELLS.items():
+        values = list(dict.fromkeys(str(each[key]) for each in told if each[key] is not None))
+        if values and len({each[key] for each in all_told}) > len(values):
+            words.append(f"{word} {' '.join(values)}".strip())
+    return f"{group[0]['model']} ({', '.join(words) or f'{len(group)} of {len(whole)} rows'})"
 
 
 def footnotes(rows: Iterable[Row]) -> str:

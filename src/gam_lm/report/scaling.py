@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gam_lm.report.plots import Lines, decades, new_figure, powers_of_two, save
-from gam_lm.report.rows import by_model, by_setting, machine_line, setting_name, three_digits
+from gam_lm.report.rows import by_network, by_setting, machine_line, setting_name, three_digits
 from gam_lm.report.statistics import t_quantile
 from gam_lm.report.tables import Table
 from gam_lm.results import read_results
@@ -37,9 +37,9 @@ class Exponent:
 
 
 def fit_exponent(lengths: Sequence[float], figures: Sequence[float]) -> Exponent | None:
-    """The exponent by least squares on the logarithms; None for fewer than two lengths."""
+    """The exponent by least squares on the logarithms; None for fewer than two different lengths."""
     n = len(lengths)
-    if n < 2:
+    if len(set(lengths)) < 2:
         return None
     x, y = [math.log(each) for each in lengths], [math.log(each) for each in figures]
     mean_x, mean_y = math.fsum(x) / n, math.fsum(y) / n
@@ -87,7 +87,7 @@ def scaling_brief(results: Mapping[str, Any]) -> str:
     lengths = [T for T in (NEAR, MIDDLE, FAR) if any(row["sequence_length"] == T for row in rows)]
     columns = ["Model", *(f"ms per 1,000 tokens at {T:,}" for T in lengths), "Time ∝ length^p: p", "Memory ∝ length^p: p", "Longest measured"]
     lines = []
-    for name, group in by_model(rows).items():
+    for name, group in by_network(rows).items():
         done = {row["sequence_length"]: row for row in group if row["outcome"] == "ok"}
         fate = {row["sequence_length"]: row["outcome"] for row in group if row["outcome"] != "ok"}
         cells = [three_digits(1000 * done[T]["forward_backward_ms"] / T) if T in done else fate.get(T, "") for T in lengths]
@@ -100,7 +100,7 @@ def scaling_brief(results: Mapping[str, Any]) -> str:
 
 def _lengths(rows: Sequence[Row], keys: Mapping[str, str], title: str, note: str) -> Table:
     """A row per length; a column per model and figure, whose keys in a row stand under what the column's head says of them."""
-    models = by_model(rows)
+    models = by_network(rows)
     columns = ["Length", *(f"{name} {what}".strip() for name in models for what in keys)]
     lines = []
     for T in sorted({row["sequence_length"] for row in rows}):
@@ -120,7 +120,7 @@ def _exponents(rows: Sequence[Row], title: str) -> Table:
         "Model", "Parameters of the block", "Time ∝ length^p: p", "Memory ∝ length^p: p", f"Time per token, {FAR:,} over {NEAR:,}", "Longest measured",
     ]  # fmt: skip
     lines = []
-    for name, group in by_model(rows).items():
+    for name, group in by_network(rows).items():
         done = [row for row in group if row["outcome"] == "ok"]
         if not done:
             continue
@@ -161,7 +161,7 @@ def _plot(rows: Sequence[Row], key: str, label: str, title: str, stem: Path) -> 
     figure, axes = new_figure()
     powers_of_two(axes)
     lines = Lines(axes)
-    for name, group in by_model(rows).items():
+    for name, group in by_network(rows).items():
         points = {row["sequence_length"]: row[key] for row in group if row.get(key)}
         failed = [row for row in group if row["outcome"] != "ok"]
         if points:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gam_lm.report.ablation import ablation, ablation_plot
-from gam_lm.report.compare import NO_DIFFERENCE, corrected, difference, measured, named_primary
+from gam_lm.report.compare import NO_DIFFERENCE, corrected, difference, measured, named_before
 from gam_lm.report.decode import decode_plots, decoding
 from gam_lm.report.downstream import downstream
 from gam_lm.report.ladder import ladder_table
@@ -23,6 +23,7 @@ from gam_lm.report.speed import speed, speed_plot
 from gam_lm.report.state_tuning import state_tuning_table
 from gam_lm.report.statistics import Difference, shown
 from gam_lm.report.tables import Table, context_lengths, context_use, curves, evaluations, quality
+from gam_lm.report.tune import study_plot, study_table
 
 Results = Mapping[str, Any]
 
@@ -42,6 +43,7 @@ CAPTIONS = {
     "context_use": "What the text before the last d tokens is worth, with its 95 % interval over the targets",
     "position": "Loss against the tokens read before",
     "length": "Loss against the context length in evaluation",
+    "tune": "Validation loss of every trial against the value that was tried",
 }
 """What a picture shows, by the start of its file's name."""
 
@@ -67,7 +69,7 @@ def differences(results: Results, directory: Path) -> Table:
     """Every pair of models: the difference in loss, paired by seed, block and document, and what it shows."""
     pairs = {(a.name, b.name): (a, b) for a, b in combinations(measured(results, directory), 2)}
     found = {names: difference(a, b) for names, (a, b) in pairs.items()}
-    primary = [names for names, (a, b) in pairs.items() if named_primary(a, b, a.primary)]
+    primary = [names for names, (a, b) in pairs.items() if named_before(a, b)]
     known = corrected({names: each for names, each in found.items() if each is not None}, primary)
     lines = []
     for a, b in pairs:
@@ -144,6 +146,11 @@ KINDS: Mapping[str, Kind] = {
         question="Which size and batch suit a text?",
         title="The ladder of `gam train`", intro="Models of several sizes on texts of several lengths, each for so many minutes: what the plan's rules rest on.",
         belongs=lambda row: "text_bytes" in row, tables=lambda results, directory: [ladder_table(results)],
+    ),
+    "study": Kind(
+        title="Tuning", question="Which recipe suits each model?", intro="Every model gets the same trials over the same ranges.",
+        belongs=lambda row: "tuned" in row and "trial" in row and "pairs" not in row, tables=lambda results, directory: [study_table(results)],
+        pictures=lambda results, directory, into: study_plot(results, into / "tune"),
     ),
     "quality": Kind(
         title="Quality (Table 1)", question="Which model has the lowest loss?",

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gam_lm.report.plots import colour, new_figure, save
-from gam_lm.report.rows import ERRORS, by_model, errors_of, machine_line, three_digits
+from gam_lm.report.rows import ERRORS, by_network, errors_of, machine_line, three_digits
 from gam_lm.report.tables import Table
 from gam_lm.results import read_results
 from gam_lm.runtime.files import write_text
@@ -15,7 +17,7 @@ from gam_lm.runtime.files import write_text
 Row = Mapping[str, Any]
 
 SHADES = (0.25, 0.45, 0.75, 1.0)
-"""Opacity of a model's bars, from the plain step to the compiled one."""
+"""Opacity of a model's bars, from the plain step to the compiled one; more than these are spread between the ends."""
 
 
 def write_speed(directory: Path) -> str:
@@ -48,7 +50,7 @@ def speed(results: Mapping[str, Any]) -> list[Table]:
         exact = any("output_error" in row for row in rows)
         columns += ["MFU"] * mfu + [ERRORS] * exact + ["Memory of a step (MB)", "× plain bf16"]
         lines = []
-        for name, group in by_model(rows).items():
+        for name, group in by_network(rows).items():
             plain = {row["dtype"]: row for row in group if row["variant"] == "plain" and row["outcome"] == "ok"}
             lines += [_cells(name, row, plain, mfu, exact) for row in group]
         tables.append(Table(columns=columns, rows=lines, title=f"batch {batch}, context {context:,}, width {width}", note=note))
@@ -74,8 +76,8 @@ def speed_plot(results: Mapping[str, Any], stem: Path) -> list[Path]:
     rows = [row for row in rows if row["outcome"] == "ok"]
     figure, axes = new_figure(max(2.5, 0.6 + 0.26 * len(rows)))
     place, names = 0.0, []
-    for name, group in by_model(rows).items():
-        for row, shade in zip(group, SHADES[-len(group) :], strict=True):
+    for name, group in by_network(rows).items():
+        for row, shade in zip(group, _shades(len(group)), strict=True):
             axes.barh(place, row["tokens_per_second"], height=0.85, color=colour(name), alpha=shade)
             axes.text(row["tokens_per_second"], place, f" {row['tokens_per_second']:,.0f}", va="center", fontsize=8)
             names.append((place, f"{name}, {_step(row)}"))
@@ -87,6 +89,10 @@ def speed_plot(results: Mapping[str, Any], stem: Path) -> list[Path]:
     axes.set_xlabel("training tokens per second")
     axes.set_title(f"Whole training steps, batch {batch}, context {context:,}", loc="left")
     return save(figure, stem)
+
+
+def _shades(count: int) -> Sequence[float]:
+    return SHADES[-count:] if count <= len(SHADES) else [float(each) for each in np.linspace(SHADES[0], SHADES[-1], count)]
 
 
 def _step(row: Row) -> str:

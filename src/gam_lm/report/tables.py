@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gam_lm.report.compare import difference_words, diverged, measured, over_the_lowest, with_interval
-from gam_lm.report.rows import Row, by_model, by_variant, common_curve, floor_name, floors, footnotes, trained
+from gam_lm.report.rows import Row, by_model, by_variant, common_curve, elsewhere, floor_name, floors, footnotes, trained
 from gam_lm.report.statistics import summarise
 
 
@@ -58,7 +58,7 @@ def quality(results: Mapping[str, Any], directory: Path | None = None) -> Table:
         directory: its folder; with it the table says how far each model is from the one of the lowest loss, paired by seed, block and document.
             A training that diverged is shown as such; it counts in no mean and is never the lowest.
     """
-    rows = trained(results)
+    rows = [row for row in trained(results) if not row.get("pruned")]
     columns = ["Model", "Parameters", "s/epoch", "Val loss (nats)", "PPL", "Bits/byte", "Tokens/s", "State (bytes)", "Seeds"]
     lines = [
         [
@@ -197,9 +197,9 @@ def provenance(results: Mapping[str, Any]) -> str:
     corpus, machine = results["corpus"], results["environment"]
     words = [f"{corpus['name']} (sha256 {corpus['sha256'][:12]}, {corpus['tokens']:,} training tokens, tokenizer {corpus['tokenizer']})"]
     if rows := [row for row in trained(results) if "train_tokens" in row]:
-        words.append(f"{rows[0]['train_tokens']:,} tokens trained")
+        words.append(f"{' or '.join(f'{each:,}' for each in sorted({row['train_tokens'] for row in rows}))} tokens trained")
     words.append(f"{machine['device']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, Python {machine['python']}")
-    return "; ".join(words) + "." + footnotes(results["rows"])
+    return "; ".join(words) + "." + elsewhere(results) + footnotes(results["rows"])
 
 
 def mean(group: Sequence[Row], key: str, form: str) -> str:

@@ -33,8 +33,9 @@ def study_table(results: Mapping[str, Any]) -> Table:
         ]  # fmt: skip
         rows.append([name, trials, *(f"{best['tuned'][field]:.3g}" for field in fields), f"{best['val_nats_per_token']:.4f}", second, ", ".join(ends)])
     columns = ["Model", "Trials", *(f"Best {field}" for field in fields), "Val loss (nats)", "Second best", "At an edge"]
-    first = next((row for group in groups.values() for row in group), None)
-    recipe = f" Trials of seed {first['seed']}, {first['train_config']['optimizer']}." if first else ""
+    found = [row for group in groups.values() for row in group]
+    seeds, optimizers = (" or ".join(dict.fromkeys(each)) for each in ((str(row["seed"]) for row in found), (row["train_config"]["optimizer"] for row in found)))
+    recipe = f" Trials of seed {seeds}, {optimizers}." if found else ""
     note = f"{_alike(groups)}{recipe} {results['corpus']['name']}."
     return Table(columns=columns, rows=sorted(rows, key=lambda row: row[len(fields) + 2] or "~"), title="Tuning", note=note)
 

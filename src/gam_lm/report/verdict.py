@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gam_lm.errors import InputError
-from gam_lm.report.compare import Measured, Pair, Place, difference, in_named_order, named_primary, pairs_of, primary_pairs
+from gam_lm.report.compare import Measured, Pair, Place, difference, in_named_order, named_before, named_now, pairs_of, primary_pairs
 from gam_lm.report.statistics import Difference, holm, shown
 
 SPLITS = {"val": "validation", "test": "test"}
@@ -121,11 +121,11 @@ def compare(places: Sequence[str], *, primary: Sequence[str] = (), margin: float
     models = list({each.place: each for pair in pairs for each in pair}.values())
     names = _names(models)
     now = primary_pairs(primary, [name for each in models for name in {each.name, each.rows[0]["model"]}])
-    left_out = [sentence for each in models for sentence in _left_out(each, names[each.place], split)]
+    left_out = [sentence for each in models for sentence in _left_out(each, names[each.place], split)] + _of_several(models)
     for pair in now:
-        if not any(named_primary(a, b, [pair]) for a, b in pairs):
+        if not any(named_now(a, b, [pair]) for a, b in pairs):
             raise InputError(f"primary is {':'.join(pair)}, which is not compared here: name the results of both")
-    pairs = [in_named_order(a, b, [*a.primary, *b.primary, *now]) for a, b in pairs]
+    pairs = [in_named_order(a, b, now) for a, b in pairs]
     found = [(a, b, _difference(a, b, names, split)) for a, b in pairs if a.compared(split) and b.compared(split)]
     if not found:
         raise InputError(" ".join([f"no two of the models have a finite {SPLITS[split]} loss: train them to the end, or choose another split.", *left_out]))
@@ -160,9 +160,9 @@ def _p(found: Difference) -> float:
 
 
 def _named(a: Measured, b: Measured, now: Sequence[Pair]) -> Named | None:
-    if named_primary(a, b, [*a.primary, *b.primary]):
+    if named_before(a, b):
         return "before the runs"
-    return "with this command" if named_primary(a, b, now) else None
+    return "with this command" if named_now(a, b, now) else None
 
 
 def _names(models: Sequence[Measured]) -> dict[Place, str]:
@@ -179,6 +179,14 @@ def _left_out(model: Measured, name: str, split: str) -> list[str]:
     if without := len(model.rows) - len(seeds) - len(model.compared(split)):
         said.append(f"{without} of {len(model.rows)} trainings of {name} {'has' if without == 1 else 'have'} no {SPLITS[split]} loss.")
     return said
+
+
+def _of_several(models: Sequence[Measured]) -> list[str]:
+    """A sentence on each primary comparison that names a model of which a results.json has several variants."""
+    named = dict.fromkeys(
+        (name, ":".join(pair), str(each.directory)) for each in models for pair in each.primary for name in pair if name == each.rows[0]["model"] and not each.alone
+    )
+    return [f"{directory} named {pair} primary and has several variants of {name}: their comparisons carry the correction." for name, pair, directory in named]
 
 
 def _method(compared: Sequence[Difference]) -> str:

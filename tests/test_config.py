@@ -58,6 +58,14 @@ def test_an_unknown_key_names_the_nearest_field():
         ({"options": {"gam": {"write": "mean", "fusion": "local"}}}, "fusion is 'local'"),
         ({"options": {"gam": {"write": "mean", "write_address": "keys"}}}, "write_address is 'keys'"),
         ({"options": {"gam": {"write": "mean", "max_write": 2.0}}}, "max_write is 2.0"),
+        ({"options": {"gam": {"write": "none", "max_write": 2.0}}}, "max_write is 2.0 with write='none'"),
+        ({"options": {"gam": {"write": "none", "write_address": "slots"}}}, "write_address is 'slots' with write='none'"),
+        ({"options": {"gam": {"write": "none", "write_gate": "closed"}}}, "write_gate is 'closed' with write='none'"),
+        ({"options": {"gam": {"write": "none", "static_path": True}}}, "static_path is True with write='none'"),
+        ({"options": {"gam": {"memory": "attention", "static_path": True}}}, "static_path is True with memory='attention'"),
+        ({"options": {"gam": {"memory": "attention", "write_address": "slots"}}}, "write_address is 'slots' with memory='attention'"),
+        ({"options": {"gam": {"memory": "self_attention", "max_write": 2.0}}}, "max_write is 2.0 with memory='self_attention'"),
+        ({"options": {"gam": {"memory": "self_attention", "write_gate": "closed"}}}, "write_gate is 'closed' with memory='self_attention'"),
         ({"options": {"gam": {"memory": "attention", "fusion": "local"}}}, "fusion is 'local'"),
         ({"options": {"gam": {"memory": "attention", "backend": "fla"}}}, "backend is 'fla'"),
         ({"options": {"gam": {"memory": "self_attention", "fusion": "local"}}}, "memory='self_attention', which is the global path"),
@@ -79,6 +87,16 @@ def test_a_value_that_cannot_be_built_is_named(change, words):
     with pytest.raises(InputError, match=words) as caught:
         ModelConfig.from_dict({"vocab_size": 10} | change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"write": "none"}, {"memory": "attention"}, {"memory": "self_attention"}])
+def test_what_was_derived_for_a_written_bank_is_no_obstacle_to_another_memory(changes):
+    resolved = ModelConfig(vocab_size=10).options_of(GAMOptions)
+    assert resolved.write_address == "keys"
+    config = ModelConfig(vocab_size=10, options=(resolved.replace(**changes),))
+    assert config.options_of(GAMOptions).write_address is None and ModelConfig.from_dict(config.to_dict()) == config
+    slots = named_model("gam-slots", {"vocab_size": 10})
+    assert changed(slots, changes).options_of(GAMOptions).write_address is None
 
 
 def test_heads_need_not_divide_a_width_that_has_none():

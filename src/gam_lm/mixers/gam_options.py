@@ -56,6 +56,8 @@ class GAMOptions(MixerOptions):
                 raise InputError(f"write is {self.write!r} with memory={self.memory!r}, which has no bank to write: leave write out")
             if self.fusion == "local":
                 raise InputError(f"fusion is 'local' with memory={self.memory!r}, which is the global path: use 'gate', 'sum' or 'global'")
+        if not self.written:
+            self._check_unwritten()
         if self.addresses_writes:
             if self.conv_kernel_size < 2:
                 raise InputError(
@@ -65,10 +67,17 @@ class GAMOptions(MixerOptions):
                 raise InputError(f"fusion is 'local' with write={self.write!r}: a written memory is the global path, use write='none' or another fusion")
         if self.write == "mean" and self.write_address == "keys":
             raise InputError("write_address is 'keys' with write='mean', whose weights are shares of slots: use 'slots', or write='delta'")
-        if self.max_write != 1 and self.write != "delta":
+        if self.max_write != 1 and self.write == "mean":
             raise InputError(f"max_write is {self.max_write} with write={self.write!r}: it belongs to write='delta'")
         if self.backend in ("fla", "triton") and (self.write != "delta" or self.memory != "bank"):
             raise InputError(f"backend is {self.backend!r}, which has the delta rule alone: use write='delta' with memory='bank', or backend='auto'")
+
+    def _check_unwritten(self) -> None:
+        """What says how a bank is written is refused where none is, not passed over; write_address='keys' is what another memory's default came to."""
+        where = f"write={self.write!r}" if self.memory == "bank" else f"memory={self.memory!r}"
+        for field, idle in (("write_address", (None, "keys")), ("write_gate", ("learned",)), ("max_write", (1,)), ("static_path", (False,))):
+            if (value := getattr(self, field)) not in idle:
+                raise InputError(f"{field} is {value!r} with {where}: it belongs to a bank that is written, leave it out")
 
     @property
     def written(self) -> bool:
@@ -104,7 +113,7 @@ class GAMOptions(MixerOptions):
         if self.memory == "self_attention":
             if hidden_size // heads % 2:
                 raise InputError(f"num_heads is {heads} with memory='self_attention', which needs an even width per head and finds {hidden_size // heads}")
-            return self.replace(num_heads=heads, num_memory_slots=None)
+            return self.replace(num_heads=heads, num_memory_slots=None, write_address=None)
         if self.has_heads and slots % heads:
             raise InputError(f"num_memory_slots is {slots}, which num_heads={heads} does not divide: every head has the same number of slots")
         address = self.write_address or ("slots" if self.write == "mean" else "keys")

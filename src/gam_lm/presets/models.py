@@ -116,7 +116,7 @@ def on_base(fields: Fields, base: Fields) -> ModelConfig:
 def changed(config: ModelConfig, changes: Fields) -> ModelConfig:
     """``config`` with ``changes``: fields of ModelConfig, options of its mixers, or ``mixer.option``. Raises InputError for an unknown one."""
     values = config.to_dict()
-    if "write" in changes and "write_address" not in changes:  # where to write follows from how
+    if ("write" in changes or "memory" in changes) and "write_address" not in changes:  # where to write follows from how
         values["options"] = {name: {key: each for key, each in options.items() if key != "write_address"} for name, options in values["options"].items()}
     return ModelConfig.from_dict(_with_changes(values, changes))
 

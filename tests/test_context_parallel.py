@@ -8,8 +8,9 @@ from stacks import stack
 
 from gam_lm.errors import InputError
 from gam_lm.model import LanguageModel
-from gam_lm.ops.context_parallel import Pieces
+from gam_lm.ops.context_parallel import Pieces, _Mean
 from gam_lm.ops.cross_entropy import IGNORE
+from gam_lm.ops.mean_rule import mean_memory, naive_mean_memory
 from gam_lm.training.context_parallel import context_parallel, piece_of
 
 MODELS = ("gam", "gam-mean", "gam-slots", "gated_deltanet")
@@ -34,6 +35,35 @@ FOUR = {
     "sequences of length 1": ([[1 + i for i in range(16)], [1 + i % 2 for i in range(16)]], 16, [4, 8, 12]),
     "a piece of padding alone": ([[1] * 8 + [0] * 10 + [1] * 14, [1] * 6 + [0] * 12 + [2] * 14], 32, [8, 16, 24]),
 }
+
+
+class Piece:
+    """A piece whose others have said already what they hold."""
+
+    def __init__(self, rank, before):
+        self.rank, self.before = rank, before
+
+    def gather(self, own):
+        self.own = own
+        return [*self.before, own]
+
+
+@pytest.mark.parametrize("least", [-1e3, -1e30, -torch.inf])
+def test_a_token_that_forgets_everything_costs_the_pieces_of_a_mean_no_precision(least):
+    torch.manual_seed(0)
+    read, write = torch.rand(2, 24, 2, 3), torch.rand(2, 24, 2, 3)
+    decay = -0.1 * torch.rand(2, 24, 2)
+    decay[:, [5, 13]] = least
+    rows = (read, write, torch.randn(2, 24, 2, 4), torch.rand(2, 24, 2), decay)
+    bank = (torch.randn(2, 3, 4), torch.ones(2, 3))
+    expected, _ = naive_mean_memory(*(each.double() for each in (*rows, *bank)))
+    found, before = [], []
+    for rank in range(3):
+        piece = Piece(rank, before)
+        own = (each[:, 8 * rank : 8 * rank + 8] for each in rows)
+        found.append(_Mean(mean_memory, piece)(*own, *bank, chunk_size=4)[0])
+        before = [*before, piece.own]
+    torch.testing.assert_close(torch.cat(found, 1).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def model_of(name):

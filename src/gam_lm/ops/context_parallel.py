@@ -26,10 +26,12 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from gam_lm.errors import InputError
 from gam_lm.ops.causal_conv import last_inputs
+from gam_lm.ops.chunks import LEAST_LOG_DECAY
 from gam_lm.ops.delta_rule import widest
 from gam_lm.ops.first_derivative import refuse_second_derivative
 from gam_lm.ops.segments import Segments, read_segments
@@ -162,9 +164,9 @@ class _Mean:
         _no_state(state)
         wide = widest(read_BTHM, write_BTHM, value_BTHE, gate_BTH, log_decay_BTH, bank_HME, prior_HM)
         with torch.autocast(read_BTHM.device.type, enabled=False):
-            decay_BTH, write, value = log_decay_BTH.to(wide), (write_BTHM * gate_BTH[..., None]).to(wide), value_BTHE.to(wide)
-            # From a token to the end: sums from behind, so that what is near the end, and lasts, is exact however long the piece is.
-            after_BTH = decay_BTH.flip(1).cumsum(1).flip(1) - decay_BTH
+            decay_BTH, write, value = log_decay_BTH.to(wide).clamp(min=LEAST_LOG_DECAY), (write_BTHM * gate_BTH[..., None]).to(wide), value_BTHE.to(wide)
+            # From a token to the end, its own decay left out: sums from behind, so that what is near the end, and lasts, is exact however long the piece is.
+            after_BTH = F.pad(decay_BTH[:, 1:], (0, 0, 0, 1)).flip(1).cumsum(1).flip(1)
             lasts_BTH, keep_BH = after_BTH.exp(), decay_BTH.sum(1).exp()
             if index_BT is not None:
                 last_B = index_BT[:, -1]

@@ -2,12 +2,13 @@
 
 import json
 import re
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from stacks import stack
 
@@ -148,6 +149,20 @@ def test_a_saved_context_goes_on_as_if_it_had_never_been_away(model, tmp_path):
     empty = Context(model)
     empty.save(tmp_path / "b.state")
     assert Context.load(tmp_path / "b.state", model).read(ids(4)) is not None
+
+
+def test_a_saved_context_is_a_file_like_others_and_a_full_disk_one_line(tmp_path):
+    model = small_model("written")
+    context = Context(model)
+    context.read(ids(5))
+    context.save(str(tmp_path / "book.state"))
+    (tmp_path / "other").touch()
+    assert (tmp_path / "book.state").stat().st_mode == (tmp_path / "other").stat().st_mode
+    same(Context.load(str(tmp_path / "book.state"), model), model, ids(5))
+    full = SafetensorError("I/O error: No space left on device (os error 28)")
+    said = r"cannot write '.*book\.state': no space is left on the device; choose another place or make room"
+    with mock.patch("gam_lm.runtime.tensor_files.save_file", side_effect=full), pytest.raises(InputError, match=said):
+        context.save(tmp_path / "book.state")
 
 
 def test_a_context_of_another_model_or_tokenizer_is_refused(tmp_path):

@@ -10,15 +10,14 @@ No pickle is ever written or loaded.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gam_lm.config import MODEL_TYPE, ModelConfig
@@ -26,7 +25,8 @@ from gam_lm.errors import InputError
 from gam_lm.inference.int8 import check_method, is_int8, quantization_config, quantize_int8
 from gam_lm.mixers.registry import log_backends
 from gam_lm.model import LanguageModel
-from gam_lm.runtime.files import REASONS, cannot, explained, replacing, write_text
+from gam_lm.runtime.files import explained, replacing, write_text
+from gam_lm.runtime.tensor_files import save_tensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 PREFIX = "model."  # what Hugging Face puts before the names of everything but the head
 
 
-def save_model(directory: Path, model: LanguageModel, tokenizer: Tokenizer | None = None) -> None:
+def save_model(directory: Path | str, model: LanguageModel, tokenizer: Tokenizer | None = None) -> None:
     """Write config.json, model.safetensors and, when given, the tokenizer, each whole or not at all.
 
     The shared weight of embedding and head is written once. A model of somebody else's, which has a ``write_to``, writes its own two files.
     """
-    token_ids: dict[str, int] = {}
+    directory, token_ids = Path(directory), dict[str, int]()
     if tokenizer is not None:
         ids = {role: tokenizer.token_to_id(token) for role, token in _special_tokens(tokenizer).items()}
         token_ids = {f"{role}_id": number for role in ("bos_token", "eos_token", "pad_token") if (number := ids.get(role)) is not None}
@@ -62,7 +62,7 @@ def _write_model(model: LanguageModel, directory: Path, token_ids: dict[str, int
     if model.config.tie_word_embeddings:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
     with replacing(directory / "model.safetensors") as temporary:
-        write_tensors(temporary, tensors, shown=directory / "model.safetensors")
+        save_tensors(temporary, tensors, shown=directory / "model.safetensors")
 
 
 def load_model(directory: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
@@ -144,20 +144,6 @@ def needed(directory: Path, name: str) -> Path:
         if not path.is_file():
             raise InputError(f"run directory {str(directory)!r} has no {name}: name a folder that `gam train` wrote, or copy the missing file")
     return path
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, shown: Path | None = None) -> None:
-    """Write a safetensors file. Raises InputError where that cannot be, which calls the file ``shown`` where ``path`` is temporary."""
-    with explained(shown or path):
-        path.touch()
-        mode = path.stat().st_mode  # as every other file gets it, where safetensors takes the strictest
-        try:
-            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-        except SafetensorError as error:
-            code = re.search(r"os error (\d+)", str(error))
-            reason = REASONS.get(int(code[1]), str(error)) if code else str(error)
-            raise cannot(shown or path, reason) from error
-        path.chmod(mode)
 
 
 def _write_if_new(path: Path, text: str) -> None:

@@ -182,18 +182,18 @@ class Context:
 
         return [row(i) for i in range(self.batch_size)]
 
-    def save(self, path: Path, tokenizer: Tokenizer | None = None) -> None:
+    def save(self, path: Path | str, tokenizer: Tokenizer | None = None) -> None:
         """Write the context with the checksums of its model and tokenizer; see `gam_lm.inference.context_file.save_context`."""
         from gam_lm.inference.context_file import save_context
 
-        save_context(self, path, tokenizer)
+        save_context(self, Path(path), tokenizer)
 
     @classmethod
-    def load(cls, path: Path, model: LanguageModel, tokenizer: Tokenizer | None = None) -> Context:
+    def load(cls, path: Path | str, model: LanguageModel, tokenizer: Tokenizer | None = None) -> Context:
         """Read a context of this model; see `gam_lm.inference.context_file.load_context`."""
         from gam_lm.inference.context_file import load_context
 
-        return load_context(path, model, tokenizer)
+        return load_context(Path(path), model, tokenizer)
 
     def _like(self, state: State, logits: Tensor | None, tail: Tensor, ring: Sequence[Earlier]) -> Context:
         other = object.__new__(Context)

@@ -11,11 +11,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gam_lm.errors import InputError
-from gam_lm.runtime.files import explained, replacing
+from gam_lm.runtime.files import replacing
+from gam_lm.runtime.tensor_files import save_tensors
 
 H = TypeVar("H", bound=BaseModel)
 
@@ -24,11 +24,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: BaseModel) 
     """Write a file, whole or not at all. Raises InputError where the place cannot be written."""
     # Copies: states share memory (a start of zeros, a ring and its present), which the format does not know.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary, explained(path):
-        try:
-            save_file(own, temporary, metadata={"gam_lm": header.model_dump_json()})
-        except SafetensorError as error:
-            raise InputError(f"cannot write {path}: {error}; choose another place or make room") from error
+    with replacing(path) as temporary:
+        save_tensors(temporary, own, shown=path, metadata={"gam_lm": header.model_dump_json()})
 
 
 def read_tensors(path: Path, kind: type[H], *, missing: str, broken: str, again: str) -> tuple[H, dict[str, Tensor]]:

@@ -15,9 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gam_lm.checkpoint import load_tensors, needed, read_json, write_tensors
+from gam_lm.checkpoint import load_tensors, needed, read_json
 from gam_lm.errors import InputError, checked
 from gam_lm.runtime.files import replacing
+from gam_lm.runtime.tensor_files import save_tensors
 from gam_lm.training.sharded_state import SHARDS, empty_moments, flat_state, part_of, read_into, stored
 from gam_lm.training.sharding import like, put
 
@@ -65,10 +66,10 @@ def save_state(
     if not path.is_dir():
         with replacing(path) as temporary:
             temporary.mkdir()
-            write_tensors(temporary / "model.safetensors", own_weights(model), shown=path)
-            write_tensors(temporary / "optimizer.safetensors", moments_of(optimizer), shown=path)
+            save_tensors(temporary / "model.safetensors", own_weights(model), shown=path)
+            save_tensors(temporary / "optimizer.safetensors", moments_of(optimizer), shown=path)
             if average is not None:
-                write_tensors(temporary / "average.safetensors", dict(average), shown=path)
+                save_tensors(temporary / "average.safetensors", dict(average), shown=path)
             write_numbers(temporary, progress, shown=path)
     remove_older(directory, path)
 
@@ -91,7 +92,7 @@ def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def write_numbers(folder: Path, progress: Progress, *, shown: Path) -> None:
     """What a state holds besides weights and moments."""
-    write_tensors(folder / "generators.safetensors", generators(), shown=shown)
+    save_tensors(folder / "generators.safetensors", generators(), shown=shown)
     values = dataclasses.asdict(progress)
     (folder / "progress.json").write_text(json.dumps(values | {DIGEST: _digest(values)}, allow_nan=False), encoding="utf-8")
 

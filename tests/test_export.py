@@ -1,5 +1,6 @@
 """Graphs for other runtimes, and int8."""
 
+import copy
 import json
 import os
 import re
@@ -347,6 +348,19 @@ def test_no_weight_changes_its_sign(dtype):
     assert (small.weight.float() - weight.float()).abs().max() < 0.02 * weight.abs().max()
 
 
+def test_a_matrix_that_two_layers_share_stays_shared_wherever_the_model_goes(tmp_path):
+    model = model_of("gam")
+    quantize_int8(model)
+    save_model(tmp_path, model)
+    for made in (model.to(torch.bfloat16), copy.deepcopy(model).double(), load_model(tmp_path, dtype=torch.bfloat16), copy.deepcopy(model).to("meta")):
+        assert made.lm_head.weight_int8 is made.embed_tokens.weight_int8 and made.lm_head.weight_scale is made.embed_tokens.weight_scale
+    copied = copy.deepcopy(model)
+    assert copied.lm_head.weight_int8 is copied.embed_tokens.weight_int8 is not model.embed_tokens.weight_int8
+    copied.lm_head.to(torch.float64)  # alone
+    assert copied.lm_head.weight_scale.dtype == torch.float64 and copied.embed_tokens.weight_scale.dtype == torch.bfloat16
+    assert sorted(copied.state_dict()) == sorted(model.state_dict())
+
+
 def test_what_cannot_be_exported_is_named(tmp_path):
     for name in ("transformer", WINDOWED, MIXED):
         folder = run_directory(tmp_path / name, name)
@@ -367,6 +381,10 @@ def test_what_cannot_be_exported_is_named(tmp_path):
     (tmp_path / "int8" / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(InputError, match="quant_method 'gptq'"):
         load_model(tmp_path / "int8")
+    for odd in ("gam_int8", 8, [1], True):
+        (tmp_path / "int8" / "config.json").write_text(json.dumps(config | {"quantization_config": odd}))
+        with pytest.raises(InputError, match="quantization_config is .*, which is no object"):
+            load_model(tmp_path / "int8")
 
 
 @pytest.mark.parametrize(("name", "address"), [("gam-static", 0), ("gam", 0), ("gam-slots", 2)])

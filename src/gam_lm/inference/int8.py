@@ -8,9 +8,12 @@ Shapes: O rows, I columns of a matrix; … any leading dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
-from gam_lm.errors import unknown_name
+from gam_lm.errors import InputError, unknown_name
 from gam_lm.mixers.addresses import Addresses
 from gam_lm.ops.int8_products import int8_product, rounded, widened
 
@@ -29,6 +32,21 @@ class _Int8(nn.Module):
         levels_OI, scale_O1 = rounded(weight_OI.detach())
         self.register_buffer("weight_int8", levels_OI)
         self.register_buffer("weight_scale", scale_O1[:, 0])
+        self.first: tuple[_Int8, ...] = ()
+        """The layer whose matrix this one shares, in a tuple, which makes it no part of this one."""
+
+    def share(self, first: _Int8) -> None:
+        """Have the matrix of ``first``, now and after both have moved."""
+        self.first = (first,)
+        self.weight_int8, self.weight_scale = first.weight_int8, first.weight_scale
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # moves every buffer on its own
+        for first in self.first:
+            alike = ((a.device, a.dtype) == (b.device, b.dtype) for a, b in ((self.weight_int8, first.weight_int8), (self.weight_scale, first.weight_scale)))
+            if all(alike):
+                self.share(first)
+        return self
 
     @property
     def weight(self) -> Tensor:
@@ -72,7 +90,7 @@ def quantize_int8(model: nn.Module) -> None:
             weight = child.weight
             new = Int8Linear(child) if isinstance(child, nn.Linear) else Int8Embedding(child)
             if (first := made.setdefault(id(weight), new)) is not new:
-                new.weight_int8, new.weight_scale = first.weight_int8, first.weight_scale
+                new.share(first)
             setattr(parent, name, new)
     model.eval()
 
@@ -87,7 +105,9 @@ def quantization_config() -> dict[str, object]:
     return {"quant_method": METHOD, "bits": 8}
 
 
-def check_method(config: dict[str, object]) -> None:
+def check_method(config: object) -> None:
     """Raise InputError for a ``quantization_config`` of another making."""
+    if not isinstance(config, Mapping):
+        raise InputError(f"quantization_config is {config!r}, which is no object: copy config.json again, or export the run anew")
     if config.get("quant_method") != METHOD:
         raise unknown_name("quant_method", str(config.get("quant_method")), [METHOD])

@@ -111,6 +111,9 @@ def test_a_registered_name_is_not_given_twice(own):
     with pytest.raises(InputError, match="registered already"):
         register("moving_average", kind.options_type, kind)
     register("moving_average", mixer_class("moving_average").options_type, mixer_class("moving_average"))  # the same again is no other
+    for name in ("x:y", "hf:", "a+b", "a.b", "", "1st", "two words"):
+        with pytest.raises(InputError, match="use letters, digits"):
+            register(name, kind.options_type, kind)
 
 
 def test_it_trains_streams_is_benched_and_appears_in_the_tables(tmp_path):

@@ -64,6 +64,13 @@ def test_sizes_and_dtype_come_from_the_shapes(tmp_path):
         (lambda w: {k: v for k, v in w.items() if k != "blocks.1.ln2.bias"}, "blocks.1.ln2.bias"),
         (lambda w: w | {"head.weight": w["token_embedding.weight"] + 1}, "head.weight"),
         (lambda w: w | {"head.weight": 3}, "tensors by name"),
+        (lambda w: w | {"token_embedding.weight": w["token_embedding.weight"].long()}, "token_embedding.weight' in int64"),
+        (lambda w: w | {"pos_embedding.weight": torch.tensor(1.0)}, r"pos_embedding.weight' of shape \(\)"),
+        (lambda w: {k: v.flatten() if "embedding" in k or "head" in k else v for k, v in w.items()}, "which is no matrix"),
+        (lambda w: w | {"blocks.0.ffn.0.weight": torch.zeros(())}, "blocks.0.ffn.0.weight"),
+        (lambda w: w | {"blocks.0.memory_bank": torch.zeros(3)}, "blocks.0.memory_bank"),
+        (lambda w: w | {"blocks.0.causal_conv.weight": torch.zeros(3)}, "blocks.0.causal_conv.weight"),
+        (lambda w: w | {"blocks.999999999.ln1.bias": torch.zeros(3)}, "no blocks.2"),
     ],
 )
 def test_weights_that_are_not_official_are_named(change, message):

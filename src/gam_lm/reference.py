@@ -104,6 +104,7 @@ def load_reference(weights: Mapping[str, Tensor] | nn.Module | str | Path, num_h
         if name not in own:
             raise InputError(f"weights lack {official_name(name, transformer=transformer)!r}: pass a whole official state dict")
     own |= {name: tensor.squeeze(1) for name, tensor in own.items() if name.endswith("mixer.conv.weight") and tensor.dim() == 3}
+    _check_tensors(own, transformer)
     model = LanguageModel(_config(own, num_heads)).to(own["embed_tokens.weight"].dtype)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name in expected.keys() - own.keys():
@@ -130,6 +131,21 @@ def _read(path: Path) -> Any:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"weights is {str(path)!r}, which holds no plain state dict ({reason}): save model.state_dict() alone") from error
+
+
+def _check_tensors(own: Mapping[str, Tensor], transformer: bool) -> None:
+    """What reading sizes from the tensors takes for granted."""
+    for name, tensor in own.items():
+        called = repr(official_name(name, transformer=transformer))
+        matrix = name in SHARED or name.endswith(("embed_positions.weight", "proj.weight", "memory.bank", "conv.weight"))
+        if not tensor.is_floating_point():
+            raise InputError(f"weights hold {called} in {str(tensor.dtype).removeprefix('torch.')}: pass an official state dict, of floating-point numbers")
+        if matrix and tensor.dim() != 2:
+            raise InputError(f"weights hold {called} of shape {tuple(tensor.shape)}, which is no matrix: pass an official state dict")
+    layers = {name.split(".")[1] for name in own if name.startswith("layers.")}
+    for i in range(len(layers)):
+        if str(i) not in layers:
+            raise InputError(f"weights hold {len(layers)} blocks, and no blocks.{i}: pass a whole official state dict")
 
 
 def _config(own: Mapping[str, Tensor], num_heads: int | None) -> ModelConfig:

@@ -26,9 +26,9 @@ from gam_lm.mixers.gam_options import GAMOptions
 class GatedAssociativeMemory(GAMMixer):
     """A causal convolution and a memory of slots, side by side behind gates: the token mixer of GAM.
 
-    The state is a tuple of tensors, batch first, whose size does not grow with the text: ``layer(x)`` starts a sequence, ``layer(x, state)`` goes on
-    with it, and any split of a sequence into calls gives what one call gives. The initial values are drawn from torch's global generator; a layer
-    that was built on the meta device draws them in `reset_parameters` after ``to_empty``.
+    The state is a tuple of tensors, batch first, whose size does not grow with the text (with ``memory="attention"`` or ``"self_attention"`` it does):
+    ``layer(x)`` starts a sequence, ``layer(x, state)`` goes on with it, and any split of a sequence into calls gives what one call gives. The initial
+    values are drawn from torch's global generator; a layer that was built on the meta device draws them in `reset_parameters` after ``to_empty``.
 
     Args:
         hidden_size: D, width of input and output.

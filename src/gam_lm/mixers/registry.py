@@ -6,6 +6,7 @@ A name that ends with a colon is a family: ``hf:llama`` belongs to ``hf:``.
 from __future__ import annotations
 
 import logging
+import re
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +39,9 @@ REGISTRY: dict[str, Entry] = {
 }
 """Every mixer by its name in ``ModelConfig.mixers``."""
 
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+"""Colons are for families; plus signs, dots and commas divide the names of models and flags."""
+
 DEFAULT_MIXER = "gam"
 """What mixes the tokens where the configuration does not say."""
 
@@ -46,8 +50,10 @@ def register(name: str, options: type[MixerOptions], mixer: type[Mixer]) -> None
     """Make a mixer known under ``name``: in ``ModelConfig.mixers``, on the command line and in every table.
 
     Raises:
-        InputError: for a name that another mixer has.
+        InputError: for a name that another mixer has, or that no flag and no model's name can hold.
     """
+    if not NAME.fullmatch(name):
+        raise InputError(f"mixer {name!r}: use letters, digits, '_' and '-' for its name, a letter first")
     if name in REGISTRY and REGISTRY[name] != Entry(options, mixer):
         raise InputError(f"mixer {name!r} is registered already: choose another name")
     REGISTRY[name] = Entry(options, mixer)

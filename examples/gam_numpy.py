@@ -153,10 +153,10 @@ if __name__ == "__main__":
 
     folder, prompt, count = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 50
     tokenizer, model = Tokenizer.from_file(str(Path(folder) / "tokenizer.json")), GAM(folder)
-    for token in tokenizer.encode(prompt).ids:
+    ids = tokenizer.encode(prompt).ids
+    for token in ids:
         logits = model.step(token)
-    new = []
     for _ in range(count):
-        new.append(int(logits.argmax()))
-        logits = model.step(new[-1])
-    print(prompt + tokenizer.decode(new))
+        ids.append(int(logits.argmax()))
+        logits = model.step(ids[-1])
+    print(tokenizer.decode(ids))

@@ -22,7 +22,8 @@ for (const { name, type, shape } of graph.inputMetadata.filter((each) => each.na
 }
 
 const made = [];
-let tokens = tokenizer.encode(prompt).ids;
+const ids = tokenizer.encode(prompt).ids;
+let tokens = ids;
 while (made.length < Number(count)) {  // the whole prompt at once, then a token at a time
   const out = await graph.run({ tokens: new ort.Tensor("int64", BigInt64Array.from(tokens, BigInt), [1, tokens.length]), ...state });
   state = Object.fromEntries(Object.keys(state).map((name) => [name, out[`new_${name}`]]));
@@ -30,4 +31,4 @@ while (made.length < Number(count)) {  // the whole prompt at once, then a token
   tokens = [logits.reduce((best, value, id) => (value > logits[best] ? id : best), 0)];
   made.push(...tokens);
 }
-console.log(prompt + tokenizer.decode(made));
+console.log(tokenizer.decode([...ids, ...made]));  // as one text: alone, some decoders drop the space before its first word

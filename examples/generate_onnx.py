@@ -23,4 +23,4 @@ for _ in range(count):
     state = dict(zip(state, values, strict=True))
     tokens = [int(logits[0].argmax())]
     new += tokens
-print(prompt + tokenizer.decode(new))
+print(tokenizer.decode(ids + new))  # as one text: alone, some decoders drop the space before its first word

@@ -26,10 +26,11 @@ def run(graph, tokens):
     return logits[0]
 
 
+read = list(ids)
 while ids:  # whole blocks through prefill, what is left token by token
     size = block if len(ids) >= block > 1 else 1
     logits, ids = run(prefill if size > 1 else step, ids[:size]), ids[size:]
 for _ in range(count):
     ids.append(int(logits.argmax()))
     logits = run(step, ids[-1:])
-print(prompt + tokenizer.decode(ids))
+print(tokenizer.decode(read + ids))  # as one text: alone, some decoders drop the space before its first word

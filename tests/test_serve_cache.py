@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_serve import small_model, small_tokenizer
 from test_serve_hostile import BODY, ask, folder, serving  # noqa: F401
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from gam_lm.inference.context import state_tensors
+from gam_lm.inference.generation import generate
 from gam_lm.serve.engine import Engine
 from gam_lm.serve.limits import Limits
 from gam_lm.serve.model_thread import ModelThread
@@ -314,6 +315,15 @@ def test_a_server_says_what_was_cached_and_counts_it(folder):  # noqa: F811
         assert figures["gam_first_token_seconds_count"] == 2 and figures["gam_cache_bytes"] > 0
         ask(server, BODY | {"model": "dog"})
         assert 'status="404"' in ask(server, None, "/metrics", "GET")[2]
+
+
+def test_an_answer_keeps_its_first_space_where_the_tokenizer_is_not_byte_level():
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "▁one": 1, "▁two": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    made = Engine(model=small_model(3), tokenizer=tokenizer, piece=8)
+    ids = tokenizer.encode("one two").ids
+    text, _, _ = asyncio.run(written(made, ids, max_tokens=4, temperature=0))
+    assert "one two" + text == tokenizer.decode(ids + list(generate(made.model, ids, max_new_tokens=4, temperature=0))) and text.startswith(" ")
 
 
 @pytest.mark.parametrize("draft", [0, 4])

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 import tyro
 from one_command import SMALL, WORDS, make_folder, refused
 
+import gam_lm.training.distributed as distributed
 import gam_lm.training.loop as loop
 from gam_lm.checkpoint import load_model, read_json
 from gam_lm.cli.evaluate import distinct_names
@@ -27,6 +29,8 @@ from gam_lm.data.corpora import load_corpus
 from gam_lm.errors import InputError
 from gam_lm.presets.setups import preset
 from gam_lm.results import read_results
+from gam_lm.runtime.ownership import owned
+from gam_lm.training.distributed import World
 from gam_lm.training.recipe import TrainConfig
 
 
@@ -191,6 +195,17 @@ def test_more_validation_tokens_than_there_are_are_all_of_them(folder, capsys):
     assert run(command) == 0 and run(command) == 0  # goes on, here: is finished
     capsys.readouterr()
     assert "another run (valid_tokens" in refused(capsys, [*command, "--valid-tokens", "100"])
+
+
+def test_the_first_of_several_processes_writes_its_plan_as_the_owner_of_the_folder(folder, capsys, monkeypatch):
+    class Two(World):
+        def first(self, work, then=None):
+            return work()
+
+    monkeypatch.setattr(distributed, "joined", lambda device: nullcontext((Two(0, 2), device)))
+    with owned(folder / "run"):
+        assert "is writing" in refused(capsys, ["train", "my_text.txt", "--steps", "2", "--out", "run", *SMALL])
+    assert not (folder / "run/recipe.json").exists()
 
 
 def test_what_is_switched_off_comes_back_from_the_file(folder):

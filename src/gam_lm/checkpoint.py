@@ -191,8 +191,10 @@ def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """Role → token. The end of text also pads where there is nothing else: the mask tells which is which."""
+    from gam_lm.data.tokenizer import END_OF_TEXT
+
     names = {
-        "<|endoftext|>": ("eos_token", "bos_token", "pad_token"),
+        END_OF_TEXT: ("eos_token", "bos_token", "pad_token"),
         "[UNK]": ("unk_token",),
         "[PAD]": ("pad_token",),
         "[SOS]": ("bos_token",),

@@ -62,8 +62,6 @@ class Chat:
         check_characters(self.system, "system")
         model = load_started(self.run_directory, self.start, self.device)
         tokenizer = load_tokenizer_of(self.run_directory)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         writing = Writing(tokenizer, *read_chat_template(self.run_directory))
         if writing.template is None:
             print(f"{self.run_directory} has learned no conversations: it goes on with lines that begin with User: and Assistant:", file=sys.stderr)

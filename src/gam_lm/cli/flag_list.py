@@ -42,21 +42,15 @@ def flags_of(kind: Any, *, positional_required: bool = False, prefix: str = "", 
         prefix: of all names.
         group: the field that holds ``kind``.
     """
-    hints, helps = get_type_hints(kind, include_extras=True), explained(kind)
-    for field in dataclasses.fields(kind):
-        hint, marks = _unwrapped(hints[field.name])
-        own = next((mark for mark in marks if hasattr(mark, "name") and hasattr(mark, "help")), None)
-        if tyro.conf.Suppress in marks:
-            continue
-        if dataclasses.is_dataclass(hint):
-            flat = own is not None and own.name == ""
-            yield from flags_of(hint, prefix=prefix if flat else f"{prefix}{field.name}.", group=field.name)
+    helps = explained(kind)
+    for each in _parts(kind, prefix):
+        field, marks = each.field, each.marks
+        if each.group:
+            yield from flags_of(each.hint, prefix=each.name, group=field.name)
             continue
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        name = own.name if own is not None and own.name else field.name
-        says = own.help if own is not None and own.help else helps.get(field.name, "")
         positional = tyro.conf.Positional in marks or (positional_required and required)
-        yield Flag(prefix + name, field.name, hint, says, positional, required, group, tyro.conf.UseAppendAction in marks)
+        yield Flag(each.name, field.name, each.hint, each.help or helps.get(field.name, ""), positional, required, group, tyro.conf.UseAppendAction in marks)
 
 
 def given(arguments: Sequence[str]) -> frozenset[str]:
@@ -72,18 +66,12 @@ def given(arguments: Sequence[str]) -> frozenset[str]:
 
 def values_of(verb: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The values of a verb's flags, by the names that `flags_of` gives them."""
-    hints = get_type_hints(type(verb), include_extras=True)
-    for field in dataclasses.fields(verb):
-        hint, marks = _unwrapped(hints[field.name])
-        own = next((mark for mark in marks if hasattr(mark, "name") and hasattr(mark, "help")), None)
-        value = getattr(verb, field.name)
-        if tyro.conf.Suppress in marks:
-            continue
-        if dataclasses.is_dataclass(hint):
-            flat = own is not None and own.name == ""
-            yield from values_of(value, prefix if flat else f"{prefix}{field.name}.")
+    for each in _parts(type(verb), prefix):
+        value = getattr(verb, each.field.name)
+        if each.group:
+            yield from values_of(value, each.name)
         else:
-            yield prefix + (own.name if own is not None and own.name else field.name), value
+            yield each.name, value
 
 
 def defaults_of(kind: Any, default: Any = None, *, prefix: str = "") -> dict[str, Any]:
@@ -95,21 +83,44 @@ def defaults_of(kind: Any, default: Any = None, *, prefix: str = "") -> dict[str
         prefix: of all names.
     """
     found: dict[str, Any] = {}
+    for each in _parts(kind, prefix):
+        value: Any = each.field.default
+        if default is not None:
+            value = getattr(default, each.field.name)
+        elif each.field.default_factory is not dataclasses.MISSING:
+            value = each.field.default_factory()
+        if each.group:
+            found |= defaults_of(each.hint, None if value is dataclasses.MISSING else value, prefix=each.name)
+        elif value is not dataclasses.MISSING and not isinstance(value, type(tyro.MISSING)):
+            found[each.name] = value
+    return found
+
+
+class _Part(NamedTuple):
+    """A field of a verb's class or of a group in it."""
+
+    field: dataclasses.Field[Any]
+    hint: Any
+    marks: tuple[Any, ...]
+    name: str
+    """Of the flag; of a group what its flags' names begin with."""
+    help: str
+    """Empty where the docstring under the field says it."""
+    group: bool
+
+
+def _parts(kind: Any, prefix: str) -> Iterator[_Part]:
+    """The fields of a class that are flags or groups of flags."""
     hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         hint, marks = _unwrapped(hints[field.name])
+        if tyro.conf.Suppress in marks:
+            continue
         own = next((mark for mark in marks if hasattr(mark, "name") and hasattr(mark, "help")), None)
-        value: Any = field.default
-        if default is not None:
-            value = getattr(default, field.name)
-        elif field.default_factory is not dataclasses.MISSING:
-            value = field.default_factory()
-        if dataclasses.is_dataclass(hint):
-            flat = own is not None and own.name == ""
-            found |= defaults_of(hint, None if value is dataclasses.MISSING else value, prefix=prefix if flat else f"{prefix}{field.name}.")
-        elif value is not dataclasses.MISSING and not isinstance(value, type(tyro.MISSING)):
-            found[prefix + (own.name if own is not None and own.name else field.name)] = value
-    return found
+        called = None if own is None else own.name
+        group = dataclasses.is_dataclass(hint)
+        name = ("" if called == "" else f"{field.name}.") if group else called or field.name
+        yield _Part(field, hint, marks, prefix + name, (own and own.help) or "", group)
 
 
 def _unwrapped(hint: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -54,7 +54,6 @@ class Read:
 
         model = load_started(self.run_directory, self.start, self.device)
         tokenizer = load_tokenizer_of(self.run_directory)
-        tokenizer.no_truncation()
         context = Context(model, every=self.every, keep=self.keep) if self.state is None else Context.load(self.state, model, tokenizer)
         before, started, size = context.count, time.perf_counter(), None
         with self._opened() as file:

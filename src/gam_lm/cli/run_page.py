@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gam_lm.cli.outcome import floors_in_bits, meaning
+from gam_lm.data.tokenizer import END_OF_TEXT
 from gam_lm.diagnostics.memory_use import memory_use
 from gam_lm.inference.generation import generate, generate_text
 from gam_lm.report.run_page import RunFacts, read_metrics, write_run_page
@@ -84,7 +85,7 @@ class RunPage:
         if self.job.plan.chat:
             return self._answer()
         job, tokenizer = self.job, self.job.corpus.tokenizer
-        prompt = "" if tokenizer.token_to_id("<|endoftext|>") is not None else tokenizer.decode([int(job.corpus.splits["valid"].ids[0])])
+        prompt = "" if tokenizer.token_to_id(END_OF_TEXT) is not None else tokenizer.decode([int(job.corpus.splits["valid"].ids[0])])
         most = min(SAMPLE_TOKENS, self.model.config.longest or SAMPLE_TOKENS)
         return (prompt + "".join(generate_text(self.model.eval(), tokenizer, prompt, max_new_tokens=most, **SAMPLE))).strip()
 

@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from gam_lm.data.tokenizer import END_OF_TEXT
 from gam_lm.errors import InputError
 from gam_lm.inference.context import Context, join_states, row_of, state_tensors
 from gam_lm.inference.generation import draw
@@ -186,7 +187,7 @@ def continue_text(
     """
     if context.logits is None or context.batch_size > 1:
         raise InputError(f"the context has {context.batch_size} rows and {context.count} tokens: go on from one row that has read at least one token")
-    end = tokenizer.token_to_id("<|endoftext|>")
+    end = tokenizer.token_to_id(END_OF_TEXT)
     stop = frozenset() if end is None else frozenset({end})
     continuation = Continuation(context.model, context.logits[0], context.state, sampling, stop=stop, lookup=lookup)
     stream, left = text_after(tokenizer, context.tail[0, -TAIL:].tolist()), max_new_tokens

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from gam_lm.data.tokenizer import ids_of
+from gam_lm.data.tokenizer import END_OF_TEXT, ids_of
 from gam_lm.errors import InputError
 from gam_lm.inference.compiling import decoder, why_not_decoding
 from gam_lm.inference.text_stream import text_after
@@ -91,7 +91,7 @@ def generate_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, **opt
 
     Ends at <|endoftext|>, which also starts the text where the prompt is empty.
     """
-    end = tokenizer.token_to_id("<|endoftext|>")
+    end = tokenizer.token_to_id(END_OF_TEXT)
     ids = ids_of(tokenizer, prompt, "prompt") or ([end] if end is not None else [])
     stream = text_after(tokenizer, ids)
     for token in generate(model, ids, stop=frozenset() if end is None else frozenset({end}), **options):  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def _check(
 ) -> None:
     config = model.config
     if not prompt:
-        raise InputError("prompt is empty and the tokenizer has no <|endoftext|> to start from: give a prompt of at least one token")
+        raise InputError(f"prompt is empty and the tokenizer has no {END_OF_TEXT} to start from: give a prompt of at least one token")
     config.check_length("the prompt's length", len(prompt))
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: use a whole number of at least 1")

@@ -22,6 +22,7 @@ from anyio import CapacityLimiter, to_thread
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from gam_lm.data.tokenizer import END_OF_TEXT
 from gam_lm.inference.context import compact, last_logits, state_bytes
 from gam_lm.inference.continuation import Continuation, Sampling, step_together
 from gam_lm.inference.prompt_lookup import PromptLookup
@@ -33,8 +34,6 @@ from gam_lm.serve.model_thread import ModelThread
 from gam_lm.serve.prefix_cache import PrefixCache
 from gam_lm.serve.protocol import Request, RequestError
 from gam_lm.serve.stopping import StopTexts
-
-END_OF_TEXT = "<|endoftext|>"
 
 MOST_STATES = 64
 """States that a single prompt may leave in the cache."""

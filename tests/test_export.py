@@ -19,10 +19,11 @@ from gam_lm import LanguageModel, generate, load_model, save_model
 from gam_lm.checkpoint import load_tokenizer_of
 from gam_lm.cli.main import run
 from gam_lm.errors import InputError
-from gam_lm.export.graphs import flatten_state, trace, unflatten_state
+from gam_lm.export.graphs import trace, unflatten_state
 from gam_lm.export.onnx import OnnxGraph, _solve_unit_lower
 from gam_lm.export.operators import as_operators
 from gam_lm.export.write import export
+from gam_lm.inference.context import state_tensors
 from gam_lm.inference.int8 import Int8Linear, quantize_int8
 from gam_lm.mixers import attention, key_value_cache
 from gam_lm.mixers.addresses import Addresses
@@ -64,13 +65,13 @@ def test_a_traced_program_equals_the_model_at_another_number_of_rows(rule):
     expected, last = model.stream(tokens)
     first = graphs.prefill_tokens or 10
     assert (graphs.prefill_tokens is None) == (rule == "gam-static")
-    logits, state = graphs.prefill.module()(tokens[:, :first], flatten_state(model.initial_state(3)))
+    logits, state = graphs.prefill.module()(tokens[:, :first], state_tensors(model.initial_state(3)))
     torch.testing.assert_close(logits, expected[:, first - 1])
     for t in range(first, 12):
         logits, state = graphs.step.module()(tokens[:, t : t + 1], state)
         torch.testing.assert_close(logits, expected[:, t])
     assert len(state) == len(graphs.state_names)
-    for ours, theirs in zip(flatten_state(unflatten_state(model, state)), flatten_state(last), strict=True):
+    for ours, theirs in zip(state_tensors(unflatten_state(model, state)), state_tensors(last), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -203,7 +204,7 @@ def test_an_onnx_graph_in_int8_computes_what_the_int8_model_does(tmp_path, int8_
         expected = load_model(folder).eval()
         quantize_int8(expected)
         tokens = torch.randint(expected.config.vocab_size, (1, 20))
-        logits, _ = OnnxGraph(out / "model.onnx")(tokens, flatten_state(expected.initial_state(1)))
+        logits, _ = OnnxGraph(out / "model.onnx")(tokens, state_tensors(expected.initial_state(1)))
         torch.testing.assert_close(logits, expected.stream(tokens)[0][:, -1], rtol=1e-4, atol=5e-5)
 
 

@@ -55,8 +55,14 @@ def test_learned_positions_end_the_text_with_one_line_and_none_never(caplog):
 def test_a_long_prompt_is_read_in_pieces_and_gives_the_same_text(name, monkeypatch):
     model, prompt = LanguageModel(named_model(name, BASE)).eval(), [3, 1, 4, 1, 5, 9, 2, 6, 5]
     whole = list(generate(model, prompt, max_new_tokens=8, temperature=0))
-    monkeypatch.setattr("gam_lm.inference.generation.PREFILL_TOKENS", 4)
+    monkeypatch.setattr("gam_lm.inference.context.PIECE", 4)
     assert list(generate(model, prompt, max_new_tokens=8, temperature=0)) == whole
+
+
+@pytest.mark.parametrize("top_p", [5e-324, 1e-46, 1e-9])
+def test_the_smallest_share_leaves_the_likeliest_token(top_p):
+    logits, generator = torch.tensor([0.1, 3.0, 0.2]), torch.Generator().manual_seed(0)
+    assert {int(draw(logits, 1.0, None, top_p, generator)) for _ in range(20)} == {1}
 
 
 def test_the_function_is_public_whatever_was_imported_before():

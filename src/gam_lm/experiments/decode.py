@@ -25,6 +25,7 @@ from gam_lm.experiments.accuracy import model_errors, reference_of
 from gam_lm.experiments.measuring import Group, Limits, Row, measure_missing, possible
 from gam_lm.experiments.models import build, contender, described
 from gam_lm.inference.compiling import decoder
+from gam_lm.inference.context import PIECE
 from gam_lm.inference.int8 import Int8Embedding, quantize_int8
 from gam_lm.model import LanguageModel, State
 from gam_lm.presets.models import BASELINE, Fields
@@ -37,9 +38,6 @@ logger = logging.getLogger("gam_lm")
 
 GPT2 = "hf:gpt2"
 """The row name of Transformers' GPT-2."""
-
-PREFILL_TOKENS = 4096
-"""Tokens of a context per call."""
 
 SHORT_TOKENS = 64
 """Tokens that a stack with caches reads for the states of its other layers: a context of 100,000 would take attention hours."""
@@ -208,7 +206,7 @@ def _own(parameters: Mapping[str, Any], device: torch.device) -> tuple[nn.Module
         grows = [each is not None for each in filled]
         wanted = min(n, SHORT_TOKENS) if any(grows) else n
         with autocast(device, low):
-            for piece_1P in torch.randint(model.config.vocab_size, (1, wanted - read), device=device).split(PREFILL_TOKENS, 1) if wanted > read else ():
+            for piece_1P in torch.randint(model.config.vocab_size, (1, wanted - read), device=device).split(PIECE, 1) if wanted > read else ():
                 _, state = model.hidden(piece_1P, state)
         assert state is not None
         read = max(read, wanted)

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from gam_lm.config import ModelConfig
 from gam_lm.experiments.models import build, described
-from gam_lm.export.graphs import flatten_state, trace
+from gam_lm.export.graphs import trace
 from gam_lm.export.onnx import OnnxGraph, write_onnx, write_program
 from gam_lm.export.stream import trace_stream
+from gam_lm.inference.context import state_tensors
 from gam_lm.model import LanguageModel
 from gam_lm.presets.models import Fields, named_model
 from gam_lm.results import Results
@@ -77,7 +78,7 @@ def measure_forms(config: ModelConfig, prompt_tokens: int, rounds: int, warmup: 
     assert isinstance(model, LanguageModel)
     tokens_1T = torch.randint(config.vocab_size, (1, prompt_tokens))
     expected = model.stream(tokens_1T)[0][:, -1]
-    state = flatten_state(model.initial_state(1))
+    state = state_tensors(model.initial_state(1))
     with tempfile.TemporaryDirectory() as folder:
         found: dict[str, dict[str, Any]] = {}
         feeds: dict[str, Feed] = {}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from gam_lm.errors import InputError
+from gam_lm.inference.context import state_tensors
 from gam_lm.model import LanguageModel, State
 
 TRACED_ROWS, TRACED_TOKENS = 2, 37
@@ -51,7 +52,7 @@ class StreamCall(nn.Module):
     def forward(self, tokens: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, V) after the last token, and the new state."""
         h_BTD, new = self.model.hidden(tokens, unflatten_state(self.model, state))
-        return self.model.lm_head(h_BTD[:, -1]), flatten_state(new)
+        return self.model.lm_head(h_BTD[:, -1]), state_tensors(new)
 
 
 def trace(model: LanguageModel) -> Graphs:
@@ -81,7 +82,7 @@ def trace(model: LanguageModel) -> Graphs:
 
 def _trace(model: LanguageModel, tokens: int, length: Dim | None) -> ExportedProgram:
     rows = Dim("batch", min=1)
-    state = flatten_state(model.initial_state(TRACED_ROWS))
+    state = state_tensors(model.initial_state(TRACED_ROWS))
     tokens_BT = torch.zeros(TRACED_ROWS, tokens, dtype=torch.long, device=state[0].device)
     shapes = ({0: rows} if length is None else {0: rows, 1: length}, [{0: rows} for _ in state])
     with torch.no_grad():
@@ -89,17 +90,12 @@ def _trace(model: LanguageModel, tokens: int, length: Dim | None) -> ExportedPro
 
 
 def names_of_state(model: LanguageModel) -> tuple[str, ...]:
-    """Names of the tensors of `flatten_state`."""
+    """Names of the tensors of `state_tensors`."""
     return ("position", *(f"layer{i}.{j}" for i, layer in enumerate(model.initial_state(1).layers) for j in range(len(layer))))
 
 
-def flatten_state(state: State) -> list[Tensor]:
-    """The tensors of a state: position, then layer by layer."""
-    return [state.position_B, *(tensor for layer in state.layers for tensor in layer)]
-
-
 def unflatten_state(model: LanguageModel, tensors: list[Tensor]) -> State:
-    """The inverse of `flatten_state`."""
+    """The inverse of `state_tensors`."""
     rest = iter(tensors[1:])
     sizes = [len(layer.mixer.initial_state(1, device="meta")) for layer in model.layers]
     return State(tensors[0], tuple(tuple(next(rest) for _ in range(size)) for size in sizes))

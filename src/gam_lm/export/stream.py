@@ -16,8 +16,9 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from gam_lm.errors import InputError
-from gam_lm.export.graphs import TRACED_ROWS, TRACED_TOKENS, StreamCall, flatten_state, names_of_state
+from gam_lm.export.graphs import TRACED_ROWS, TRACED_TOKENS, StreamCall, names_of_state
 from gam_lm.export.operators import as_operators
+from gam_lm.inference.context import state_tensors
 from gam_lm.model import LanguageModel
 
 TRACED_CACHE = 5
@@ -44,8 +45,8 @@ def trace_stream(model: LanguageModel) -> StreamGraph:
     tokens, cache = (min(each, limit or each) for each in (TRACED_TOKENS, TRACED_CACHE))
     device = model.embed_tokens.weight.device
     with torch.no_grad():
-        first = flatten_state(model.initial_state(TRACED_ROWS))
-        state = flatten_state(model.stream(torch.zeros(TRACED_ROWS, cache, dtype=torch.long, device=device))[1])
+        first = state_tensors(model.initial_state(TRACED_ROWS))
+        state = state_tensors(model.stream(torch.zeros(TRACED_ROWS, cache, dtype=torch.long, device=device))[1])
     rows, length, cached = Dim("batch", min=1), Dim("tokens", min=1, max=limit), Dim("cached", min=0)
     free = []
     for before, after in zip(first, state, strict=True):

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from gam_lm.checkpoint import load_model, load_tokenizer_of, save_model
 from gam_lm.errors import InputError
-from gam_lm.export.graphs import TRACED_TOKENS, Graphs, flatten_state, trace
+from gam_lm.export.graphs import TRACED_TOKENS, Graphs, trace
+from gam_lm.inference.context import state_tensors
 from gam_lm.inference.int8 import is_int8, quantize_int8
 from gam_lm.model import LanguageModel
 from gam_lm.runtime.files import replacing
@@ -209,7 +210,7 @@ def _difference(model: LanguageModel, tokens: int, prefill: Graph, step: Graph, 
     tokens_BT = torch.randint(model.config.vocab_size, (rows, tokens + steps))
     hidden_BTD, _ = model.hidden(tokens_BT)
     expected_BSV = model.lm_head(hidden_BTD[:, tokens - 1 :])
-    logits_BV, state = prefill(tokens_BT[:, :tokens], flatten_state(model.initial_state(rows)))
+    logits_BV, state = prefill(tokens_BT[:, :tokens], state_tensors(model.initial_state(rows)))
     differences = [(logits_BV - expected_BSV[:, 0]).abs().max()]
     for i in range(steps):
         logits_BV, state = step(tokens_BT[:, tokens + i, None], state)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gam_lm.inference.context import state_tensors
 from gam_lm.inference.int8 import is_int8
 from gam_lm.model import LanguageModel, State
 from gam_lm.ops import number_formats
@@ -119,7 +120,7 @@ def _layout(token_B1: Tensor, state: State) -> tuple[Any, ...]:
     """All that compiled code takes for granted and a caller may change."""
     device = token_B1.device.type
     modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    return *modes, *((each.shape, each.stride(), each.dtype, each.device) for each in (token_B1, *_tensors(state)))
+    return *modes, *((each.shape, each.stride(), each.dtype, each.device) for each in (token_B1, *state_tensors(state)))
 
 
 def graphed_step(step: Step, token_B1: Tensor, state: State) -> Callable[[Tensor], Tensor]:
@@ -131,7 +132,7 @@ def graphed_step(step: Step, token_B1: Tensor, state: State) -> Callable[[Tensor
         state: where to start from; it becomes the graph's own and changes with every call.
     """
     token_B1 = token_B1.clone()
-    kept = _tensors(state)
+    kept = state_tensors(state)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -141,7 +142,7 @@ def graphed_step(step: Step, token_B1: Tensor, state: State) -> Callable[[Tensor
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         logits_B1V, after = step(token_B1, state)
-        _carry(kept, _tensors(after))
+        _carry(kept, state_tensors(after))
 
     return partial(_replay, graph, token_B1, logits_B1V, kept)
 
@@ -151,10 +152,6 @@ def _replay(graph: Any, token_B1: Tensor, logits_B1V: Tensor, kept: list[Tensor]
     token_B1.copy_(next_B1)
     graph.replay()
     return logits_B1V
-
-
-def _tensors(state: State) -> list[Tensor]:
-    return [state.position_B, *(each for layer in state.layers for each in layer)]
 
 
 def _carry(old: list[Tensor], new: list[Tensor]) -> None:

@@ -230,7 +230,7 @@ def map_state(change: Callable[[Tensor], Tensor], state: State) -> State:
 
 
 def state_tensors(state: State) -> list[Tensor]:
-    """All tensors of a state."""
+    """All tensors of a state: position, then layer by layer."""
     return [state.position_B, *(tensor for layer in state.layers for tensor in layer)]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from gam_lm.data.tokenizer import END_OF_TEXT
 from gam_lm.errors import InputError
 from gam_lm.inference.context import Context, join_states, row_of, state_tensors
-from gam_lm.inference.generation import draw
+from gam_lm.inference.generation import check_sampling, draw
 from gam_lm.inference.prompt_lookup import PromptLookup
 from gam_lm.inference.text_stream import TAIL, text_after
 from gam_lm.model import LanguageModel, State
@@ -37,14 +37,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}: use 0 for the likeliest token, or a number above it")
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k is {self.top_k}: use a whole number of at least 1")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}: use a probability above 0, at most 1")
-        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}: use a whole number from -2^63 to 2^63 - 1")
+        check_sampling(self.temperature, self.top_k, self.top_p, self.seed)
 
 
 class Continuation:
@@ -128,7 +121,7 @@ class Continuation:
 
     def _draw(self, logits_V: Tensor) -> int:
         how = self.sampling
-        return int(draw(logits_V, how.temperature, how.top_k, max(how.top_p, 1e-6), self._generator))
+        return int(draw(logits_V, how.temperature, how.top_k, how.top_p, self._generator))
 
     def _take(self, drawn: list[int], unread: list[int]) -> list[int]:
         """Count what was drawn, up to a token of ``stop``, and what of it the state has not read."""

@@ -17,17 +17,15 @@ from torch import Tensor
 
 from gam_lm.data.tokenizer import END_OF_TEXT, ids_of
 from gam_lm.errors import InputError
+from gam_lm.inference import context
 from gam_lm.inference.compiling import decoder, why_not_decoding
 from gam_lm.inference.text_stream import text_after
-from gam_lm.model import LanguageModel, State
+from gam_lm.model import LanguageModel
 
 logger = logging.getLogger("gam_lm")
 
 COLDEST = 1e-4
 """Temperatures below it take the likeliest token, which is their limit: divided by them, logits are no numbers any more."""
-
-PREFILL_TOKENS = 4096
-"""Tokens of a prompt per call of the model."""
 
 
 @torch.inference_mode()
@@ -67,14 +65,17 @@ def generate(
     else:
         generator.manual_seed(seed)
     limit = model.config.longest
-    logits, state = _prefill(model, torch.tensor([list(prompt)], device=device))
+    state = None
+    for piece_1P in torch.tensor([list(prompt)], device=device).split(context.PIECE, 1):  # a long prompt costs the memory of one piece of it
+        logits_1V, state = context.last_logits(model, piece_1P, state)
+    assert state is not None
     reason = why_not_decoding(model) if compiled else None
     if reason is not None:
         logger.warning("not compiled: %s", reason)
     next_logits = decoder(model, state, "compiled" if compiled and reason is None else "eager")
     produced = 0
     while max_new_tokens is None or produced < max_new_tokens:
-        token = int(draw(logits[0, -1], temperature, top_k, top_p, generator))
+        token = int(draw(logits_1V[0], temperature, top_k, top_p, generator))
         if token in stop:
             return
         yield token
@@ -83,7 +84,7 @@ def generate(
             if max_new_tokens is None or produced < max_new_tokens:
                 logger.warning("ended: learned positions end at %d tokens; a model with positions='none' goes on", limit)
             return
-        logits = next_logits(torch.tensor([[token]], device=device))
+        logits_1V = next_logits(torch.tensor([[token]], device=device))[:, -1]
 
 
 def generate_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, **options: object) -> Iterator[str]:
@@ -99,15 +100,6 @@ def generate_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, **opt
             yield text
 
 
-def _prefill(model: LanguageModel, prompt_1T: Tensor) -> tuple[Tensor, State]:
-    """Logits after the last token alone (1, 1, V), and the state: a long prompt costs the memory of one piece of it."""
-    state = None
-    for piece_1P in prompt_1T.split(PREFILL_TOKENS, 1):
-        h_1PD, state = model.hidden(piece_1P, state)
-    assert state is not None
-    return model.lm_head(h_1PD[:, -1:]), state
-
-
 def draw(logits_V: Tensor, temperature: float, top_k: int | None, top_p: float, generator: torch.Generator) -> Tensor:
     """Draw one id from the distribution that the options leave of ``logits_V``."""
     if temperature < COLDEST:
@@ -117,7 +109,8 @@ def draw(logits_V: Tensor, temperature: float, top_k: int | None, top_p: float, 
         logits_V = logits_V.masked_fill(logits_V < logits_V.topk(top_k).values[-1], -torch.inf)
     if top_p < 1:
         probability_V, order_V = logits_V.softmax(-1).sort(descending=True)
-        beyond_V = probability_V.cumsum(-1) - probability_V >= top_p  # the likeliest token always stays
+        beyond_V = probability_V.cumsum(-1) - probability_V >= top_p
+        beyond_V[0] = False  # the likeliest token always stays, also where top_p is 0 in fp32
         logits_V = logits_V.index_fill(0, order_V[beyond_V], -torch.inf)
     return torch.multinomial(logits_V.softmax(-1), 1, generator=generator)
 
@@ -131,6 +124,11 @@ def _check(
     config.check_length("the prompt's length", len(prompt))
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: use a whole number of at least 1")
+    check_sampling(temperature, top_k, top_p, seed)
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float, seed: int | None) -> None:
+    """Raise InputError for a value out of range; their meaning is that of `generate`."""
     if not 0 <= temperature < math.inf:
         raise InputError(f"temperature is {temperature}: use 0 for the likeliest token, or a number above it")
     if top_k is not None and top_k < 1:

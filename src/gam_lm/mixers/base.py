@@ -29,6 +29,12 @@ MOST_LOG_RATE = 20.0
 INIT_STD = 0.02
 """Standard deviation of the scaled initialisation, at every width."""
 
+RATE_RANGE, STEP_RANGE = (1.0, 16.0), (1e-3, 0.1)
+"""Decays at initialisation, as in Mamba-2 (arXiv 2405.21060): exp(A) uniform, softplus(·) log-uniform. A head forgets over 1 to 1,000 tokens."""
+
+MAX_UNROLLED = 16
+"""Chunks of a written memory that a compiler unrolls in about a minute."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -203,6 +209,13 @@ class Mixer(nn.Module, ABC):
 def start_std(config: ModelConfig, inputs: int) -> float:
     """Standard deviation that a matrix or an embedding of ``inputs`` columns starts with, unless ``config.initialization`` is the paper's."""
     return inputs**-0.5 if config.initialization == "fan_in" else INIT_STD
+
+
+def step_bias(like: Tensor) -> Tensor:
+    """Biases of the shape of ``like`` whose softplus, the step size, is log-uniform over `STEP_RANGE`."""
+    low, high = (math.log(x) for x in STEP_RANGE)
+    step = torch.empty_like(like).uniform_(low, high).exp()
+    return step + torch.log(-torch.expm1(-step))  # the inverse of softplus
 
 
 def init_linear(linear: nn.Linear, config: ModelConfig, *, residual: int = 0) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.mixers.attention_memory import AttentionMemory
-from gam_lm.mixers.base import Cost, Mixer, MixerState, MixerTrace, Slots, init_linear
+from gam_lm.mixers.base import MAX_UNROLLED, Cost, Mixer, MixerState, MixerTrace, Slots, init_linear
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.mixers.self_attention_memory import SelfAttentionMemory
@@ -40,9 +40,6 @@ from gam_lm.ops.chunks import chunk_tokens
 from gam_lm.ops.context_parallel import inputs_before, number_segments
 from gam_lm.ops.delta_rule_kernels import automatic_backend
 from gam_lm.ops.segments import Segments
-
-MAX_UNROLLED = 16
-"""Chunks of a written memory that a compiler unrolls in about a minute."""
 
 WITH_HEADS: Mapping[str, type[WrittenMemory | AttentionMemory | SelfAttentionMemory]] = {
     "bank": WrittenMemory, "attention": AttentionMemory, "self_attention": SelfAttentionMemory,

@@ -18,18 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.mixers.base import MOST_LOG_RATE, Cost, Mixer, MixerState, init_linear, residual_branches
+from gam_lm.mixers.base import MAX_UNROLLED, MOST_LOG_RATE, RATE_RANGE, Cost, Mixer, MixerState, init_linear, residual_branches, step_bias
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.gated_deltanet_options import GatedDeltaNetOptions
 from gam_lm.ops.chunks import CPU_CHUNK, chunk_tokens
 from gam_lm.ops.context_parallel import delta_over_pieces, number_segments
 from gam_lm.ops.delta_rule_kernels import automatic_backend, delta_rule_by
-
-RATE_RANGE, STEP_RANGE = (1.0, 16.0), (1e-3, 0.1)
-"""Decays at initialisation, as published: exp(A) uniform, softplus(dt) log-uniform."""
-
-MAX_UNROLLED = 16
-"""Chunks that a compiler unrolls in about a minute."""
 
 
 def sizes(config: ModelConfig) -> tuple[int, int, int]:
@@ -120,9 +114,7 @@ class GatedDeltaNet(Mixer):
             init_linear(linear, self.config)
         with torch.no_grad():
             self.log_rate.uniform_(*RATE_RANGE).log_()
-            low, high = (math.log(x) for x in STEP_RANGE)
-            step_H = torch.empty_like(self.step_bias).uniform_(low, high).exp()
-            self.step_bias.copy_(step_H + torch.log(-torch.expm1(-step_H)))  # the inverse of softplus
+            self.step_bias.copy_(step_bias(self.step_bias))
             self.norm.fill_(1.0)
         init_linear(self.out_proj, self.config, residual=residual_branches(self.config, self.options))
 

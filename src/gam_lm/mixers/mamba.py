@@ -19,15 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
-from gam_lm.mixers.base import MOST_LOG_RATE, Cost, Mixer, MixerState, init_linear, residual_branches
+from gam_lm.mixers.base import MOST_LOG_RATE, Cost, Mixer, MixerState, init_linear, residual_branches, step_bias
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.mamba_options import MambaOptions
 from gam_lm.ops.segments import read_segments
 from gam_lm.ops.selective_scan import chunk_length, recomputed_places
 from gam_lm.ops.selective_scan_kernels import automatic_backend, scan_by
-
-STEP_RANGE = (1e-3, 0.1)
-"""Step sizes at the start, log-uniform (section 3.6)."""
 
 
 def step_rank(config: ModelConfig) -> int:
@@ -104,9 +101,7 @@ class Mamba(Mixer):
             self.skip.fill_(1.0)
             bound = step_rank(self.config) ** -0.5
             self.dt_proj.weight.uniform_(-bound, bound)
-            low, high = (math.log(x) for x in STEP_RANGE)
-            step_E = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
-            self.dt_proj.bias.copy_(step_E + torch.log(-torch.expm1(-step_E)))  # the inverse of softplus
+            self.dt_proj.bias.copy_(step_bias(self.dt_proj.bias))
         for linear in (self.in_proj, self.x_proj):
             init_linear(linear, self.config)
         init_linear(self.out_proj, self.config, residual=residual_branches(self.config, self.options))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gam_lm.config import ModelConfig
 from gam_lm.mixers.addresses import Addresses
-from gam_lm.mixers.base import INIT_STD, MOST_LOG_RATE, Cost, init_linear, residual_branches
+from gam_lm.mixers.base import INIT_STD, MOST_LOG_RATE, RATE_RANGE, Cost, init_linear, residual_branches, step_bias
 from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.ops.chunks import CPU_CHUNK
 from gam_lm.ops.context_parallel import delta_over_pieces, mean_over_pieces
@@ -23,9 +23,6 @@ from gam_lm.ops.held import delta_held, mean_held
 from gam_lm.ops.mean_rule import mean_memory
 from gam_lm.ops.read_sources import MemoryInputs, Sources, delta_sources, mean_sources
 from gam_lm.ops.segments import Segments
-
-RATE_RANGE, STEP_RANGE = (1.0, 16.0), (1e-3, 0.1)
-"""Decays at initialisation, as in Mamba-2 (arXiv 2405.21060): exp(A) uniform, softplus(·) log-uniform. A head forgets over 1 to 1,000 tokens."""
 
 
 class WrittenMemory(Addresses):
@@ -127,9 +124,7 @@ class WrittenMemory(Addresses):
                 self.prior.fill_(math.log(math.e - 1))  # the inverse of softplus at 1
             init_linear(self.value_proj, config)
             init_linear(self.write_proj, config)
-            low, high = (math.log(x) for x in STEP_RANGE)
-            step_H = torch.empty_like(self.log_rate).uniform_(low, high).exp()
-            self.write_proj.bias[self.num_heads :] = step_H + torch.log(-torch.expm1(-step_H))
+            self.write_proj.bias[self.num_heads :] = step_bias(self.log_rate)
             self.log_rate.uniform_(*RATE_RANGE).log_()
             self.norm.fill_(1.0)
             init_linear(self.out_proj, config, residual=residual_branches(config, self.options))

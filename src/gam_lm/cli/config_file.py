@@ -144,7 +144,7 @@ def _positional_words(arguments: Sequence[str], known: Mapping[str, Flag]) -> It
     """The words that are no flags and no values of flags."""
     values = 0.0
     for word in arguments:
-        if word.startswith("-") and not word[1:2].isdigit():
+        if word.startswith("-") and word != "-" and not word[1:2].isdigit():
             name, equals, _ = word.lstrip("-").partition("=")
             flag = known.get(name.replace("-", "_"))
             values = 0 if equals or flag is None or flag.hint is bool else _number_of_values(flag)

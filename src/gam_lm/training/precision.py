@@ -23,7 +23,7 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # a device that holds no numbers, as meta, has none to give back
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]  # torch lists all of its backends
         raise InputError(f"device is {name!r}, which is not here ({reason}): use auto or cpu") from error
     return device
 

@@ -71,7 +71,7 @@ class TrainConfig:
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initialisation, the order of the blocks and dropout."""
     validate_every: Count | None = None
-    """Steps between validations over the whole split; where it is not given there is one at the end."""
+    """Steps between validations; where it is not given there is one at the end."""
     checkpoint_every: Count = 200
     """Steps between checkpoints from which a killed run goes on; one is also written every minute and after each validation."""
     blocks: Literal["overlapping", "paper"] = "overlapping"

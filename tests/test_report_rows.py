@@ -1,5 +1,8 @@
 """What a report keeps apart, what it leaves out, and what it says of that."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from gam_lm.config import ModelConfig
@@ -14,6 +17,7 @@ from gam_lm.report.scaling import exponent_text, fit_exponent, scaling
 from gam_lm.report.sections import KINDS, kind_of
 from gam_lm.report.speed import speed_plot
 from gam_lm.report.tables import quality
+from gam_lm.results import Results, read_results
 from gam_lm.training.recipe import TrainConfig
 
 MACHINE = {"device": "cpu", "processor": "Laptop A", "cores": 2, "torch": "2", "python": "3"}
@@ -89,6 +93,31 @@ def test_a_study_is_a_kind_of_its_own_with_or_without_pruned_trials(tmp_path):
 def test_a_plot_of_speed_takes_any_number_of_variants(tmp_path, count):
     rows = [timed(64, 256, 1.0, variant=f"step {i}", tokens_per_second=100.0, flops_per_second=1.0) for i in range(count)]
     assert len(speed_plot(results_of(*rows), tmp_path / "speed")) == 2
+
+
+def test_every_command_that_added_a_row_is_kept(tmp_path):
+    def add(command, model):
+        opened = Results.open(tmp_path / "results.json", command=command, environment=MACHINE, corpus=None)
+        opened.add({"model": model, "outcome": "ok"})
+        return read_results(tmp_path / "results.json")
+
+    assert "commands" not in add("gam one", "gam") and "commands" not in add("gam one", "llama")
+    assert add("gam two", "mamba")["commands"] == ["gam one", "gam two"]
+    content = add("gam one", "gam")
+    assert content["commands"] == ["gam two", "gam one"] and content["command"] == "gam one" and list(content)[-1] == "rows"
+
+
+def test_rows_of_two_writers_are_kept_where_the_system_has_no_fcntl(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+
+    def write(name):
+        opened = Results.open(tmp_path / "results.json", command="gam", environment=MACHINE, corpus=None)
+        for i in range(15):
+            opened.add({"model": name, "seed": i})
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, ("gam", "llama")))
+    assert len(read_results(tmp_path / "results.json")["rows"]) == 30
 
 
 def test_context_use_wants_two_targets():

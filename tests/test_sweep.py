@@ -100,3 +100,30 @@ def test_the_speed_of_a_row_is_that_of_its_own_batch_size(book, tmp_path, monkey
     times = {(row["model"], row["train_config"]["batch_size"]): row["step_ms"] for row in rows}
     assert sorted(times.values()) == [1000, 2000, 3000, 4000] and len(rows) == 8  # the learning rate makes no step another one
     assert all(row["tokens_per_second"] * times[row["model"], size] == pytest.approx(1000 * size * 32) for row in rows for size in [row["train_config"]["batch_size"]])
+
+
+def test_a_sweep_of_which_every_value_diverged_has_no_best(book, tmp_path, capsys):
+    words = command("bench", book, tmp_path / "out", "--learning-rate", "1e30", "1e32", "--clip", "0", "--no-timing")
+    words.remove("transformer")
+    assert run(words) == 0
+    said = capsys.readouterr().out
+    assert "every value diverged" in said and "inf" not in said
+
+
+def test_the_test_split_is_added_to_rows_that_were_finished_without_it(book, tmp_path, caplog):
+    def bench(out, *more):
+        words = command("bench", book, tmp_path / out, "--no-timing", *more)
+        words.remove("transformer")
+        assert run(words) == 0
+        (row,) = rows_of(tmp_path / out)
+        return row
+
+    whole, before = bench("whole", "--test"), bench("late")
+    assert "test_nats_per_token" not in before
+    late = bench("late", "--test")
+    assert late["test_nats_per_token"] == pytest.approx(whole["test_nats_per_token"], abs=1e-9) and late["val_nats_per_token"] == before["val_nats_per_token"]
+    assert (tmp_path / "late" / late["test_blocks"]).is_file()
+    bench("gone")
+    (tmp_path / "gone" / "runs" / "gam-seed0" / "recipe.json").unlink()
+    assert "test_nats_per_token" not in bench("gone", "--test")
+    assert "has no test loss, and its run cannot be measured" in caplog.text

@@ -220,3 +220,17 @@ def test_unequal_trials_are_said_below_the_table():
     assert table(("gam", 0, 0.1), ("llama", 0, 0.1)).note.startswith("Every model has the same values at the same trial number.")
     assert "do not have the same trials** (gam 2, llama 1 values)" in table(("gam", 0, 0.1), ("gam", 1, 0.2), ("llama", 0, 0.1)).note
     assert "same trials** (gam 1, llama 1 values)" in table(("gam", 0, 0.1), ("llama", 0, 0.2)).note
+
+
+def test_bench_takes_no_study_of_another_text_and_says_what_else_differs(book, tmp_path, capsys, caplog):
+    out = tmp_path / "study"
+    assert run(command("tune", book, out, "--trials", "2", "--widenings", "0")) == 0
+    words = command("bench", book, tmp_path / "bench", "--tuned", str(out), "--no-timing", "--dry-run")
+    assert run(words) == 0 and "--tuned" not in caplog.text
+    words[words.index("--hidden-size") + 1] = "16"
+    assert run(words) == 0
+    error = "".join(record.message for record in caplog.records if "--tuned" in record.message)
+    assert "hidden_size is 8 in the study and 16 here (gam, transformer)" in error and "learning_rate" not in error and "seed" not in error
+    book.write_text(book.read_text() + "another end\n")
+    capsys.readouterr()
+    assert run(words) == 2 and "a study on another text" in capsys.readouterr().err

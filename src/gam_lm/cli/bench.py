@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -19,6 +20,8 @@ from gam_lm.errors import InputError
 from gam_lm.presets.compared import COMPARED
 from gam_lm.presets.setups import preset
 from gam_lm.training.recipe import TrainConfig
+
+logger = logging.getLogger("gam_lm")
 
 PARTS = {"paper": ("paper-wikitext2", "paper-tinystories")}
 """Presets of several setups, each in a folder of its own below --out."""
@@ -92,6 +95,7 @@ class Bench:
     def run(self) -> None:
         """Train what is missing, then write table and plot."""
         from gam_lm.experiments.benchmark import benchmark, describe_plan, plan
+        from gam_lm.experiments.same_study import check_corpus, told_apart
         from gam_lm.experiments.search import best_recipe
         from gam_lm.experiments.sweep import best_of_sweep, sweep, values_said
         from gam_lm.report.compare import primary_pairs
@@ -112,8 +116,11 @@ class Bench:
         else:
             contenders = plan(self.models, self.seeds, base, self.recipe, match=self.match_parameters)
         if self.tuned is not None:
-            rows = read_results(self.tuned / "results.json")["rows"]
-            contenders = [replace(each, recipe=best_recipe(rows, each.name, each.recipe, self.tuned)) for each in contenders]
+            study = read_results(self.tuned / "results.json")
+            check_corpus(study, corpus_figures(corpus), self.tuned)
+            contenders = [replace(each, recipe=best_recipe(study["rows"], each.name, each.recipe, self.tuned)) for each in contenders]
+            for difference in told_apart(study["rows"], {each.name: (each.config, each.recipe) for each in contenders}):
+                logger.warning("--tuned: %s", difference)
         if self.dry_run:
             planned = describe_plan(contenders, corpus, device)
             for row in planned:

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
+from gam_lm.checkpoint import load_model
 from gam_lm.config import ModelConfig
 from gam_lm.data.blocks import TrainingBlocks, document_of_blocks
 from gam_lm.data.tokenizer import END_OF_TEXT
 from gam_lm.data.tokens import TokenCorpus
-from gam_lm.errors import DivergedError
+from gam_lm.errors import DivergedError, InputError
 from gam_lm.experiments.floors import FLOORS, floors
 from gam_lm.experiments.models import build, contender, described, parameters, state_bytes
 from gam_lm.model import LanguageModel
@@ -28,6 +29,7 @@ from gam_lm.runtime.measure import interleaved_times, step_times
 from gam_lm.runtime.progress import progress
 from gam_lm.runtime.workers import claimed, is_worker
 from gam_lm.training.compiled import compile_for_training
+from gam_lm.training.directory import trained_with
 from gam_lm.training.evaluate import Evaluation, evaluate
 from gam_lm.training.loop import Trained, fit, make_optimizer, train_step
 from gam_lm.training.precision import choose_dtype
@@ -95,7 +97,7 @@ def benchmark(
         results: the open results.json of ``directory``.
         directory: gets a run directory for each row under runs/.
         device: where to train.
-        test: measure the test split as well.
+        test: measure the test split as well, also of finished rows whose run directory is there.
         timed: measure the speed columns at the end, where rows lack them; False leaves that to a quiet machine.
     """
     elsewhere = 0
@@ -103,8 +105,10 @@ def benchmark(
         for each in contenders:
             with claimed(directory, each.label) as ours:
                 results.reread()
-                if results.find(identity_of(each, device)) is not None:
+                if (row := results.find(identity_of(each, device))) is not None:
                     logger.info("%s: already in %s", each.label, results.path)
+                    if test and ours and "test" in corpus.splits and "test_nats_per_token" not in row and not row.get("diverged"):
+                        _test_finished(each, row, corpus, results, directory, device)
                 elif ours:
                     bar.now(f"{each.label}, {parameters(each.config):,} parameters")
                     train_row(each, corpus, results, directory, device, test=test)
@@ -139,6 +143,22 @@ def train_row(
     results.add(row)
     shutil.rmtree(run / "state", ignore_errors=True)
     return row
+
+
+def _test_finished(each: Contender, row: Mapping[str, Any], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device) -> None:
+    """Add the test split to a row that was finished without it, by the model that its run saved; why it cannot be added is logged."""
+    run = directory / "runs" / each.label
+    try:
+        recipe = trained_with(run)
+        if recipe is None or not recipe.same_run(each.recipe):
+            raise InputError(f"{run} is not there or of another recipe: train with --test into a new folder")
+        model = load_model(run, device=device)
+    except InputError as error:
+        logger.warning("%s has no test loss, and its run cannot be measured: %s", each.label, error)
+        return
+    evaluation = evaluate(model, corpus.splits["test"], context=each.recipe.context)
+    results.amend(row, {**evaluation.figures("test"), "test_blocks": _keep_blocks(directory, each, "test", evaluation, corpus)})
+    logger.info("%s: test split measured", each.label)
 
 
 def _time_steps(contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, device: torch.device) -> None:

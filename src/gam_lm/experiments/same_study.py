@@ -1,14 +1,14 @@
-"""Whether the trials of a folder and a database are of the study that is asked for. What a study is of stands in its rows. Imports no torch."""
+"""Whether trials are of the study that is asked for, or of the runs that take its recipes. What a study is of stands in its rows. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, shortened
-from gam_lm.experiments.search import Numbered, Point, Range, key_of, points
+from gam_lm.experiments.search import Numbered, Point, Range, best_rows, key_of, points
 from gam_lm.results import fields_set
 from gam_lm.training.recipe import TrainConfig
 
@@ -51,12 +51,39 @@ def check_finished(finished: Sequence[tuple[str, Point]], rows: Sequence[Row], o
         )
 
 
+def check_corpus(study: Mapping[str, Any], corpus: Mapping[str, Any], tuned: Path) -> None:
+    """Raise InputError where a study was made on another text than the runs that take its recipes; its ``corpus`` and theirs as of results.json."""
+    if study["corpus"].get("sha256") != corpus.get("sha256"):
+        raise InputError(f"tuned is {str(tuned)!r}, a study on another text ({study['corpus'].get('name')}): give the same --data, or tune on this text")
+
+
+def told_apart(rows: Sequence[Row], models: Mapping[str, tuple[ModelConfig, TrainConfig]]) -> list[str]:
+    """In what the best trial of each model differs from the run that takes its recipe, as "steps is 3 in the study and 20 here (gam)", seeds aside.
+
+    A longer horizon may be meant; another width rarely is.
+    """
+    said: dict[str, list[str]] = {}
+    for name, row in best_rows(rows).items():
+        if name in models:
+            config, recipe = models[name]
+            for key, wanted in (("model_config", config.to_dict()), ("train_config", recipe.to_dict())):
+                for field, here, there in _differing(key, wanted, row, (*row["tuned"], "seed")):
+                    said.setdefault(f"{field} is {there} in the study and {here} here", []).append(name)
+    return [f"{each} ({', '.join(names)})" for each, names in said.items()]
+
+
 def _same(what: str, key: str, wanted: Mapping[str, Any], row: Row, aside: Sequence[str], out: Path) -> None:
+    for field, here, there in _differing(key, wanted, row, aside):
+        raise InputError(f"{field} of the {what} is {here}, and the trials in {out} have {there}: give the same, or choose a new folder")
+
+
+def _differing(key: str, wanted: Mapping[str, Any], row: Row, aside: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """The fields of a configuration in which ``wanted`` and a row differ, with both values in words."""
     asked, there = fields_set({key: wanted}, key), fields_set(row, key)
     for field in sorted({*asked, *there} - {*aside}):
         if asked.get(field) != there.get(field):
-            values = [shortened(each[field]) if field in each else "the default" for each in (asked, there)]
-            raise InputError(f"{field} of the {what} is {values[0]}, and the trials in {out} have {values[1]}: give the same, or choose a new folder")
+            here, before = (shortened(each[field]) if field in each else "the default" for each in (asked, there))
+            yield field, here, before
 
 
 def _said(values: Point) -> str:

@@ -64,6 +64,9 @@ def best_of_sweep(contenders: Sequence[Contender], results: Results, device: tor
         losses.setdefault(name, {}).setdefault(said, []).append(float("inf") if row.get("diverged") else row["val_nats_per_token"])
     for name, by_values in losses.items():
         best, *others = sorted((fmean(nats), said) for said, nats in by_values.items())
+        if best[0] == float("inf"):
+            yield f"{name}: every value diverged in a seed at least; try lower learning rates or a smaller clip"
+            continue
         rest = "; ".join(f"{' '.join(said)}: {'diverged' if nats == float('inf') else f'+{nats - best[0]:.4f}'}" for nats, said in others)
         yield f"{name}: best with {' '.join(best[1])}, {best[0]:.4f} nats per token; {rest}{_edges(chosen[best[1]], list(chosen.values()))}"
 

@@ -58,6 +58,9 @@ class Protocol(Limits):
     warmup: int = 2
     limit_seconds: float = 2400.0
 
+NOTHING_TO_COMPILE = "nothing to compile"
+"""The outcome of a compiled row of a model that would gain nothing."""
+
 
 def bench_train(
     models: Mapping[str, ModelConfig],
@@ -77,7 +80,7 @@ def bench_train(
         models: configurations by their names in the rows.
         batch_sizes: B.
         context: T.
-        variants: as `variants_of` gives them; what cannot be compiled here, or gains nothing by it, is left out.
+        variants: as `variants_of` gives them; what cannot be compiled here is left out.
         protocol: how.
         results: an open results.json.
         device: where.
@@ -133,14 +136,16 @@ def _words(row: Row) -> str:
 
 
 def _measure(rows: Sequence[Row], protocol: Protocol, device: torch.device, isolated: bool) -> Iterator[tuple[Row, Isolated]]:
-    """All variants of a model at a batch size; one that gains nothing by being compiled is left out."""
+    """All variants of a model at a batch size; one that gains nothing by being compiled says so, and is not tried again."""
     common = rows[0] | {"rounds": protocol.rounds}
     asked = {f"{row['variant']} {row['dtype']}": row for row in rows}
     timed = protocol.measured(measure_times, common | {"variants": [[row["variant"], row["dtype"]] for row in rows]}, device, isolated=isolated)
     for key, row in asked.items():
         if timed.outcome != OK:
             yield row, timed
-        elif key in timed.figures["variants"]:
+        elif key not in timed.figures["variants"]:
+            yield row, Isolated(NOTHING_TO_COMPILE, {})
+        else:
             memory = protocol.measured(measure_memory, common | {"variants": [[row["variant"], row["dtype"]]]}, device, isolated=isolated)
             yield row, Isolated(OK, {**timed.figures["model"], **timed.figures["variants"][key], **memory.figures})
 

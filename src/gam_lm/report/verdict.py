@@ -196,7 +196,9 @@ def _method(compared: Sequence[Difference]) -> str:
         said = "The interval is Student's t over seeds: the losses by block are not saved, so the text is not counted."
     else:
         said = f"Each interval is the widest of those over {', over '.join(known[:-1])}, and over {known[-1]}."
-    if len(known) > 1 and "documents" not in known:
+    if len(known) == 1:
+        return said
+    if "documents" not in known:
         whole = any(found.documents == 1 for found in compared)
         why = "the text is one document" if whole else "these results do not say to which document a block belongs"
         said += f" Another document may differ by more: {why}."

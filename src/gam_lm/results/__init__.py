@@ -1,8 +1,9 @@
 """results.json: what every measuring command writes as it goes, and every table and plot is made from. Imports no torch.
 
-    {"command", "environment": {device, processor, cores, memory_gb, python, torch, commit, dirty},
+    {"command", "commands": ["gam bench …", …], "environment": {device, processor, cores, memory_gb, python, torch, commit, dirty},
      "corpus": {name, sha256, tokens, bytes, tokenizer, …}, "primary": [["gam", "llama"], …], "margin": 0.02, "rows": [{…}, …]}
 
+``command`` is the last one that added a row, ``commands`` are all of them where there were several, in files of before they were kept the last one alone.
 ``primary`` and ``margin`` are there where they were named before the runs. The losses by block of a row's ``val_blocks`` and ``test_blocks`` lie in files beside it.
 A row of a training that diverged says ``"diverged": true``.
 
@@ -18,17 +19,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
-import numpy as np
+from filelock import FileLock
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.mixers.registry import options_class
+from gam_lm.results.blocks import read_blocks, read_documents, write_blocks
 from gam_lm.results.schema import checked_content
-from gam_lm.runtime.files import explained, replacing, write_text
+from gam_lm.runtime.files import explained, write_text
 from gam_lm.training.recipe import TrainConfig, free_to_change
+
+__all__ = [
+    "CONFIGURATIONS", "IDENTITY", "MOST_PRIMARY", "OF_NO_INFLUENCE", "Results", "fields_set", "identity", "read_blocks", "read_documents", "read_results",
+    "results_file", "write_blocks",
+]  # fmt: skip
 
 IDENTITY = (
     "model", "seed", "backend", "model_config", "train_config", "sequence_length", "batch_size", "task", "pairs", "vocab", "gap_power", "filler",
@@ -128,7 +134,7 @@ class Results:
         _check_finite(new, str(new.get("model", "row")))
         with _locked(self.path):
             self._content = read_results(self.path)
-            self._content["command"] = self._command  # the latest one that added a row: it names them all when it is given again
+            self._content = _with_command(self._content, self._command)
             if self._environment != self._content["environment"]:
                 new["environment"] = self._environment
             key = identity(new)
@@ -151,6 +157,14 @@ class Results:
                 raise KeyError(identity(row))
             there |= new
             write_text(self.path, json.dumps(self._content, indent=1) + "\n")
+
+
+def _with_command(content: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """``content`` with the command that adds a row now, and with all that did where there are several; a file of before says its last one alone."""
+    before = content.get("commands", [content["command"]] if content["rows"] else [])
+    said = [*(each for each in before if each != command), command]
+    rest = {key: value for key, value in content.items() if key not in ("command", "commands")}
+    return {"command": command, **({"commands": said} if len(said) > 1 else {}), **rest}
 
 
 def identity(row: Row) -> str:
@@ -219,57 +233,6 @@ def read_results(path: Path | str) -> dict[str, Any]:
     return checked_content(content, path)
 
 
-def write_blocks(
-    directory: Path, label: str, nats: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any], documents: np.ndarray[Any, Any] | None = None
-) -> str:
-    """Keep the loss of every block of a split beside results.json, for paired comparisons.
-
-    Args:
-        directory: of results.json.
-        label: of the row and its split.
-        nats: sum of the loss over each block (blocks,).
-        tokens: predicted tokens of each block (blocks,).
-        documents: the document of each block, as gam_lm.data.blocks.document_of_blocks numbers them, below 2²⁴; None where it is not known.
-
-    Returns:
-        The file's name within ``directory``, for the row's ``val_blocks`` or ``test_blocks``.
-    """
-    name = f"blocks/{label}.npy"
-    lines = [nats, tokens] if documents is None else [nats, tokens, documents]
-    with replacing(directory / name) as temporary, temporary.open("wb") as file:
-        np.save(file, np.stack(lines).astype(np.float32), allow_pickle=False)
-    return name
-
-
-def read_blocks(directory: Path, row: Row, split: str = "val") -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The loss and the predicted tokens of every block of a row's split (val, test). Raises InputError where they are missing."""
-    nats, tokens = _blocks(directory, row, split)[:2]
-    return nats, tokens
-
-
-def read_documents(directory: Path, row: Row, split: str = "val") -> np.ndarray[Any, Any] | None:
-    """The document of every block, int64 (blocks,); None in files that do not tell. Raises InputError where the file is missing."""
-    lines = _blocks(directory, row, split)
-    return lines[2].astype(np.int64) if len(lines) > 2 else None
-
-
-def _blocks(directory: Path, row: Row, split: str) -> np.ndarray[Any, Any]:
-    path = directory / str(row.get(f"{split}_blocks"))
-    missing = f"{path}: the losses by block of {row.get('model')} are not there, copy the folder blocks/ with its results.json"
-    try:
-        with path.open("rb") as file:  # the path alone could name an archive
-            lines: np.ndarray[Any, Any] = np.lib.format.read_array(file, allow_pickle=False)
-            whole = not file.read(1)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise InputError(missing) from error
-    except (ValueError, OSError, EOFError, MemoryError, TypeError, SyntaxError, TokenError) as error:  # numpy reads a header as a literal
-        raise InputError(f"{path} is broken ({str(error).splitlines()[0][:100] if str(error) else type(error).__name__}): copy it again") from error
-    fits = lines.dtype == np.float32 and lines.ndim == 2 and lines.shape[0] in (2, 3) and lines.shape[1] > 0
-    if not (whole and fits and np.isfinite(lines[:2]).all() and (lines[1:] >= 0).all() and lines[1].sum() > 0 and (lines[2:] < 2**24).all()):
-        raise InputError(f"{path} is broken (it holds no losses and tokens by block): copy it again")
-    return lines
-
-
 def _plain(value: Any) -> Any:
     """``value`` as JSON gives it back."""
     return json.loads(json.dumps(value))
@@ -288,11 +251,12 @@ def _check_finite(value: Any, where: str) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the file against other processes, where the system can."""
+    """Hold the file against other processes and threads."""
     try:
         import fcntl
-    except ImportError:  # Windows: one process at a time
-        yield
+    except ImportError:  # Windows
+        with explained(path), FileLock(path.with_name(".results.lock")):
+            yield
         return
     with explained(path), path.with_name(".results.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

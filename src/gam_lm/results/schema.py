@@ -223,6 +223,7 @@ class Content(TypedDict, total=False):
     environment: Required[Machine]
     corpus: Required[Corpus | None]
     rows: Required[list[Row]]
+    commands: list[str]
     primary: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
     margin: Annotated[float, Field(gt=0)]
 

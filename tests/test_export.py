@@ -130,6 +130,15 @@ def test_only_an_earlier_export_is_replaced(tmp_path):
     assert not (out / "step.pt2").exists()
 
 
+def test_the_run_one_stands_in_is_exported_beside_it(tmp_path, monkeypatch):
+    folder = run_directory(tmp_path / "run")
+    (folder / "deeper").mkdir()
+    for place, name in ((folder, "."), (folder / "deeper", "..")):
+        monkeypatch.chdir(place)
+        assert run(["export", name, "--format", "int8"]) == 0
+        assert load_model(tmp_path / "run-int8") is not None
+
+
 def test_only_an_earlier_page_is_replaced(tmp_path):
     folder = run_directory(tmp_path / "run")
     own = tmp_path / "thesis.html"

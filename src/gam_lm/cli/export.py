@@ -37,8 +37,8 @@ class Export:
         """Export, and say how far the result is from the model."""
         from gam_lm.export.write import export
 
-        name = self.run_directory.name
-        out = self.out or self.run_directory.with_name(f"{name}.html" if self.format == "page" else f"{name}-{self.format}")
+        run = self.run_directory if self.run_directory.name not in ("", "..") else self.run_directory.resolve()
+        out = self.out or run.parent / (f"{run.name}.html" if self.format == "page" else f"{run.name}-{self.format}")
         done = export(self.run_directory, self.format, out, portable=self.portable, weights=self.weights, note=self.note)
         print(f"weights: {done.bytes_before / 2**20:.2f} MB before, {done.bytes_after / 2**20:.2f} MB after")
         if done.largest_difference is not None:

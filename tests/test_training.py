@@ -261,7 +261,7 @@ def test_a_config_that_does_not_fit_the_weights_is_named(corpus, tmp_path):
 def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
     from safetensors import SafetensorError
 
-    import gam_lm.checkpoint as module
+    import gam_lm.runtime.tensor_files as module
 
     def full(*arguments, **options):
         raise SafetensorError("No space left on device")

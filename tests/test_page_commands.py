@@ -89,10 +89,13 @@ def arguments_of(command):
     words = shlex.split(command, comments=True)[1:]
     words = ["my_texts" if before in ("--data", "prepare") and word in OUR_TEXT else word for before, word in zip(["", *words], words, strict=False)]
     verb = next(" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in VERBS)
-    for flag in {"--out", "--plot"} & set(words):
+    for flag in {"--out", "--plot", "--tuned"} & set(words):  # a study is the one that the page's own command made
         place = words.index(flag) + 1
         words[place] = re.sub("^results/", "written/", words[place])
     more = SMALLER.get(verb, "").split()
+    if "--minutes" in words and "--steps" in more:  # which says how long the run is
+        place = words.index("--minutes")
+        del words[place : place + 2]
     if "--from" in words:  # the model is there
         more = TRAINED.split()
     if "--chat" in words:

@@ -18,14 +18,12 @@ MUON_LEARNING_RATE = 0.02
 """What Muon's authors publish for hidden matrices; its updates have the same size at every width, so that one value serves all widths."""
 
 
-
 def free_to_change(recipe: Mapping[str, Any]) -> frozenset[str]:
     """The fields of a recipe, given as `TrainConfig.to_dict` does, that may change when a run goes on: they alter no weight that is kept.
 
     The best state is the best of those that are validated.
     """
     return frozenset({"checkpoint_every"} if recipe.get("keep") == "best" else {"checkpoint_every", "validate_every"})
-
 
 
 @checked

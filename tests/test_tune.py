@@ -108,6 +108,29 @@ def test_a_point_of_a_process_that_has_widened_already_is_trained_as_well(book, 
     assert sorted(tried) == [0, 1, 7] and tried[7] == 0.0123
 
 
+def test_a_trial_is_taken_by_one_process_alone_and_trained_beside_the_others(book, tmp_path, monkeypatch):
+    import optuna
+    from filelock import FileLock, Timeout
+
+    out, held, ask, train = tmp_path / "out", [], optuna.Study.ask, tune_module.train_row
+
+    def looked(what, moment):
+        def wrapped(*args, **kwargs):
+            try:
+                with FileLock(out / ".enqueue.lock", timeout=0):
+                    held.append((moment, False))
+            except Timeout:
+                held.append((moment, True))
+            return what(*args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(optuna.Study, "ask", looked(ask, "asks"))
+    monkeypatch.setattr(tune_module, "train_row", looked(train, "trains"))
+    assert run(command("tune", book, out, "--trials", "1", "--widenings", "0")) == 0
+    assert held == [("asks", True), ("trains", False)] * 2
+
+
 def test_a_model_that_the_study_does_not_have_is_named(tmp_path):
     with pytest.raises(InputError, match="no finished trial of 'mamba': it has gam"):
         best_recipe([{"model": "gam", "tuned": {"learning_rate": 0.1}, "val_nats_per_token": 1.0}], "mamba", TrainConfig(), tmp_path)

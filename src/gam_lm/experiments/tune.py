@@ -176,13 +176,18 @@ def _run_waiting(
         awake = 0
         _, name = min(waiting)
 
-        def objective(trial: Any, name: str = name) -> float:
+        # SQLite gives a trial that waits to two processes that ask at once: it looks and writes in two steps. This lock makes them one.
+        asking = FileLock(directory / ".enqueue.lock")
+
+        def objective(trial: Any, name: str = name, asking: FileLock = asking) -> float:
+            asking.release()
             return _trial(study, name, trial, corpus, results, directory, device)
 
         done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for each in studies.values() for trial in each.get_trials(deepcopy=False))
         bar.advance(done - bar.done)
         bar.now(name)
-        studies[name].optimize(objective, n_trials=1)
+        with asking:
+            studies[name].optimize(objective, n_trials=1)
 
 
 def _fail_stale(studies: Mapping[str, Any]) -> None:

@@ -168,7 +168,7 @@ def test_the_rate_warms_up_and_falls_to_zero_along_a_cosine():
     assert rates[60] == pytest.approx(1.0)
     assert rates[10] == 2.0 and all(a > b for a, b in zip(rates[10:], rates[11:], strict=False)) and 0 < rates[-1] < 0.001
     assert TrainConfig(warmup_steps=100).rate(5, 50) == TrainConfig(warmup_steps=5).rate(5, 50)  # at most a tenth of the run
-    assert TrainConfig(warmup_steps=100, paper_warmup=True).rate(4, 50) == pytest.approx(1e-3 * 5 / 100)
+    assert TrainConfig(learning_rate=1e-3, warmup_steps=100, paper_warmup=True).rate(4, 50) == pytest.approx(1e-3 * 5 / 100)
 
 
 def test_every_named_model_can_be_built_from_every_preset():

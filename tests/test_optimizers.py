@@ -245,7 +245,7 @@ def test_a_field_out_of_range_is_one_line_with_field_and_fix(field, value, fix):
 def test_a_recipe_survives_json_and_an_older_one_gets_the_defaults():
     assert TrainConfig.from_dict(json.loads(json.dumps(RECIPE.to_dict()))) == RECIPE
     old = {key: value for key, value in TrainConfig().to_dict().items() if key not in {"optimizer", "muon_learning_rate", "schedule", "cooldown", "ema"}}
-    assert TrainConfig.from_dict(old) == TrainConfig()
+    assert TrainConfig.from_dict(old) == TrainConfig(optimizer="adamw")  # a recipe of when there was no other
     with pytest.raises(InputError, match="did you mean 'steps'"):
         TrainConfig.from_dict({"stepz": 3})
 

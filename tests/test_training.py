@@ -154,7 +154,7 @@ def test_gradient_accumulation_equals_one_big_batch(parts):
 
 def test_the_gradient_is_clipped_and_vectors_do_not_decay():
     model = new_model(config(dropout=0.0), 0)
-    recipe = RECIPE.replace(clip=1e-3)
+    recipe = RECIPE.replace(optimizer="adamw", clip=1e-3)
     optimizer = make_optimizer(model, recipe)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert all(p.dim() >= 2 for p in optimizer.param_groups[0]["params"]) and all(p.dim() < 2 for p in optimizer.param_groups[1]["params"])

@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from small_runs import command, write_book
+from small_runs import command as small_command
+from small_runs import write_book
 
 import gam_lm.experiments.tune as tune_module
 from gam_lm.cli.main import run
@@ -15,6 +16,11 @@ from gam_lm.report.tune import study_table
 from gam_lm.training.recipe import TrainConfig
 
 SPACE = (Range("learning_rate", 1e-3, 1.6e-2),)
+
+
+def command(*args):
+    """With the optimiser of one learning rate."""
+    return [*small_command(*args), "--optimizer", "adamw"]
 
 
 @pytest.fixture

@@ -47,7 +47,9 @@ class BenchTuneState:
         from gam_lm.training.precision import choose_device
         from gam_lm.training.recipe import TrainConfig
 
-        recipe = TrainConfig(steps=self.steps, batch_size=self.batch_size, context=self.context, warmup_steps=10, weight_decay=0.0, compile="off")
+        recipe = TrainConfig(
+            steps=self.steps, batch_size=self.batch_size, context=self.context, optimizer="adamw", clip=1.0, warmup_steps=10, weight_decay=0.0, compile="off"
+        )  # fmt: skip
         tuning = Tuning(run=self.run_directory, texts=self.data, rates=self.rates, seeds=self.seeds, recipe=recipe, valid_tokens=self.valid_tokens)
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
         tuning.measure(results, choose_device(self.device))

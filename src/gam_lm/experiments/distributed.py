@@ -35,6 +35,9 @@ from gam_lm.training.trackers import NoTracker
 
 logger = logging.getLogger("gam_lm")
 
+PLAIN: Mapping[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-3, "clip": 1.0, "precision": "fp32", "compile": "off"}
+"""What the runs share; one of each model takes Muon."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -50,22 +53,22 @@ class Protocol:
     @property
     def stepped(self) -> TrainConfig:
         """Of the steps whose memory is measured: four sequences on a process of four."""
-        return TrainConfig(batch_size=16, context=256, steps=3, precision="fp32", compile="off")
+        return TrainConfig(**PLAIN, batch_size=16, context=256, steps=3)
 
     @property
     def recipe(self) -> TrainConfig:
         """Of the runs that are compared: 12 sequences divide among 1 to 4 processes and their parts."""
-        return TrainConfig(steps=self.steps, batch_size=12, context=32, accumulate=3, precision="fp32", compile="off", validate_every=self.steps)
+        return TrainConfig(**PLAIN, steps=self.steps, batch_size=12, context=32, accumulate=3, validate_every=self.steps)
 
     @property
     def timed(self) -> TrainConfig:
         """Of the runs that are timed."""
-        return TrainConfig(steps=self.speed_steps, batch_size=16, context=256, precision="fp32", compile="off")
+        return TrainConfig(**PLAIN, steps=self.speed_steps, batch_size=16, context=256)
 
     @property
     def saved(self) -> TrainConfig:
         """Of the steps that are timed with and without states: the clock runs from step 10 to 10 before the end."""
-        return TrainConfig(batch_size=16, context=64, steps=60, precision="fp32", compile="off", checkpoint_every=10)
+        return TrainConfig(**PLAIN, batch_size=16, context=64, steps=60, checkpoint_every=10)
 
 
 SELDOM = 10**9
@@ -132,7 +135,7 @@ def _measurements(
                 what = f"memory of training{', sharded' * shard}, {count} processes"
                 yield fill(wide, protocol.stepped, "fp32", what, partial(training_memory, wide, protocol.stepped, count, shard=shard))
         long = named_model(name, DISTRIBUTED_LONG)
-        one = TrainConfig(batch_size=1, context=protocol.long, steps=1, precision="fp32", compile="off")
+        one = TrainConfig(**PLAIN, batch_size=1, context=protocol.long, steps=1)
         yield fill(long, one, "fp32", f"memory of a sequence, {max(counts)} processes", partial(long_sequence, long, protocol.long, max(counts)))
     if "speed" in only:
         for count in (1, *counts):

@@ -229,7 +229,7 @@ def prepared(config: ModelConfig, B: int, T: int, way: str, dtype: torch.dtype, 
     """The model of `make_step`, and that step."""
     model = build(config, 0, device).train()
     batch = batch_of(config, B, T)
-    recipe = TrainConfig(batch_size=B, context=T, compile="on" if way == "compiled" else "off")
+    recipe = TrainConfig(batch_size=B, context=T, optimizer="adamw", compile="on" if way == "compiled" else "off")
     if way != "plain":
         if not compile_for_training(model, recipe, 1) and way == "compiled":
             return None

@@ -41,7 +41,11 @@ class Preset:
     """The model that ``gam ablate`` takes apart."""
 
 
+ADAMW: Mapping[str, Any] = {"optimizer": "adamw", "clip": 1.0}
+"""What the paper trains with, and so what takes its model apart; recall, because its rates were tuned with it."""
+
 PAPER_TRAIN = TrainConfig(
+    **ADAMW,
     epochs=5,
     batch_size=32,
     context=256,
@@ -61,7 +65,7 @@ PRESETS: Mapping[str, Preset] = {
         data="stdlib",
         models=("gam", "gam-static", "transformer", "mamba"),
         model={"hidden_size": 128, "num_hidden_layers": 4},
-        train=TrainConfig(steps=300, batch_size=8, context=256, learning_rate=8e-3, warmup_steps=30, validate_every=100, precision="fp32"),
+        train=TrainConfig(steps=200, batch_size=8, context=256, validate_every=100, precision="fp32"),
         vocab_size=4096,
     ),
     "small-cpu": Preset(
@@ -69,7 +73,7 @@ PRESETS: Mapping[str, Preset] = {
         data="gutenberg",
         models=("gam", "gam-static", "transformer", "mamba"),
         model={"hidden_size": 256, "num_hidden_layers": 4},
-        train=TrainConfig(steps=1200, batch_size=16, context=256, learning_rate=8e-3, validate_every=300),
+        train=TrainConfig(steps=1200, batch_size=16, context=256, validate_every=300),
     ),
     "gpu": Preset(
         summary="gam bench --preset gpu --data carried/ids --out results/gpu/train · one GPU, minutes · no losses known yet; make bench-gpu-train tunes each model first",
@@ -77,8 +81,7 @@ PRESETS: Mapping[str, Preset] = {
         models=("gam", "gam-attention", "gam-hybrid", "llama", "mamba"),
         model={"hidden_size": 256, "num_hidden_layers": 6},
         train=TrainConfig(
-            steps=2441, batch_size=32, context=256, optimizer="muon", learning_rate=8e-3, muon_learning_rate=0.03, clip=0.1, precision="bf16", compile="off",
-            validate_every=611,
+            steps=2441, batch_size=32, context=256, learning_rate=8e-3, muon_learning_rate=0.03, precision="bf16", compile="off", validate_every=611,
         ),
         vocab_size=4096,
     ),
@@ -132,7 +135,7 @@ RECALL: Mapping[str, RecallPreset] = {
         pairs=(8,),
         length=(64,),
         model={"hidden_size": 64, "num_hidden_layers": 2},
-        train=TrainConfig(steps=250, batch_size=64, context=64, learning_rate=5e-3, warmup_steps=25, precision="fp32"),
+        train=TrainConfig(steps=250, batch_size=64, context=64, **ADAMW, learning_rate=5e-3, warmup_steps=25, precision="fp32"),
         vocab_size=512,
     ),
     "zoology": RecallPreset(
@@ -141,7 +144,7 @@ RECALL: Mapping[str, RecallPreset] = {
         pairs=(4, 8, 16, 32, 64),
         length=(64, 64, 128, 256, 512),
         model={"hidden_size": 128, "num_hidden_layers": 2, "options": {"gam": {"num_memory_slots": 256}}},
-        train=TrainConfig(steps=20_000, batch_size=256, context=64, learning_rate=1e-3, warmup_steps=2_000),
+        train=TrainConfig(steps=20_000, batch_size=256, context=64, **ADAMW, learning_rate=1e-3, warmup_steps=2_000),
         vocab_size=8_192,
     ),
 }
@@ -241,7 +244,7 @@ ABLATION: Mapping[str, Preset] = {
         models=("published", "gated"),
         full="gam-static+gate_activation=sigmoid+positions=learned",
         model={"hidden_size": 128, "num_hidden_layers": 4},
-        train=TrainConfig(steps=200, batch_size=8, context=256, learning_rate=3e-3, warmup_steps=20, validate_every=100),
+        train=TrainConfig(steps=200, batch_size=8, context=256, **ADAMW, learning_rate=3e-3, warmup_steps=20, validate_every=100),
         vocab_size=4096,
         seeds=(0, 1),
     ),
@@ -251,7 +254,7 @@ ABLATION: Mapping[str, Preset] = {
         models=("published",),
         full="gam-static+gate_activation=sigmoid+positions=learned",
         model={"hidden_size": 256, "num_hidden_layers": 4},
-        train=TrainConfig(steps=300, batch_size=16, context=256, learning_rate=1e-3, validate_every=150),
+        train=TrainConfig(steps=300, batch_size=16, context=256, **ADAMW, learning_rate=1e-3, validate_every=150),
         seeds=(0, 1, 2, 3, 4),
     ),
     "paper": Preset(

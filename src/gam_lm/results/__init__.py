@@ -29,7 +29,7 @@ from gam_lm.mixers.registry import options_class
 from gam_lm.results.blocks import read_blocks, read_documents, write_blocks
 from gam_lm.results.schema import checked_content
 from gam_lm.runtime.files import explained, write_text
-from gam_lm.training.recipe import TrainConfig, free_to_change
+from gam_lm.training.recipe import BEFORE_MUON, TrainConfig, free_to_change
 
 __all__ = [
     "CONFIGURATIONS", "IDENTITY", "MOST_PRIMARY", "OF_NO_INFLUENCE", "Results", "fields_set", "identity", "read_blocks", "read_documents", "read_results",
@@ -178,6 +178,8 @@ def fields_set(row: Row, key: str) -> dict[str, Any]:
     The options of a model's mixer stand among them under their own names, those of several mixers as ``mixer.option``.
     """
     values = dict(row.get(key, {}))
+    if key == "train_config" and values:
+        values = {**BEFORE_MUON, **values}
     options: Mapping[str, Mapping[str, Any]] = values.pop("options", {})
     defaults = {field.name: field.default for field in dataclasses.fields(CONFIGURATIONS[key]) if field.default is not dataclasses.MISSING}
     found = {

@@ -210,19 +210,23 @@ def test_the_compiled_step_takes_rows_and_states_of_other_shapes():
         ("int8", 1),
         ("int8", MAX_ROWS + 1),
         ("int8, widened", 1),
+        ("int8, matrix unit", 1),
     ],
 )
 @torch.no_grad()
 def test_the_compiled_step_gives_what_the_model_gives(name, B, monkeypatch):
     model = model_of("gam" if "int8" in name else name)
     if "int8" in name:
-        monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_INT8", number_formats.CPU_HAS_INT8 and name == "int8")
+        monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_INT8", number_formats.CPU_HAS_INT8 and name != "int8, widened")
+        monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_INT8_TILES", name == "int8, matrix unit")
         quantize_int8(model)
     token_B1 = torch.randint(64, (B, 1))
     filled = [layer.mixer.filled_cache(B, 7, 8, dtype=torch.float32) for layer in model.layers]
     _, read = model.stream(torch.randint(64, (B, 7)))
     state = State(read.position_B, tuple(layer if cache is None else cache for cache, layer in zip(filled, read.layers, strict=True)))
     step = compiled_step(model, token_B1, state)
+    if name == "int8, matrix unit":  # the compiled step widens, the model would not
+        monkeypatch.setattr("gam_lm.ops.number_formats.CPU_HAS_INT8", False)
     copy = State(state.position_B, tuple(tuple(each.clone() for each in layer) for layer in state.layers))
     for _ in range(3):
         token_B1 = torch.randint(64, (B, 1))

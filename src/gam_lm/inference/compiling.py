@@ -20,7 +20,7 @@ from torch import Tensor
 from gam_lm.inference.context import state_tensors
 from gam_lm.inference.int8 import is_int8
 from gam_lm.model import LanguageModel, State
-from gam_lm.ops import number_formats
+from gam_lm.ops.int8_products import integers_for_few_rows
 from gam_lm.ops.row_products import MAX_ROWS, row_backend
 
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
@@ -106,7 +106,7 @@ def _compiled_for(model: LanguageModel, token_B1: Tensor, state: State) -> Step:
     on_cpu, few = token_B1.device.type == "cpu", len(token_B1) <= MAX_ROWS
     compiled: Step = torch.compile(own, dynamic=False, backend=row_backend if on_cpu and few else "inductor", options=options)
     # The integer products are calls, dozens of them a token: from C++ they cost less than from Python. It takes longer to compile.
-    from_cpp = on_cpu and few and is_int8(model) and number_formats.CPU_HAS_INT8
+    from_cpp = on_cpu and few and is_int8(model) and integers_for_few_rows()
     with config.patch(freezing=on_cpu and not few, size_asserts=False, cpp_wrapper=from_cpp):  # looked at when the first call compiles
         compiled(token_B1, state)
     return compiled

@@ -2,8 +2,8 @@
 
     W ≈ scale ∘ Q,   scale_o = max_i |W_oi| / 127,   Q = round(W / scale)
 
-A processor with instructions for 8-bit products rounds what it multiplies alike, row by row, and multiplies integers; elsewhere a product widens its matrix as
-it goes.
+A processor with instructions for 8-bit products rounds what it multiplies alike, row by row, and multiplies integers; elsewhere, and in a compiled step of few
+rows where a matrix unit would have them, a product widens its matrix as it goes.
 
 Shapes: R rows, I inputs, O outputs; … any leading dimensions.
 """
@@ -41,9 +41,16 @@ def int8_product(x: Tensor, levels_OI: Tensor, scale_O: Tensor) -> Tensor:
 def _product(x_RI: Tensor, levels_OI: Tensor) -> Tensor:
     """x Qᵀ (R, O). A graph that leaves for another machine keeps the plain form."""
     here = x_RI.device.type == "cpu" and not torch.compiler.is_exporting()
-    if here and number_formats.CPU_HAS_INT8 and len(x_RI) and x_RI.shape[1] > 1:  # of matrices of one column PyTorch 2.13 gives wrong products
+    loop = here and torch.compiler.is_compiling() and len(x_RI) <= MAX_ROWS
+    integers = here and number_formats.CPU_HAS_INT8 and not (loop and not integers_for_few_rows())
+    if integers and len(x_RI) and x_RI.shape[1] > 1:  # of matrices of one column PyTorch 2.13 gives wrong products
         levels_RI, scale_R1 = rounded(x_RI.float())
         return torch._int_mm(levels_RI, levels_OI.T) * scale_R1
-    if here and torch.compiler.is_compiling() and len(x_RI) <= MAX_ROWS:
+    if loop:
         return row_product(x_RI, levels_OI.T)  # a loop that widens each number once
     return F.linear(x_RI, levels_OI.to(x_RI.dtype))
+
+
+def integers_for_few_rows() -> bool:
+    """Whether a compiled step of up to `MAX_ROWS` rows multiplies integers here."""
+    return number_formats.CPU_HAS_INT8 and not number_formats.CPU_HAS_INT8_TILES

@@ -25,6 +25,9 @@ CPU_HAS_BF16_TILES = "amx_bf16" in _FLAGS
 CPU_HAS_INT8 = not _FLAGS.isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
 """Whether products of 8-bit integers have instructions of their own. Without them the libraries' sums of 16 bits may overflow."""
 
+CPU_HAS_INT8_TILES = "amx_int8" in _FLAGS
+"""Whether the libraries multiply them on a matrix unit, which is slow for a few rows: 147 µs where VNNI instructions took 29 (docs/log.md)."""
+
 
 def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 natively."""

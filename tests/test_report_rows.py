@@ -125,7 +125,10 @@ def test_context_use_wants_two_targets():
         context_use(LanguageModel(ModelConfig(vocab_size=64, hidden_size=8)), None, None, [4], targets=1)
 
 
-def answered(model, seed, share, rate=TrainConfig().learning_rate, **columns):
+USUAL_RATE = TrainConfig().learning_rate
+
+
+def answered(model, seed, share, rate=USUAL_RATE, **columns):
     recipe = TrainConfig(seed=seed, steps=2, learning_rate=rate).to_dict()
     return {
         "model": model, "seed": seed, "backend": "torch", "task": "mqar", "pairs": 8, "sequence_length": 64, "vocab": 64, "gap_power": 0.01, "model_config": config(),

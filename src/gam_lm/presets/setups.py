@@ -65,7 +65,8 @@ PRESETS: Mapping[str, Preset] = {
         data="stdlib",
         models=("gam", "gam-static", "transformer", "mamba"),
         model={"hidden_size": 128, "num_hidden_layers": 4},
-        train=TrainConfig(steps=200, batch_size=8, context=256, validate_every=100, precision="fp32"),
+        # Twice the usual rates: in so few steps gam ends at 4.617 with those, at 4.475 with these, at 4.496 with three times them (docs/log.md).
+        train=TrainConfig(steps=200, batch_size=8, context=256, learning_rate=2.4e-2, muon_learning_rate=4e-2, validate_every=100, precision="fp32"),
         vocab_size=4096,
     ),
     "small-cpu": Preset(

@@ -70,7 +70,7 @@ PRESETS: Mapping[str, Preset] = {
         vocab_size=4096,
     ),
     "small-cpu": Preset(
-        summary="gam train --preset small-cpu --out runs/small · 2 CPU cores, about 20 minutes · 4.19 nats per token on novels, 5.4 M parameters",
+        summary="gam train --preset small-cpu --out runs/small · 2 CPU cores, about 20 minutes · novels, 5.4 M parameters · AdamW at 8e-3 reached 4.19 nats per token",
         data="gutenberg",
         models=("gam", "gam-static", "transformer", "mamba"),
         model={"hidden_size": 256, "num_hidden_layers": 4},

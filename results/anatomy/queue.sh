@@ -28,7 +28,9 @@ SWAPS=("${FIRST[@]}" gam-static transformer gated-deltanet gam+fusion=global+kee
 
 # stage-a OPTIMIZER MODELS…
 stage-a() {
-  "$GAM" tune "${SIZE[@]}" --optimizer "$1" --models "${@:2}" --trials 5 --widenings 3 --out "results/anatomy/tune-$1"
+  local search=(learning_rate=1e-3:1.6e-2)
+  [[ $1 == muon ]] && search=(muon_learning_rate=5e-3:8e-2 "${search[@]}")
+  "$GAM" tune "${SIZE[@]}" --optimizer "$1" --models "${@:2}" --search "${search[@]}" --trials 5 --widenings 3 --out "results/anatomy/tune-$1"
   "$GAM" bench "${SIZE[@]}" --optimizer "$1" --models "${@:2}" --seeds 0 1 2 --tuned "results/anatomy/tune-$1" --test --no-timing \
     $(primary "${@:2}") --out "results/anatomy/swaps-$1"
 }

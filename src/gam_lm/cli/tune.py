@@ -20,7 +20,7 @@ from gam_lm.training.recipe import TrainConfig
 SEED = 1000
 """Of the trials: no comparison uses it."""
 
-SPACES = {"adamw": ("learning_rate=1e-3:1.6e-2",), "muon": ("muon_learning_rate=5e-3:8e-2", "learning_rate=1e-3:1.6e-2")}
+SPACES = {"adamw": ("learning_rate=1e-3:1.6e-2",), "muon": ("muon_learning_rate=5e-3:8e-2", "learning_rate=2.5e-3:4e-2")}
 """By optimiser: what is searched where --search is not given."""
 
 

@@ -33,7 +33,7 @@ def free_to_change(recipe: Mapping[str, Any]) -> frozenset[str]:
 class TrainConfig:
     """A training recipe. Raises InputError for a value that cannot be used.
 
-    Optimiser, learning rates and clip are what was best for `gam`, `gam-attention` and `llama` alike in results/anatomy, 128 wide.
+    Optimiser, learning rates and clip follow results/anatomy: 128 wide, Muon was better than AdamW for each of three models.
     """
 
     steps: Count | None = None

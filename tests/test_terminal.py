@@ -118,6 +118,15 @@ def test_work_in_a_pipe_says_what_is_under_way(caplog):
     assert caplog.messages == ["training speed 2 of 3: mamba, batch 8"]
 
 
+def test_a_line_says_no_time_left_where_nothing_is_done_yet(caplog, monkeypatch):
+    caplog.set_level("INFO", "gam_lm")
+    monkeypatch.setattr("gam_lm.runtime.progress.SECONDS_BETWEEN_LINES", 0.0)
+    with progress("trials", 4, "trials") as bar:
+        bar.advance(0)
+        bar.advance()
+    assert [" left" in message for message in caplog.messages[:2]] == [False, True]
+
+
 def test_work_inside_other_work_shares_its_display(monkeypatch):
     terminal = Terminal(io.BytesIO(), encoding="utf-8")
     monkeypatch.setattr(sys, "stderr", terminal)

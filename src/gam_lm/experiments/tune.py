@@ -183,8 +183,8 @@ def _run_waiting(
             asking.release()
             return _trial(study, name, trial, corpus, results, directory, device)
 
-        done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for each in studies.values() for trial in each.get_trials(deepcopy=False))
-        bar.advance(done - bar.done)
+        over = [trial for each in studies.values() for trial in each.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))]
+        bar.advance(sum(key_of(values_of(trial)) in keys for trial in over if "index" in trial.user_attrs) - bar.done)  # other points are none of the plan's
         bar.now(name)
         with asking:
             studies[name].optimize(objective, n_trials=1)

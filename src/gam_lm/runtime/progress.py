@@ -38,7 +38,7 @@ class Progress:
         if now - self._said >= SECONDS_BETWEEN_LINES:
             self._said = now
             rate = (self.done - self._before) / (now - self._started)
-            left = f", {(self.total - self.done) / rate:.0f} s left" if self.total else ""
+            left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
             logger.info(
                 "%s: %d%s %s, %.1f/s%s%s",
                 self.description,

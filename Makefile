@@ -36,7 +36,7 @@ carried/packages/tyro: | .venv/installed-plot
 	rm -rf carried/packages/numpy*  # torch brought its own
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -n 2 -rs
+	$(BIN)/python -m pytest -n 2 --dist worksteal -rs
 
 test-fast: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -97,7 +97,7 @@ def test_a_diverged_run_keeps_the_last_finite_state_and_diverges_there_again(cor
 
     with monkeypatch.context() as patch:
         at_step(9, change, patch)
-        with pytest.raises(DivergedError, match="training diverged at step 9: the loss is not finite, first in layers.0.mlp, at learning rate 0.000") as caught:
+        with pytest.raises(DivergedError, match="training diverged at step 9: the loss is not finite, first in layers.0.mlp, at learning rate 0.00528;") as caught:
             fit(small_model(), corpus, RECIPE, tmp_path / "run")
     assert caught.value.step == 8 and "\n" not in str(caught.value)
     assert torch.equal(weights(load_model(tmp_path / "run")), good["weights"])

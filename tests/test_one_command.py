@@ -377,7 +377,7 @@ def test_help_shows_the_defaults_that_act(folder, capsys, monkeypatch):
     job = job_of(train, torch.device("cpu"))
     differs = {each.name for each in dataclasses.fields(TrainConfig) if getattr(job.recipe, each.name) != getattr(train.recipe, each.name)}
     differs |= {name for name in ("hidden_size", "num_hidden_layers", "vocab_size", "dropout") if getattr(job.config, name) != getattr(train.architecture, name)}
-    assert differs <= set(Train.planned) and {"steps", "optimizer", "hidden_size"} <= differs
+    assert differs <= set(Train.planned) and {"steps", "keep", "hidden_size"} <= differs
 
 
 def test_what_a_figure_means():

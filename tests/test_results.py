@@ -19,12 +19,13 @@ from gam_lm.errors import InputError
 from gam_lm.mixers.attention_options import AttentionOptions
 from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.presets.models import BASELINE, MODELS, named_model
-from gam_lm.presets.setups import ABLATIONS
+from gam_lm.presets.setups import ABLATIONS, PRESETS, preset
 from gam_lm.report.plots import colour
 from gam_lm.report.rows import by_variant, machine_line
 from gam_lm.report.statistics import paired, paired_seeds, shown, summarise, t_distribution, t_quantile
 from gam_lm.report.tables import quality_table
 from gam_lm.results import Results, fields_set, read_blocks, read_documents, read_results, write_blocks
+from gam_lm.training.recipe import TrainConfig
 
 CORPUS = {"name": "novels", "sha256": "ab" * 32, "tokens": 1000, "bytes": 4000, "tokenizer": "bpe"}
 MACHINE = {"device": "cpu", "processor": "x", "cores": 2, "memory_gb": 8, "python": "3.11", "torch": "2.9", "commit": None, "dirty": None}
@@ -242,6 +243,15 @@ def test_every_committed_row_has_a_configuration_of_today_and_a_name_that_comman
         assert {**ours.to_dict(), **{key: None for key in sizes}} == {**theirs.to_dict(), **{key: None for key in sizes}}, (folder, row["model"])
 
 
+RATES_BEFORE_MUON = {None: 1e-3, "laptop": 8e-3, "small-cpu": 8e-3}
+"""By preset: the learning rate of commands without one, before Muon was the default."""
+
+
+def usual_rate(verb):
+    chosen = getattr(verb, "preset", None)
+    return preset(chosen).train.learning_rate if chosen in PRESETS else TrainConfig().learning_rate
+
+
 def test_every_committed_command_is_understood_and_names_the_rows_that_it_made():
     for path in COMMITTED:
         content = read_results(path)
@@ -256,9 +266,11 @@ def test_every_committed_command_is_understood_and_names_the_rows_that_it_made()
         assert set(getattr(verb, "models", ())) <= models, path
         searched = arguments[0] == "tune" or getattr(verb, "tuned", None) is not None  # whose rates are in the rows alone
         recipes = [row["train_config"] for row in content["rows"] if "train_config" in row]
-        of_today = "--learning-rate" in arguments or all(each.get("optimizer") == "muon" for each in recipes)  # AdamW's defaults were others
-        if hasattr(verb, "recipe") and not searched and of_today and "learning_rate" in getattr(verb, "given", {"learning_rate"}):  # `gam train` plans the rest
-            assert any(each["learning_rate"] == verb.recipe.learning_rate for each in recipes), path
+        if hasattr(verb, "recipe") and not searched and "learning_rate" in getattr(verb, "given", {"learning_rate"}):  # `gam train` plans what is not given
+            rate = verb.recipe.learning_rate
+            if rate == usual_rate(verb) and any(each.get("optimizer", "adamw") == "adamw" for each in recipes):
+                rate = RATES_BEFORE_MUON.get(getattr(verb, "preset", None), rate)
+            assert any(each["learning_rate"] == rate for each in recipes), path
 
 
 def test_the_losses_by_block_of_every_committed_row_are_there_and_no_others():

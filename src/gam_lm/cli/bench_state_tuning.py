@@ -41,15 +41,14 @@ class BenchTuneState:
     def run(self) -> None:
         """Train what is missing and write the table."""
         from gam_lm.experiments.state_tuning import Tuning
+        from gam_lm.presets.setups import ADAMW
         from gam_lm.report.state_tuning import write_state_tuning
         from gam_lm.results import Results, results_file
         from gam_lm.runtime.measure import environment
         from gam_lm.training.precision import choose_device
         from gam_lm.training.recipe import TrainConfig
 
-        recipe = TrainConfig(
-            steps=self.steps, batch_size=self.batch_size, context=self.context, optimizer="adamw", clip=1.0, warmup_steps=10, weight_decay=0.0, compile="off"
-        )  # fmt: skip
+        recipe = TrainConfig(**ADAMW, steps=self.steps, batch_size=self.batch_size, context=self.context, warmup_steps=10, weight_decay=0.0, compile="off")
         tuning = Tuning(run=self.run_directory, texts=self.data, rates=self.rates, seeds=self.seeds, recipe=recipe, valid_tokens=self.valid_tokens)
         results = Results.open(results_file(self.out), command=command_line(), environment=environment(), corpus=None)
         tuning.measure(results, choose_device(self.device))

@@ -44,6 +44,7 @@ class TuneState:
         from gam_lm.errors import InputError
         from gam_lm.inference.int8 import is_int8
         from gam_lm.inference.start_file import initial_memory
+        from gam_lm.presets.setups import ADAMW
         from gam_lm.training.directory import trained_with
         from gam_lm.training.evaluate import evaluate
         from gam_lm.training.initial_memory import tune_initial_memory
@@ -64,8 +65,8 @@ class TuneState:
         trained_at = trained_with(self.run_directory)
         context = self.context or (trained_at and trained_at.context) or model.config.max_position_embeddings
         recipe = TrainConfig(
-            steps=self.steps, batch_size=self.batch_size, context=context, optimizer="adamw", learning_rate=self.learning_rate, clip=1.0, warmup_steps=10,
-            weight_decay=0.0, seed=self.seed,
+            steps=self.steps, batch_size=self.batch_size, context=context, **ADAMW, learning_rate=self.learning_rate, warmup_steps=10, weight_decay=0.0,
+            seed=self.seed,
         )
         out = self.out or self.run_directory / f"{Path(corpus.name).stem}.start"
         before = evaluate(model, corpus.splits["valid"], context=context)

@@ -26,6 +26,7 @@ from gam_lm.experiments.distributed_memory import long_sequence, training_memory
 from gam_lm.experiments.faults import faults
 from gam_lm.presets.compared import DISTRIBUTED_LONG, DISTRIBUTED_SMALL, DISTRIBUTED_TINY, DISTRIBUTED_WIDE
 from gam_lm.presets.models import named_model
+from gam_lm.presets.setups import ADAMW
 from gam_lm.results import Results
 from gam_lm.runtime.progress import progress
 from gam_lm.runtime.workers import CORES
@@ -35,7 +36,7 @@ from gam_lm.training.trackers import NoTracker
 
 logger = logging.getLogger("gam_lm")
 
-PLAIN: Mapping[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-3, "clip": 1.0, "precision": "fp32", "compile": "off"}
+PLAIN: Mapping[str, Any] = {**ADAMW, "learning_rate": 1e-3, "precision": "fp32", "compile": "off"}
 """What the runs share; one of each model takes Muon."""
 
 

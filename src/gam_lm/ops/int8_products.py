@@ -42,8 +42,8 @@ def _product(x_RI: Tensor, levels_OI: Tensor) -> Tensor:
     """x Qᵀ (R, O). A graph that leaves for another machine keeps the plain form."""
     here = x_RI.device.type == "cpu" and not torch.compiler.is_exporting()
     loop = here and torch.compiler.is_compiling() and len(x_RI) <= MAX_ROWS
-    integers = here and number_formats.CPU_HAS_INT8 and not (loop and not integers_for_few_rows())
-    if integers and len(x_RI) and x_RI.shape[1] > 1:  # of matrices of one column PyTorch 2.13 gives wrong products
+    integers = integers_for_few_rows() if loop else number_formats.CPU_HAS_INT8
+    if here and integers and len(x_RI) and x_RI.shape[1] > 1:  # of matrices of one column PyTorch 2.13 gives wrong products
         levels_RI, scale_R1 = rounded(x_RI.float())
         return torch._int_mm(levels_RI, levels_OI.T) * scale_R1
     if loop:

@@ -42,7 +42,7 @@ class Preset:
 
 
 ADAMW: Mapping[str, Any] = {"optimizer": "adamw", "clip": 1.0}
-"""What the paper trains with, and so what takes its model apart; recall, because its rates were tuned with it."""
+"""What the paper trains with, and so what takes its model apart; and what older figures were made with that are to be repeated."""
 
 PAPER_TRAIN = TrainConfig(
     **ADAMW,

@@ -76,7 +76,7 @@ def test_a_number_of_the_model_and_one_of_the_recipe_are_combined_and_the_file_r
         (["--dropout", "0", "2"], "dropout is 2.0"),
         (["--seed", "0", "1"], "seed has 2 values, 0 1: give one, --seeds"),
         (["--vocab-size", "300", "400"], "vocab_size has 2 values"),
-        (["--learning-rate", "1e-3", "2e-3", "--primary", "gam:transformer"], "goes with neither --primary nor --tuned"),
+        (["--learning-rate", "1e-3", "2e-3", "--primary", "gam:transformer"], "does not go with --primary"),
     ],
 )
 def test_what_cannot_be_swept_is_one_line_and_trains_nothing(more, said, book, tmp_path, capsys):

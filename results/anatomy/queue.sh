@@ -2,7 +2,7 @@
 # What each part of GAM is worth: every command of results/anatomy and results/table-1, in the order in which the rows are wanted.
 # A command goes on with what is missing, so that this file may be stopped and started at any time:
 #
-#     nice -n 19 bash results/anatomy/queue.sh swaps        # or recall, table-1, horizon, or nothing for all
+#     nice -n 19 bash results/anatomy/queue.sh swaps        # or sizes, recall, table-1, horizon, or nothing for all
 #
 # The primary comparisons and the margin of "no loss" were named here before any row was trained.
 set -euo pipefail
@@ -45,10 +45,18 @@ swaps() {
   stage-a adamw "${SWAPS[@]}"
 }
 
-# Table 1 by the paper's protocol: five epochs at the published sizes, hours a model on two cores.
+# Three sizes by three horizons of gam and llama at stage A's rates: whether their lines cross, and the law of each.
+sizes() {
+  "$GAM" bench --data books --vocab-size 4096 --num-hidden-layers 4 --batch-size 8 --context 256 --precision fp32 --compile on --clip 0.1 --optimizer muon \
+    --hidden-size 64 128 256 --steps 300 1200 4800 --models gam llama --tuned results/anatomy/tune-muon --workers "${WORKERS:-1}" --test --no-timing \
+    --out results/anatomy/sizes
+}
+
+# Table 1 by the paper's protocol: five epochs at the published sizes. Products in bf16, for all three models alike: in the paper's fp32 a model takes three hours on
+# two cores, with a matrix unit for bf16 less than two.
 table-1() {
-  "$GAM" bench --preset paper-wikitext2 --data wikitext-2-v1 --test --no-timing --out results/table-1/wikitext-2-v1
-  "$GAM" bench --preset paper-tinystories --data tinystories-sample --train-rows 50000 --test --no-timing --out results/table-1/tinystories-sample
+  "$GAM" bench --preset paper-wikitext2 --data wikitext-2-v1 --precision bf16 --test --no-timing --out results/table-1/wikitext-2-v1
+  "$GAM" bench --preset paper-tinystories --data tinystories-sample --train-rows 50000 --precision bf16 --test --no-timing --out results/table-1/tinystories-sample
 }
 
 # Recall, at equal trials for every model: pairs among blank filler and among filler that looks like pairs, as Zoology draws them, keys bound twice,
@@ -88,6 +96,6 @@ horizon() {
     --primary gam:llama --out results/anatomy/horizon-100M
 }
 
-for part in "${@:-swaps recall table-1 horizon}"; do
+for part in "${@:-swaps sizes recall table-1 horizon}"; do
   for each in $part; do "$each"; done
 done

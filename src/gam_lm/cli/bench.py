@@ -95,7 +95,7 @@ class Bench:
     def run(self) -> None:
         """Train what is missing, then write table and plot."""
         from gam_lm.experiments.benchmark import benchmark, describe_plan, plan
-        from gam_lm.experiments.same_study import check_corpus, told_apart
+        from gam_lm.experiments.same_study import check_corpus, check_not_tuned, told_apart
         from gam_lm.experiments.search import best_recipe
         from gam_lm.experiments.sweep import best_of_sweep, sweep, values_said
         from gam_lm.report.compare import primary_pairs
@@ -110,16 +110,17 @@ class Bench:
         corpus = self.text.prepare(self.architecture.vocab_size)
         base = fields_of(self.architecture) | {"vocab_size": corpus.vocab_size}
         if self.sweep:
-            if self.primary or self.tuned:
-                raise InputError(f"{next(iter(self.sweep))} has several values, which goes with neither --primary nor --tuned: give one value, or leave these out")
+            if self.primary:
+                raise InputError(f"{next(iter(self.sweep))} has several values, which does not go with --primary: give one value, or leave it out")
             contenders = sweep(self.sweep, self.models, self.seeds, base, self.recipe, match=self.match_parameters)
         else:
             contenders = plan(self.models, self.seeds, base, self.recipe, match=self.match_parameters)
         if self.tuned is not None:
             study = read_results(self.tuned / "results.json")
             check_corpus(study, corpus_figures(corpus), self.tuned)
+            check_not_tuned(study["rows"], self.sweep, self.tuned)
             contenders = [replace(each, recipe=best_recipe(study["rows"], each.name, each.recipe, self.tuned)) for each in contenders]
-            for difference in told_apart(study["rows"], {each.name: (each.config, each.recipe) for each in contenders}):
+            for difference in told_apart(study["rows"], {each.name: (each.config, each.recipe) for each in contenders}, self.sweep):
                 logger.warning("--tuned: %s", difference)
         if self.dry_run:
             planned = describe_plan(contenders, corpus, device)
@@ -147,15 +148,16 @@ class Bench:
 
 def _show(out: Path) -> None:
     """Write and print table and plot."""
+    from gam_lm.report.law import law_plots, law_tables
     from gam_lm.report.plots import loss_curves
     from gam_lm.report.tables import quality_table
     from gam_lm.results import read_results
     from gam_lm.runtime.files import write_text
 
     results = read_results(out / "results.json")
-    table = quality_table(results, out)
+    table = "\n".join([quality_table(results, out), *(f"**{each.title}**\n\n{each.markdown()}" for each in law_tables(results))])
     write_text(out / "table.md", table)
     show(table)
     print(f"runs:  {out / 'runs'}\ntable: {out / 'table.md'}")
-    for picture in loss_curves(results, out / "loss_curves"):
+    for picture in loss_curves(results, out / "loss_curves") + law_plots(results, out):
         print(f"plot:  {picture}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,15 @@ def check_corpus(study: Mapping[str, Any], corpus: Mapping[str, Any], tuned: Pat
         raise InputError(f"tuned is {str(tuned)!r}, a study on another text ({study['corpus'].get('name')}): give the same --data, or tune on this text")
 
 
-def told_apart(rows: Sequence[Row], models: Mapping[str, tuple[ModelConfig, TrainConfig]]) -> list[str]:
-    """In what the best trial of each model differs from the run that takes its recipe, as "steps is 3 in the study and 20 here (gam)", seeds aside.
+def check_not_tuned(rows: Sequence[Row], swept: Mapping[str, Sequence[float]], tuned: Path) -> None:
+    """Raise InputError where a number that has several values is one that the study found: the best of it would be put in the place of each."""
+    for field in swept:
+        if any(field in row["tuned"] for row in trials_of(rows)):
+            raise InputError(f"{field} has several values, and --tuned {tuned} gives one: give none of it, or leave --tuned out")
+
+
+def told_apart(rows: Sequence[Row], models: Mapping[str, tuple[ModelConfig, TrainConfig]], swept: Collection[str] = ()) -> list[str]:
+    """In what the best trial of each model differs from the run that takes its recipe, as "steps is 3 in the study and 20 here (gam)", seeds and what is swept aside.
 
     A longer horizon may be meant; another width rarely is.
     """
@@ -67,7 +74,7 @@ def told_apart(rows: Sequence[Row], models: Mapping[str, tuple[ModelConfig, Trai
         if name in models:
             config, recipe = models[name]
             for key, wanted in (("model_config", config.to_dict()), ("train_config", recipe.to_dict())):
-                for field, here, there in _differing(key, wanted, row, (*row["tuned"], "seed")):
+                for field, here, there in _differing(key, wanted, row, (*row["tuned"], "seed", *swept)):
                     said.setdefault(f"{field} is {there} in the study and {here} here", []).append(name)
     return [f"{each} ({', '.join(names)})" for each, names in said.items()]
 

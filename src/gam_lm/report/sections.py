@@ -14,6 +14,7 @@ from gam_lm.report.compare import NO_DIFFERENCE, corrected, difference, measured
 from gam_lm.report.decode import decode_plots, decoding
 from gam_lm.report.downstream import downstream
 from gam_lm.report.ladder import ladder_table
+from gam_lm.report.law import law_plots, law_tables
 from gam_lm.report.plots import context_plots, loss_curves
 from gam_lm.report.published import TABLE_1, TABLE_2, TABLE_3
 from gam_lm.report.recall import recall, recall_by_gap, recall_by_length, recall_differences, recall_plots
@@ -31,6 +32,8 @@ PUBLISHED = "As published (arXiv 2509.00605)"
 
 CAPTIONS = {
     "loss_curves": "Validation loss against training tokens: the mean over the seeds, with their range as a band",
+    "loss_by_tokens": "Validation loss at the end of each run against its training tokens",
+    "loss_by_seconds": "Validation loss at the end of each run against its time, at the speed that was measured in turns",
     "compute_time": "Time of a forward and backward pass of one block against the length of the sequence",
     "peak_memory": "Peak memory of one block against the length of the sequence",
     "decode": "Time of one more token against the tokens before it",
@@ -93,7 +96,7 @@ def _finding(found: Difference, a: str, b: str) -> str:
 
 
 def _quality(results: Results, directory: Path) -> list[Table]:
-    return [quality(results, directory), differences(results, directory), curves(results)]
+    return [quality(results, directory), *law_tables(results), differences(results, directory), curves(results)]
 
 
 def _context(results: Results, directory: Path) -> list[Table]:
@@ -156,7 +159,7 @@ KINDS: Mapping[str, Kind] = {
         title="Quality (Table 1)", question="Which model has the lowest loss?",
         intro="Every model reads the same tokens in the same order. The floors take no model: what does not beat them has learned no context.",
         belongs=lambda row: "val_nats_per_token" in row and "changes" not in row, tables=_quality,
-        pictures=lambda results, directory, into: loss_curves(results, into / "loss_curves"), published=_table_1(),
+        pictures=lambda results, directory, into: loss_curves(results, into / "loss_curves") + law_plots(results, into), published=_table_1(),
     ),
     "scaling": Kind(
         title="Time and memory (Table 2)", question="How do time and memory grow with the length?",

@@ -119,12 +119,15 @@ def figures(rows):
     """How a page may write what these rows of one model measured: losses and perplexities over the seeds, and accuracies in percent."""
     written = {f"{100 * value:.1f}" for row in rows for value in accuracies(row)}
     for name, unit, form in (("tokens_per_second", 1, "{:,.1f}"), ("peak_memory_mb", 1, "{:,.1f}"), ("step_ms", 1, "{:.2f}"),
-                             ("state_bytes", 1024, "{:,.1f}"), ("state_bytes", 1024, "{:,.0f}")):  # fmt: skip
+                             ("state_bytes", 1024, "{:,.1f}"), ("state_bytes", 1024, "{:,.0f}"), ("parameters", 1, "{:,.0f}")):  # fmt: skip
         written |= {form.format(row[name] / unit) for row in rows if row.get(name) is not None}
-    for keys in {(row["train_config"]["learning_rate"], row["train_tokens"]) for row in rows if "train_tokens" in row} or {None}:
-        alike = [row for row in rows if keys is None or (row["train_config"]["learning_rate"], row["train_tokens"]) == keys]
-        for name, form in (("val_nats_per_token", "{:.3f}"), ("test_nats_per_token", "{:.3f}"), ("val_ppl", "{:,.2f}"), ("val_bits_per_byte", "{:.3f}")):
-            values = [row[name] for row in alike if name in row]
+    alike = {}
+    for row in rows:  # a floor is alone: each file has one
+        alike.setdefault((row["train_config"]["learning_rate"], row["train_tokens"]) if "train_tokens" in row else id(row), []).append(row)
+    for some in alike.values():
+        for name, form in (("val_nats_per_token", "{:.3f}"), ("test_nats_per_token", "{:.3f}"), ("val_ppl", "{:,.2f}"), ("test_ppl", "{:,.2f}"),
+                           ("paper_val_ppl", "{:,.2f}"), ("val_bits_per_byte", "{:.3f}")):  # fmt: skip
+            values = [row[name] for row in some if name in row]
             if values:
                 summary = summarise(values)
                 written |= {form.format(summary.mean), form.format(summary.half_width)}

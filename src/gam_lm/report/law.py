@@ -10,7 +10,7 @@ way of a schedule that cools down later is not the loss of a run that ends there
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -81,7 +81,7 @@ def fit_law(points: Sequence[Point]) -> Law | None:
         return (float(((columns @ found - losses) ** 2).sum()), found) if (found >= 0).all() else (np.inf, found)
 
     ranges = [EXPONENTS, EXPONENTS]
-    for _ in range(8):  # each time around the best, a fifth as wide
+    for _ in range(8):  # each time around the best, a sixth as wide
         grids = [np.geomspace(*each, 25) for each in ranges]
         error, alpha, beta = min((solve(a, b)[0], a, b) for a in grids[0] for b in grids[1])
         if error == np.inf:
@@ -93,7 +93,7 @@ def fit_law(points: Sequence[Point]) -> Law | None:
     law = Law(
         floor=float(floor), of_parameters=float(a * middle[0] ** alpha), alpha=float(alpha), of_tokens=float(b * middle[1] ** beta), beta=float(beta), residuals=()
     )
-    return Law(**{**vars(law), "residuals": tuple(each.loss - law.loss(each.parameters, each.tokens) for each in points)})
+    return replace(law, residuals=tuple(each.loss - law.loss(each.parameters, each.tokens) for each in points))
 
 
 def _around(best: float, grid: Any) -> tuple[float, float]:
@@ -134,7 +134,8 @@ def law_tables(results: Mapping[str, Any]) -> list[Table]:
     sizes = list(dict.fromkeys(each.size for each in sorted(everything, key=lambda each: each.parameters)))
     if len(sizes) < 2 or len(horizons) < 2:
         return []
-    lines, (first, *_) = [], points
+    lines: list[list[str]] = []
+    first = next(iter(points))
     by_cell = {model: {(each.size, each.tokens): each for each in some} for model, some in points.items()}
     for model, cells in by_cell.items():
         for size in (each for each in sizes if any(there == each for there, _ in cells)):

@@ -23,7 +23,7 @@ from gam_lm.mixers.base import MOST_LOG_RATE, Cost, Mixer, MixerState, init_line
 from gam_lm.mixers.convolution import CausalConv
 from gam_lm.mixers.mamba_options import MambaOptions
 from gam_lm.ops.segments import read_segments
-from gam_lm.ops.selective_scan import chunk_length, recomputed_places
+from gam_lm.ops.selective_scan import STRETCH, chunk_length, recomputed_places
 from gam_lm.ops.selective_scan_kernels import automatic_backend, scan_by
 
 
@@ -38,13 +38,13 @@ def inner_size(config: ModelConfig) -> int:
 
 
 class Mamba(Mixer):
-    """The token mixer of Mamba, with the scan in plain PyTorch or, on a GPU, by the library's own kernels.
+    """The token mixer of Mamba, with the scan in plain PyTorch or by the library's own kernels.
 
     State: the last K − 1 inputs of the convolution (B, K − 1, E) and the state space (B, N, E), together 4·E·(K − 1 + N) bytes a sequence in fp32.
     """
 
     options_type = MambaOptions
-    backends = ("torch", "triton")
+    backends = ("torch", "triton", "numba")
     options: MambaOptions
 
     def compiles(self, context: int) -> bool:
@@ -129,13 +129,16 @@ class Mamba(Mixer):
         D, E, N, R, K = config.hidden_size, inner_size(config), options.state_size, step_rank(config), options.conv_kernel_size
         projections = 2 * D * E + E * (R + 2 * N) + R * E + E * D
         flops = 2 * (projections + K * E + 3 * N * E)
-        L = chunk_length(1, context, N * E, options.chunk_size, "cpu")
-        kept = math.ceil(L / recomputed_places(L, math.ceil(context / L) * N * E)) * N * E / L  # states at every few places of a chunk
+        if cls.backend_name(config, "cpu") == "numba":
+            kept = N * E / STRETCH
+        else:  # dt·x, and states at every few places of a chunk
+            L = chunk_length(1, context, N * E, options.chunk_size, "cpu")
+            kept = E + math.ceil(L / recomputed_places(L, math.ceil(context / L) * N * E)) * N * E / L
         return Cost(
             parameters=projections + E * (K + 1) + E + N * E + E,
             forward_flops=flops,
             decode_flops=flops,
-            activations=11 * E + R + 2 * N + D + kept,
+            activations=10 * E + R + 2 * N + D + kept,
             state_bytes=4 * E * (K - 1 + N),
         )
 

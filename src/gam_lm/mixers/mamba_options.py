@@ -23,8 +23,9 @@ class MambaOptions(MixerOptions):
     """Taps of the short causal convolution, the current token included."""
     chunk_size: Positive = 64
     """Tokens that the scan handles at once: speed and memory only, never the result."""
-    backend: Literal["auto", "torch", "triton"] = "auto"
-    """auto takes the kernels of triton on an NVIDIA GPU where triton is installed, else torch. A single token is one step in torch whatever is named."""
+    backend: Literal["auto", "torch", "triton", "numba"] = "auto"
+    """auto takes the kernels of triton on an NVIDIA GPU where triton is installed, those of numba on a CPU where numba is, else torch. A single token is one
+    step in torch whatever is named."""
 
     def resolved(self, hidden_size: int) -> MambaOptions:
         """See `MixerOptions.resolved`."""

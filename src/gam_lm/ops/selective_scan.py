@@ -28,6 +28,9 @@ LOG2_E = math.log2(math.e)
 RECOMPUTED_NUMBERS = 2**21
 """States that the backward pass holds at once, and as many decays: 8 MB of fp32 each."""
 
+STRETCH = 16
+"""Tokens between two states that gam_lm.ops.selective_scan_numba keeps for the backward pass, which finds those between again."""
+
 SLAB = 2**17
 """Numbers that a CPU works on at once, if it can: half a megabyte of fp32, of which a few stay in a core's cache."""
 
@@ -150,6 +153,11 @@ class _Scan(torch.autograd.Function):
         )  # fmt: skip
 
 
+def goes_on(index_BT: Tensor) -> Tensor:
+    """Whether a token's sequence is that of the token before, or of the state before the row (B, T)."""
+    return index_BT == torch.cat([torch.zeros_like(index_BT[:, :1]), index_BT[:, :-1]], 1)
+
+
 def chunk_length(rows: int, tokens: int, state_numbers: int, chunk_size: int, device_type: str) -> int:
     """L: ``chunk_size``, and on a CPU as much more as leaves a place, over all rows and chunks, `SLAB` numbers of state.
 
@@ -176,8 +184,7 @@ def _keeps(index_BT: Tensor | None, L: int, dtype: torch.dtype) -> tuple[Tensor 
     """For each place of a chunk, (R, 1, 1): 1 where a token's sequence goes on from the token before, 0 where it starts. None: all go on."""
     if index_BT is None:
         return (None,) * L
-    before_BT = torch.cat([torch.zeros_like(index_BT[:, :1]), index_BT[:, :-1]], 1)
-    return _places((index_BT == before_BT).to(dtype)[..., None], L, -1)
+    return _places(goes_on(index_BT).to(dtype)[..., None], L, -1)
 
 
 def _decay(dt_R1E: Tensor, rate_NE: Tensor, keep_R11: Tensor | None, out_RNE: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 .PHONY: run test test-fast test-browser soak fuzz lint docs docs-build wheel-test bench-gpu bench-gpu-train carried clean
 
-run: .venv/installed-plot
+run: .venv/installed-plot,numba
 	$(BIN)/gam bench --preset laptop --out $(OUT)
 	@echo; echo "A sample of what the trained GAM writes:"; echo
 	$(BIN)/gam generate $(OUT)/runs/gam-seed0 --prompt "The function returns" --max-new-tokens 80 --seed 0

@@ -1,7 +1,8 @@
 """The selective scan compiled by Numba, against the recurrence in float64 and against the scan in plain PyTorch."""
 
-import importlib.util
+import os
 import re
+import signal
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, MissingExtraError
 from gam_lm.model import LanguageModel
 from gam_lm.ops.selective_scan import naive_selective_scan, selective_scan
-from gam_lm.ops.selective_scan_kernels import automatic_backend, has_numba, numba_selective_scan, scan_by
+from gam_lm.ops.selective_scan_kernels import HAS_NUMBA, automatic_backend, numba_selective_scan, scan_by
 
-with_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="no numba here: pip install 'gam-lm[numba]'")
+with_numba = pytest.mark.skipif(not HAS_NUMBA, reason="no numba here: pip install 'gam-lm[numba]'")
 NAMES = ("y", "state", "x", "dt", "A", "B", "C", "first")
 
 
@@ -134,6 +135,21 @@ def test_an_error_in_a_thread_is_an_error_of_the_call(monkeypatch):
 
 
 @with_numba
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    values = [each.float() for each in parts(4, 3)]
+    expected = numba_selective_scan(*values)[0]
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # a child that waits for a thread that is not there ends by this
+        with torch.no_grad():
+            os._exit(0 if torch.equal(numba_selective_scan(*values)[0], expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@with_numba
 def test_a_second_derivative_is_refused():
     values = [each.float().requires_grad_() for each in parts(1, 5)]
     value = numba_selective_scan(*values)[0].square().sum()
@@ -213,11 +229,7 @@ def test_auto_takes_the_loops_on_a_cpu_alone_and_never_refuses():
 
 
 def test_without_numba_auto_takes_plain_pytorch_and_numba_asks_for_its_extra(monkeypatch):
-    has_numba.cache_clear()
-    monkeypatch.setattr("gam_lm.ops.selective_scan_kernels.find_spec", lambda name: None)
-    try:
-        assert automatic_backend("cpu", 16, torch.float32) == "torch"
-        with pytest.raises(MissingExtraError, match=re.escape("pip install 'gam-lm[numba]'")):
-            numba_selective_scan(*parts(1, 2))
-    finally:
-        has_numba.cache_clear()
+    monkeypatch.setattr("gam_lm.ops.selective_scan_kernels.HAS_NUMBA", False)
+    assert automatic_backend("cpu", 16, torch.float32) == "torch"
+    with pytest.raises(MissingExtraError, match=re.escape("pip install 'gam-lm[numba]'")):
+        numba_selective_scan(*parts(1, 2))

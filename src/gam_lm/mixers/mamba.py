@@ -48,7 +48,7 @@ class Mamba(Mixer):
     options: MambaOptions
 
     def compiles(self, context: int) -> bool:
-        """Never: the scan's gradient is written out for the CPU's cache, and a compiler takes minutes over its loops; with the kernels nobody has tried."""
+        """Never: a compiler takes minutes over the scan's loops in plain PyTorch, brought no time beside Numba's (docs/log.md), and with Triton's nobody has tried."""
         return False
 
     def __init__(self, config: ModelConfig) -> None:

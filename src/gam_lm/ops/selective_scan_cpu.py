@@ -9,7 +9,9 @@ Shapes: B rows, T tokens, E channels, N states per channel, K stretches of token
 from __future__ import annotations
 
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import torch
@@ -109,10 +111,23 @@ def _run(name: str, rows: int, E: int, *tensors: Tensor) -> None:
 
     kernel, arrays = getattr(selective_scan_numba, name), [each.detach().contiguous().numpy() for each in tensors]
     programs = range(rows * _blocks(E))
-    threads = min(torch.get_num_threads(), len(programs))
-    if threads == 1:
-        for program in programs:
+    left = iter(programs)
+
+    def work() -> None:
+        for program in left:
             kernel(*arrays, program, CHANNELS)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda program: kernel(*arrays, program, CHANNELS), programs))  # list: an error in a thread is raised here
+
+    others = [_threads().submit(work) for _ in range(min(torch.get_num_threads(), len(programs)) - 1)]
+    work()
+    for each in others:
+        each.result()  # an error in a thread is raised here
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads that stay, for one that is new starts late on a machine where OpenMP's wait for work by spinning."""
+    return ThreadPoolExecutor(os.cpu_count())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has none of its parent's threads

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -15,6 +14,9 @@ from gam_lm.ops.selective_scan import goes_on, selective_scan
 from gam_lm.ops.triton_there import triton_serves
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
+
+HAS_NUMBA = find_spec("numba") is not None
+"""Whether it can be imported. It is an extra, and is itself imported where it is used."""
 
 MOST_STATES = 64
 """The largest N of the kernels, which hold a few times as many numbers per channel in registers."""
@@ -77,7 +79,7 @@ def numba_selective_scan(
         MissingExtraError: where numba is not installed.
         InputError: for what it has no kernel for: another device, fp64, a graph that is exported.
     """
-    if not has_numba():
+    if not HAS_NUMBA:
         raise MissingExtraError("numba", "numba", "backend 'numba'")
     device, (B, T, _) = x_BTE.device.type, x_BTE.shape
     if device != "cpu":
@@ -95,15 +97,9 @@ def numba_selective_scan(
     return y_BTE, last_BNE
 
 
-@cache
-def has_numba() -> bool:
-    """Whether it can be imported."""
-    return find_spec("numba") is not None
-
-
 def automatic_backend(device_type: str, states: int, dtype: torch.dtype) -> str:
     """What "auto" takes: the kernels for the device where their compiler is installed and they have format and size, else plain PyTorch."""
-    if device_type == "cpu" and dtype != torch.float64 and has_numba():
+    if device_type == "cpu" and dtype != torch.float64 and HAS_NUMBA:
         return "numba"
     return "triton" if triton_serves(device_type, dtype) and states <= MOST_STATES else "torch"
 

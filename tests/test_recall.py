@@ -1,6 +1,9 @@
 """The recall tasks: their answers, looked up by hand in the tokens; and that a model which can find them does."""
 
 import json
+import subprocess
+import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,15 +13,16 @@ from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.models import activations_per_token
-from gam_lm.experiments.recall import Search, accuracy
+from gam_lm.experiments.recall import TEST_SEQUENCES, TUNING_SEQUENCES, Search, accuracy
 from gam_lm.experiments.recall import recall as measure_recall
 from gam_lm.experiments.recall_tasks import SWAPS, TRACKING, RecallTask
 from gam_lm.experiments.search import Range
 from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE
-from gam_lm.report.recall import recall, recall_by_gap, recall_by_length, recall_differences, recall_plots, recall_table
+from gam_lm.report.recall import recall, recall_by_gap, recall_by_length, recall_differences, recall_plots, recall_steps, recall_table
 from gam_lm.results import Results
+from gam_lm.runtime.workers import claimed
 from gam_lm.training.recipe import TrainConfig
 
 SIZES = {"mqar": 6, "zoology": 6, "forgetting": 6, "copying": 6, "induction": 1}
@@ -285,6 +289,81 @@ def test_every_model_gets_the_same_trials_and_its_seeds_the_best_of_them(tmp_pat
     table = recall({"rows": rows, "environment": machine, "corpus": None, "command": ""})
     assert len(table.rows) == 1 and table.columns[4:] == ["one", "other"] and "best of 3 trials" in table.note
     assert measure() == rows
+
+
+def test_a_training_stops_where_it_has_learned_its_task(tmp_path, monkeypatch):
+    """And the trial that learned it in fewer steps is the better one, whatever the others have right."""
+    shares, asked = iter([0.2, 0.95, 0.3, 0.4, 0.5, 0.6]), []
+
+    def some(model, task, *, sequences, seed):
+        asked.append((sequences, seed))
+        return {"accuracy": 1.0 if sequences == 64 else next(shares), "answers": 1, "by_gap": []}
+
+    monkeypatch.setattr("gam_lm.experiments.recall.accuracy", some)
+    results = Results.open(tmp_path / "results.json", command="gam recall", environment={}, corpus=None)
+    recipe = TrainConfig(steps=120, batch_size=2, warmup_steps=0)
+    search = Search(space=(Range("learning_rate", 1e-4, 1e-3),), trials=2)
+    models, task = [("one", small(32, write="none"))], RecallTask(pairs=2, length=16, vocab=32)
+    measure_recall(models, [task], [0], recipe, results, torch.device("cpu"), test_sequences=64, search=search, stop_at=0.9)
+    first, second, row = results.rows
+    assert (first["learned_at"], first["curve"][-1]["step"]) == (100, 100) and first["stop_at"] == 0.9
+    assert "learned_at" not in second and second["curve"][-1]["step"] == 120
+    assert row["tuned"] == first["tuned"] and "learned_at" not in row
+    assert asked[:2] == [(256, TUNING_SEQUENCES)] * 2 and asked[2] == (64, TUNING_SEQUENCES) and asked[-1] == (64, TEST_SEQUENCES)
+    machine = {"device": "cpu", "processor": "a processor", "cores": 2, "torch": "2"}
+    tables = recall_table({"rows": results.rows, "environment": machine, "corpus": None, "command": ""})
+    assert "| ≤ 240 |" in tables and "| 90 % | not in 120 |" in tables
+
+
+def test_steps_until_a_task_is_learned_are_those_of_the_seeds_that_did():
+    rows = [answered("gam", 1.0, seed=seed, stop_at=0.99, **({"learned_at": at} if at else {})) for seed, at in enumerate((100, 300, None))]
+    rows += [answered("mamba", 1.0, stop_at=0.99, learned_at=50)]
+    (table,) = recall_steps({"rows": rows})
+    assert table.rows[0][4:] == ["99 %", "200 (2 of 3 seeds)", "50"]
+    assert recall_steps({"rows": [answered("gam", 1.0)]}) == []
+
+
+def test_processes_share_the_rows_and_end_when_all_are_there(tmp_path, monkeypatch):
+    import gam_lm.experiments.recall as module
+
+    def open_results():
+        return Results.open(tmp_path / "results.json", command="gam recall", environment={}, corpus=None)
+
+    def measure(results):
+        measure_recall(models, [RecallTask(pairs=2, length=16, vocab=32)], [0, 1], recipe, results, torch.device("cpu"), test_sequences=16, search=search)
+
+    models = [("one", small(32, write="none")), ("other", small(32, write="mean"))]
+    recipe = TrainConfig(steps=1, batch_size=2, warmup_steps=0)
+    search = Search(space=(Range("learning_rate", 1e-4, 1e-1),), trials=2)
+    mine, waited = open_results(), []
+    with claimed(tmp_path, "one mqar P=2 T=16 trial1") as ours:
+        assert ours
+
+        def others_finish(seconds):  # until then all that does not wait for this trial is done
+            waited.append([(row["model"], row.get("trial"), row["seed"]) for row in mine.rows])
+            monkeypatch.setattr(module, "claimed", lambda *_: nullcontext(True))  # the claim is given back
+
+        monkeypatch.setattr(module.time, "sleep", others_finish)
+        measure(mine)
+    assert set(waited[0]) == {("one", 0, 1000), ("other", 0, 1000), ("other", 1, 1000), ("other", None, 0), ("other", None, 1)} and len(waited) == 1
+    rows = mine.rows
+    assert len(rows) == 8 and all("accuracy" in row for row in rows)
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: pytest.fail("there is nothing to wait for"))
+    measure(open_results())
+    assert open_results().rows == rows
+
+
+@pytest.mark.slow
+def test_workers_train_the_rows_of_one_process(tmp_path):
+    flags = ["recall", "--models", "gam-static", "gam", "--pairs", "2", "--length", "16", "--vocab-size", "32", "--hidden-size", "32", "--gam.num-memory-slots", "32"]
+    flags += ["--gam.num-heads", "2", "--steps", "3", "--batch-size", "4", "--trials", "2", "--seeds", "0", "1", "--stop-at", "0.99"]
+    found = {}
+    for count in ("1", "2"):
+        done = subprocess.run([sys.executable, "-m", "gam_lm", *flags, "--workers", count, "--out", tmp_path / count], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        rows = json.loads((tmp_path / count / "results.json").read_text())["rows"]
+        found[count] = {(row["model"], row["seed"], row.get("trial")): (row["accuracy"], row["curve"]) for row in rows}
+    assert len(found["1"]) == 8 and found["1"] == found["2"]
 
 
 def test_a_length_that_does_not_fit_costs_no_row(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 # What each part of GAM is worth: every command of results/anatomy and results/table-1, in the order in which the rows are wanted.
 # A command goes on with what is missing, so that this file may be stopped and started at any time:
 #
-#     nice -n 19 bash results/anatomy/queue.sh swaps        # or sizes, recall, table-1, horizon, or nothing for all
+#     nice -n 19 bash results/anatomy/queue.sh swaps        # or sizes, recall, table-1, horizon, elsewhere, or nothing for all
 #
 # The primary comparisons and the margin of "no loss" were named here before any row was trained.
 set -euo pipefail
@@ -61,23 +61,33 @@ table-1() {
 }
 
 # Recall, at equal trials for every model: pairs among blank filler and among filler that looks like pairs, as Zoology draws them, keys bound twice,
-# copying, and states to track. Two layers, 64 wide, equal parameters.
+# copying, and states to track. Two layers, 64 wide, equal parameters; a training stops when 99 % are right, as Zoology's do.
 ASKED=(gam gam-attention gated-deltanet mamba llama)
 
-# asked FOLDER FLAGS…
+# asked FOLDER PAIRS LENGTH FLAGS…: 4,096 tokens a step at every length
 asked() {
-  "$GAM" recall --precision fp32 --models "${ASKED[@]}" --trials 3 --seeds 0 1 2 --out "results/anatomy/recall-$1" "${@:2}"
+  "$GAM" recall --precision fp32 --initialization fan_in --models "${ASKED[@]}" --trials 3 --seeds 0 1 2 --steps 2000 --stop-at 0.99 --workers "${WORKERS:-1}" \
+    --pairs "$2" --length "$3" --batch-size "$((4096 / $3))" --out "results/anatomy/recall-$1" "${@:4}"
+}
+
+# sizes-asked FOLDER FLAGS…
+sizes-asked() {
+  asked "$1" 8 64 "${@:2}"
+  asked "$1" 16 128 "${@:2}"
+  asked "$1" 32 256 "${@:2}"
+  asked "$1" 64 512 "${@:2}"
 }
 
 recall() {
-  asked pairs --pairs 8 16 32 64 --length 64 128 256 512 --filler blank
-  asked filler --pairs 8 16 32 64 --length 64 128 256 512
-  asked zoology --task zoology --pairs 8 16 32 64 --length 64 128 256 512
-  asked forgetting --task forgetting --pairs 8 16 --length 64 128
-  asked copying --task copying --pairs 16 --length 128
+  sizes-asked zoology --task zoology
+  sizes-asked pairs --filler blank
+  sizes-asked filler
+  asked forgetting 8 64 --task forgetting
+  asked forgetting 16 128 --task forgetting
+  asked copying 16 128 --task copying
   ASKED=(gam gam+max_write=2 gated-deltanet gated-deltanet+max_write=2 mamba llama)
-  asked parity --task parity --pairs 1 --length 64 --test-lengths 128 256
-  asked permutations --task permutations --pairs 1 --length 32 --test-lengths 64 128
+  asked parity 1 64 --task parity --test-lengths 128 256
+  asked permutations 1 32 --task permutations --test-lengths 64 128
 }
 
 # Stage B: 5.5 million parameters over 5 and 20 million tokens in one pass, then gam and llama over 100 million. Learning rates around stage A's best,
@@ -97,6 +107,15 @@ horizon() {
     --primary gam:llama --out results/anatomy/horizon-100M
 }
 
-for part in "${@:-swaps sizes recall table-1 horizon}"; do
+# What the models of 20 million tokens are worth elsewhere: on texts of other kinds, and on tasks, beside counts of the training text.
+elsewhere() {
+  local runs=(results/anatomy/horizon-20M/runs/*-seed[01])
+  for text in wikitext-2-v1 tinystories-sample tinyshakespeare stdlib; do
+    "$GAM" eval "${runs[@]}" --data "$text" --out "results/anatomy/texts/$text"
+  done
+  "$GAM" eval "${runs[@]}" --tasks blimp lambada --data books --out results/anatomy/downstream
+}
+
+for part in "${@:-swaps sizes recall table-1 horizon elsewhere}"; do
   for each in $part; do "$each"; done
 done

@@ -10,7 +10,7 @@ import tyro
 from pydantic import Field
 
 from gam_lm.cli.architecture import Architecture, fields_of, on_flags
-from gam_lm.cli.flags import FLAT, command_line, peek
+from gam_lm.cli.flags import FLAT, command_line, peek, share_out
 from gam_lm.cli.numbers import Count, Seed
 from gam_lm.cli.terminal import show
 from gam_lm.errors import InputError
@@ -26,9 +26,9 @@ class Recall:
 
     first: ClassVar[dict[str, tuple[str, ...]]] = {
         "What is compared": ("preset", "models", "seeds"),
-        "Task": ("task", "pairs", "length", "filler", "test_lengths"),
+        "Task": ("task", "pairs", "length", "filler", "test_lengths", "stop_at"),
         "Output": ("out",),
-        "Machine": ("device",),
+        "Machine": ("workers", "device"),
     }
 
     out: Path
@@ -49,6 +49,8 @@ class Recall:
     """Between pairs and questions: random (ids that look like pairs) or blank (one id that is never a key)."""
     test_lengths: tuple[Count, ...] = ()
     """Further lengths at which to measure what was learned at `--length`, without training there."""
+    stop_at: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of right answers at which a training has learned its task and stops, looked at every 50 steps; without it all steps are taken."""
     seeds: tuple[Seed, ...] = (0,)
     """One row for each seed, model and size."""
     trials: Annotated[int, Field(ge=0)] = 0
@@ -61,6 +63,8 @@ class Recall:
     """Size every model to the parameters of the static GAM."""
     device: str = "auto"
     """auto, cpu, cuda …"""
+    workers: int = 1
+    """Processes that share the rows, each with its part of the cores or a GPU."""
 
     @classmethod
     def defaults(cls, arguments: list[str]) -> list[Recall]:
@@ -78,6 +82,7 @@ class Recall:
         from gam_lm.report.recall import write_recall
         from gam_lm.results import Results, results_file
         from gam_lm.runtime.measure import environment
+        from gam_lm.runtime.workers import is_worker
         from gam_lm.training.precision import choose_device
 
         if len(self.length) not in (1, len(self.pairs)):
@@ -91,6 +96,11 @@ class Recall:
         path = results_file(self.out)
         results = Results.open(path, command=command_line(), environment=environment(), corpus=None)
         search = Search(space=tuple(map(Range.parse, self.search)), trials=self.trials) if self.trials else None
-        recall(models, tasks, self.seeds, self.recipe, results, choose_device(self.device), test_lengths=self.test_lengths, search=search)
+        device = choose_device(self.device)
+        if self.workers != 1 and not is_worker():
+            share_out(self.workers, self.out, device)
+        recall(models, tasks, self.seeds, self.recipe, results, device, test_lengths=self.test_lengths, search=search, stop_at=self.stop_at)
+        if is_worker():
+            return
         show(write_recall(self.out))
         print(f"table and plots: {self.out}")

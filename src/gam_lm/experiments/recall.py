@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,10 @@ from gam_lm.experiments.recall_tasks import RecallTask
 from gam_lm.experiments.search import Range, points
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE
+from gam_lm.report.recall_rows import STOP_EVERY, order_of_trials
 from gam_lm.results import Results
 from gam_lm.runtime.progress import progress
+from gam_lm.runtime.workers import claimed
 from gam_lm.training.loop import make_optimizer, train_step
 from gam_lm.training.precision import choose_dtype
 from gam_lm.training.recipe import TrainConfig
@@ -31,6 +35,9 @@ logger = logging.getLogger("gam_lm")
 
 TEST_SEQUENCES, TUNING_SEQUENCES = 20_000, 30_000
 """Seeds of the sequences that models are tested on, and of those that decide between trials."""
+
+STOP_SEQUENCES = 256
+"""Those on which a training looks whether it has learned its task."""
 
 TEST_BATCH = 128
 TEST_TOKENS = 2**20
@@ -64,8 +71,11 @@ def recall(
     test_sequences: int = 1024,
     test_lengths: Sequence[int] = (),
     search: Search | None = None,
+    stop_at: float | None = None,
 ) -> None:
     """Train every model on every task and measure what is missing in ``results``; each finished row is written at once.
+
+    Processes that share the results file share the rows, and each returns when all are there.
 
     Args:
         models: row names and configurations; ``vocab_size`` is that of the task.
@@ -77,24 +87,32 @@ def recall(
         test_sequences: how many fresh sequences the accuracy is measured on.
         test_lengths: further lengths to measure it at, without training there: does what was learned hold over greater distances? A model of
             learned positions is measured up to the last of them. A row that lacks a length is trained again, with the same seed.
-        search: tunes the recipe first. The best trial is the one with the most right answers on sequences of its own; every trial is a row.
+        search: tunes the recipe first. The best trial is the one with the most right answers on sequences of its own, and of those that stopped early the
+            one that took the fewest steps; every trial is a row.
+        stop_at: share of right answers, on sequences of their own, at which trainings stop, as Zoology's do; looked at every `STOP_EVERY` steps. None: never.
     """
-    for length in test_lengths:  # says what does not fit before anything is trained
-        for task in tasks:
-            try:
-                replace(task, length=length)
-            except InputError as error:
-                raise InputError(f"test_lengths holds {length}: {error}") from None
-    for task in tasks:
-        runs = [_Run(name, _sized(config, task), task, recipe, results, device, test_sequences) for name, config in models]
-        if search is not None:
-            runs = [_tuned(run, search) for run in runs]
-        with progress(f"recall of {task.pairs} pairs", len(seeds) * len(runs), "trainings") as bar:
-            for seed in seeds:
-                for run in runs:
-                    bar.now(f"{run.name}, seed {seed}")
-                    run.row(seed, test_lengths)
-                    bar.advance()
+    for length, task in product(test_lengths, tasks):  # says what does not fit before anything is trained
+        try:
+            replace(task, length=length)
+        except InputError as error:
+            raise InputError(f"test_lengths holds {length}: {error}") from None
+    runs = [[_Run(name, _sized(config, task), task, recipe, results, device, test_sequences, stop_at) for name, config in models] for task in tasks]
+    total = sum(len(of_task) for of_task in runs) * (len(seeds) + (search.trials if search else 0))
+    with progress("recall", total, "trainings") as bar:
+        while True:
+            results.reread()
+            missing = [each for of_task in runs for each in _next(of_task, seeds, test_lengths, search) if not each.done()]
+            for each in missing:
+                with claimed(results.path.parent, each.label) as ours:
+                    if ours:
+                        bar.now(each.label)
+                        each.train()
+                        bar.advance()
+                        break
+            else:
+                if not missing:
+                    return
+                time.sleep(1)  # others train what is left
 
 
 def _sized(config: ModelConfig, task: RecallTask) -> ModelConfig:
@@ -102,18 +120,25 @@ def _sized(config: ModelConfig, task: RecallTask) -> ModelConfig:
     return config.replace(vocab_size=task.vocab, max_position_embeddings=max(config.max_position_embeddings, task.length))
 
 
-def _tuned(run: _Run, search: Search) -> _Run:
-    """The run with the best of the recipes that are tried."""
-    trials = []
-    for index, values in enumerate(points(search.space, search.trials, search.seed)):
-        own = replace(run, recipe=run.recipe.replace(**values), columns={"variant": f"trial{index}", "trial": index, "tuned": values})
-        row = own.row(search.seed, (), test_seed=TUNING_SEQUENCES)
-        if not row.get("diverged"):
-            trials.append((row["accuracy"], -row["curve"][-1]["train_nats"], -index, values))
-    if not trials:
-        raise InputError(f"search found nothing for {run.name}: all {search.trials} trials diverged; try a lower learning rate")
-    _, _, _, best = max(trials)
-    logger.info("%s: the best of %d trials: %s", run.name, search.trials, ", ".join(f"{field} {value:g}" for field, value in best.items()))
+def _next(runs: Sequence[_Run], seeds: Sequence[int], test_lengths: Sequence[int], search: Search | None) -> Iterator[_Training]:
+    """The trainings of a task: a model's trials, and where all of them are done, those of its seeds with the best one's recipe."""
+    tuned = []
+    for run in runs:
+        trials = run.trials(search) if search else []
+        if all(each.done() for each in trials):
+            tuned.append(_best(run, trials) if trials else run)
+        yield from trials
+    for seed in seeds:
+        for run in tuned:
+            yield _Training(run, seed, tuple(test_lengths))
+
+
+def _best(run: _Run, trials: Sequence[_Training]) -> _Run:
+    """The run with the best of the recipes that were tried."""
+    rows = [row for each in trials if (row := each.row()) is not None and not row.get("diverged")]
+    if not rows:
+        raise InputError(f"search found nothing for {run.name}: all {len(trials)} trials diverged; try a lower learning rate")
+    best = min(rows, key=order_of_trials)["tuned"]
     return replace(run, recipe=run.recipe.replace(**best), columns={"tuned": best})
 
 
@@ -128,49 +153,90 @@ class _Run:
     results: Results
     device: torch.device
     test_sequences: int
+    stop_at: float | None
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Of its rows, besides what says what was asked."""
 
-    def row(self, seed: int, test_lengths: Sequence[int], *, test_seed: int = TEST_SEQUENCES) -> dict[str, Any]:
-        """The row of a seed: that of the results, or a new one."""
-        task, results = self.task, self.results
-        own = self.recipe.replace(seed=seed, context=task.length)
-        row: dict[str, Any] = {
-            "model": self.name, "seed": seed, "task": task.task, "pairs": task.pairs, "sequence_length": task.length,
+    def trials(self, search: Search) -> list[_Training]:
+        """With each of the recipes that are tried."""
+        return [
+            _Training(replace(self, recipe=self.recipe.replace(**values), columns={"variant": f"trial{i}", "trial": i, "tuned": values}), search.seed, (), TUNING_SEQUENCES)
+            for i, values in enumerate(points(search.space, search.trials, search.seed))
+        ]
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A run with a seed: a row of the results."""
+
+    run: _Run
+    seed: int
+    test_lengths: tuple[int, ...]
+    test_seed: int = TEST_SEQUENCES
+
+    @property
+    def label(self) -> str:
+        """In words; also the name of the claim."""
+        run, task = self.run, self.run.task
+        return f"{run.name.replace(':', '-')} {task.task} P={task.pairs} T={task.length} {run.columns.get('variant', f'seed {self.seed}')}"
+
+    @property
+    def recipe(self) -> TrainConfig:
+        """The run's, with the seed."""
+        return self.run.recipe.replace(seed=self.seed, context=self.run.task.length)
+
+    def asked(self) -> dict[str, Any]:
+        """What the row says of what was asked."""
+        run, task = self.run, self.run.task
+        return {
+            "model": run.name, "seed": self.seed, "task": task.task, "pairs": task.pairs, "sequence_length": task.length,
             "vocab": task.vocab, "gap_power": task.gap_power,
             **({} if task.filler == "random" else {"filler": task.filler}),  # rows that say nothing have random filler
-            **described(self.config, self.device), "train_config": own.to_dict(), **self.columns,
+            **({} if run.stop_at is None else {"stop_at": run.stop_at}),
+            **described(run.config, run.device), "train_config": self.recipe.to_dict(), **run.columns,
         }  # fmt: skip
-        label = f"{self.name} {task.task} P={task.pairs} T={task.length} {self.columns.get('variant', f'seed {seed}')}"
-        there = results.find(row)
-        parts = {part["length"]: part for part in (there or {}).get("by_length", ())}
-        free = self.config.positions != "learned"
-        wanted = parts.keys() | {length for length in test_lengths if free or length <= self.config.max_position_embeddings}
-        if there is not None and (parts.keys() == wanted or there.get("diverged")):
-            logger.info("%s: %s in %s", label, "diverged, already" if there.get("diverged") else "already", results.path)
-            return there
+
+    def row(self) -> dict[str, Any] | None:
+        """What the results have of it."""
+        return self.run.results.find(self.asked())
+
+    def done(self) -> bool:
+        """Whether its row has all lengths that are asked for."""
+        row = self.row()
+        return row is not None and (bool(row.get("diverged")) or self._lengths(row) == {part["length"] for part in row.get("by_length", ())})
+
+    def _lengths(self, row: Mapping[str, Any]) -> set[int]:
+        """Those to measure: what a row has, and what is asked for as far as the model has positions for it."""
+        config = self.run.config
+        asked = {length for length in self.test_lengths if config.positions != "learned" or length <= config.max_position_embeddings}
+        return asked | {part["length"] for part in row.get("by_length", ())}
+
+    def train(self) -> None:
+        """Train and measure it, and write its row."""
+        run, task, results = self.run, self.run.task, self.run.results
+        row, parts = self.asked(), {part["length"]: part for part in (self.row() or {}).get("by_length", ())}
+        wanted = self._lengths({"by_length": list(parts.values())})
         try:
-            model, curve = _train(self.config, task, own, self.device, label)
+            model, figures = _train(run.config, task, self.recipe, run.device, self.label, run.stop_at)
         except DivergedError as error:
-            logger.warning("%s: %s", label, error)
-            row |= {"diverged": True, "divergence": error.figures()}
-            results.add(row)
-            return row
-        measured = accuracy(model, task, sequences=self.test_sequences, seed=test_seed)
-        state = state_bytes(self.config, task.length)
-        logger.info("%s: accuracy %.4f, state %d bytes", label, measured["accuracy"], state)
-        row |= {"parameters": model.count_parameters(), "state_bytes": state, **measured, "curve": curve}
+            logger.warning("%s: %s", self.label, error)
+            results.add(row | {"diverged": True, "divergence": error.figures()})
+            return
+        measured = accuracy(model, task, sequences=run.test_sequences, seed=self.test_seed)
+        row |= {"parameters": model.count_parameters(), "state_bytes": state_bytes(run.config, task.length), **measured, **figures}
+        logger.info("%s: accuracy %.4f, state %d bytes", self.label, row["accuracy"], row["state_bytes"])
         results.add(row | ({"by_length": list(parts.values())} if parts else {}))  # the longest test may be too long for this machine
         for length in sorted(wanted):
-            parts[length] = {"length": length, **accuracy(model, replace(task, length=length), sequences=self.test_sequences, seed=test_seed)}
+            longer = accuracy(model, replace(task, length=length), sequences=run.test_sequences, seed=self.test_seed)
+            parts[length] = {"length": length, **longer}
             results.add(row | {"by_length": [parts[each] for each in sorted(parts)]})
-            logger.info("%s: accuracy %.4f at %d tokens", label, parts[length]["accuracy"], length)
-        return row
+            logger.info("%s: accuracy %.4f at %d tokens", self.label, longer["accuracy"], length)
 
 
 def _train(
-    config: ModelConfig, task: RecallTask, recipe: TrainConfig, device: torch.device, label: str
-) -> tuple[LanguageModel, list[dict[str, float]]]:
+    config: ModelConfig, task: RecallTask, recipe: TrainConfig, device: torch.device, label: str, stop_at: float | None
+) -> tuple[LanguageModel, dict[str, Any]]:
+    """The trained model, its loss curve, and the step at which it had learned the task where it stops there."""
     if recipe.steps is None:
         raise InputError("steps is not given: every batch of recall is fresh, there are no epochs")
     model = build(config, recipe.seed, device)
@@ -185,10 +251,14 @@ def _train(
                 loss, _, _ = train_step(model, optimizer, (tokens, targets), recipe, recipe.rate(step, recipe.steps), dtype)
             except DivergedError as error:
                 raise error.at(step) from None
-            if (step + 1) % 50 == 0 or step + 1 == recipe.steps:
-                curve.append({"step": step + 1, "train_nats": float(loss)})
+            done = step + 1
+            if done % 50 == 0 or done == recipe.steps:
+                curve.append({"step": done, "train_nats": float(loss)})
             bar.advance(1, f"loss {curve[-1]['train_nats']:.3f}" if curve else "")
-    return model, curve
+            if stop_at is not None and done % STOP_EVERY == 0:
+                if accuracy(model, task, sequences=STOP_SEQUENCES, seed=TUNING_SEQUENCES)["accuracy"] >= stop_at:
+                    return model, {"curve": curve, "learned_at": done}
+    return model, {"curve": curve}
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import numpy as np
 
 from gam_lm.report.compare import corrected, difference_words
 from gam_lm.report.plots import Lines, new_figure, powers_of_two, save
-from gam_lm.report.recall_rows import SHORT_GAPS, SIZE_COLUMNS, by_size, diverged_said, models, named_rows, size_of, trials_said
+from gam_lm.report.recall_rows import SHORT_GAPS, SIZE_COLUMNS, STOP_EVERY, by_size, diverged_said, models, named_rows, size_of, trials_said
 from gam_lm.report.rows import Row, machine_line
 from gam_lm.report.statistics import Difference, paired_seeds, summarise
 from gam_lm.report.tables import Table
@@ -33,8 +33,8 @@ def write_recall(directory: Path) -> str:
 
 
 def recall_table(results: Mapping[str, Any]) -> str:
-    """`recall` and `recall_by_length` as Markdown."""
-    return "\n".join(table.markdown() for table in (recall(results), *recall_by_length(results)))
+    """`recall`, `recall_steps` and `recall_by_length` as Markdown."""
+    return "\n".join(table.markdown() for table in (recall(results), *recall_steps(results), *recall_by_length(results)))
 
 
 def recall(results: Mapping[str, Any]) -> Table:
@@ -49,6 +49,23 @@ def recall(results: Mapping[str, Any]) -> Table:
     lines = [size.cells() + [cell(groups[model]) if model in groups else "" for model in names] for size, groups in sizes.items()]
     title = "Recall: right answers (state carried from token to token)"
     return Table(columns=[*SIZE_COLUMNS, *names], rows=lines, title=title, note=machine_line(results) + trials_said(results) + diverged_said(results))
+
+
+def recall_steps(results: Mapping[str, Any]) -> list[Table]:
+    """The steps that each model took to learn its task, where trainings stopped there; no table where none was to."""
+
+    def cell(rows: list[Row], steps: int) -> str:
+        learned = [row["learned_at"] for row in rows if "learned_at" in row]
+        some = "" if len(learned) == len(rows) else f" ({len(learned)} of {len(rows)} seeds)"
+        return f"{np.mean(learned):,.0f}{some}" if learned else f"not in {steps:,}"
+
+    names, lines = models(results), []
+    for size, groups in by_size(results).items():
+        if size.stop_at:
+            steps = {model: max(row.get("train_config", {}).get("steps", 0) for row in rows) for model, rows in groups.items()}
+            lines.append([*size.cells(), f"{100 * size.stop_at:g} %", *(cell(groups[model], steps[model]) if model in groups else "" for model in names)])
+    note = f"A training looked every {STOP_EVERY} steps, on sequences of its own, and stopped once it was there. Means over the seeds that were."
+    return [Table(columns=[*SIZE_COLUMNS, "Until", *names], rows=lines, title="Recall: steps until so many answers were right", note=note)] if lines else []
 
 
 def recall_differences(results: Mapping[str, Any]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ SHORT_GAPS = 0.01
 
 FILLER = "random"
 """What stands between pairs and questions where nothing else is said."""
+
+STOP_EVERY = 50
+"""Steps after which a training that may stop early looks whether it has learned its task."""
 
 OF_A_TASK = ("context", "max_position_embeddings", "steps", "batch_size")
 """Fields of a configuration that come with the task or with the budget: they make another line of a table, not another model."""
@@ -29,12 +33,13 @@ class Size(NamedTuple):
     gap_power: float
     filler: str
     sequences: int
+    stop_at: float | None
 
     def cells(self) -> list[str]:
         """The line's first cells."""
         task = self.task if self.gap_power == SHORT_GAPS else f"{self.task}, gaps^{self.gap_power:g}"
         task += "" if self.filler == FILLER else f", {self.filler} filler"
-        return [task, str(self.pairs), f"{self.length:,}", f"{self.sequences:,}" if self.sequences else ""]
+        return [task, str(self.pairs), f"{self.length:,}", f"{'≤ ' if self.stop_at else ''}{self.sequences:,}" if self.sequences else ""]
 
 
 Asked = tuple[str, str, Size]
@@ -74,9 +79,14 @@ def _best_trials(results: Mapping[str, Any]) -> dict[Asked, Row]:
     """The best trial of each model on each line, as `gam recall` chooses it; diverged ones are never it."""
     best: dict[Asked, Row] = {}
     trials = [row for row in results["rows"] if "pairs" in row and "trial" in row and not row.get("diverged")]
-    for row in sorted(trials, key=lambda row: (-row["accuracy"], row["curve"][-1]["train_nats"] if row.get("curve") else 0.0, row["trial"])):
+    for row in sorted(trials, key=order_of_trials):
         best.setdefault(_asked(row), row)
     return best
+
+
+def order_of_trials(row: Row) -> tuple[float, ...]:
+    """Smallest for the best: that which learned its task in the fewest steps, else that with the most right answers, then with the lowest loss."""
+    return (row.get("learned_at", math.inf), -row["accuracy"], row["curve"][-1]["train_nats"] if row.get("curve") else 0.0, row["trial"])
 
 
 def _asked(row: Row) -> Asked:
@@ -106,4 +116,4 @@ def size_of(row: Row) -> Size:
     """What a row was asked."""
     budget = row.get("train_config", {})
     sequences = budget.get("steps", 0) * budget.get("batch_size", 0)
-    return Size(row["task"], row["pairs"], row["sequence_length"], row.get("gap_power", SHORT_GAPS), row.get("filler", FILLER), sequences)
+    return Size(row["task"], row["pairs"], row["sequence_length"], row.get("gap_power", SHORT_GAPS), row.get("filler", FILLER), sequences, row.get("stop_at"))

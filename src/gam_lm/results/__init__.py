@@ -37,7 +37,7 @@ __all__ = [
 ]  # fmt: skip
 
 IDENTITY = (
-    "model", "seed", "backend", "model_config", "train_config", "sequence_length", "batch_size", "task", "pairs", "vocab", "gap_power", "filler",
+    "model", "seed", "backend", "model_config", "train_config", "sequence_length", "batch_size", "task", "pairs", "vocab", "gap_power", "filler", "stop_at",
     "split", "context", "dtype", "variant",
 )  # fmt: skip
 """The keys of a row that tell it from the others, as far as it has them."""

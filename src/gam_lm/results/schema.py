@@ -73,6 +73,8 @@ class Gap(TypedDict, total=False):
     gap_from: Whole
     answers: Whole
     accuracy: Share
+    stop_at: Share
+    learned_at: Whole
 
 
 @with_config(OPEN)

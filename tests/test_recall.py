@@ -13,10 +13,10 @@ from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.models import activations_per_token
-from gam_lm.experiments.recall import TEST_SEQUENCES, TUNING_SEQUENCES, Search, accuracy
+from gam_lm.experiments.recall import TEST_SEQUENCES, TUNING_SEQUENCES, accuracy
 from gam_lm.experiments.recall import recall as measure_recall
 from gam_lm.experiments.recall_tasks import SWAPS, TRACKING, RecallTask
-from gam_lm.experiments.search import Range
+from gam_lm.experiments.search import Range, Search
 from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE

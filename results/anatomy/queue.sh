@@ -2,7 +2,7 @@
 # What each part of GAM is worth: every command of results/anatomy and results/table-1, in the order in which the rows are wanted.
 # A command goes on with what is missing, so that this file may be stopped and started at any time:
 #
-#     nice -n 19 bash results/anatomy/queue.sh swaps        # or sizes, recall, table-1, horizon, elsewhere, or nothing for all
+#     nice -n 19 bash results/anatomy/queue.sh swaps        # or sizes, recall, table-1, horizon, downstream, or nothing for all
 #
 # The primary comparisons and the margin of "no loss" were named here before any row was trained.
 set -euo pipefail
@@ -91,31 +91,28 @@ recall() {
 }
 
 # Stage B: 5.5 million parameters over 5 and 20 million tokens in one pass, then gam and llama over 100 million. Learning rates around stage A's best,
-# three trials at 5 million tokens.
+# three trials at 5 million tokens. Measured on texts of five other kinds as well.
 LARGE=(--data books --vocab-size 4096 --hidden-size 256 --num-hidden-layers 6 --batch-size 16 --context 256 --precision fp32 --optimizer muon --clip 0.1
   --workers "${WORKERS:-1}")
+TEXTS=(--texts wikitext-2-v1 tinystories-sample tinyshakespeare lambada stdlib)
 
 horizon() {
   "$GAM" tune "${LARGE[@]}" --steps 1221 --models gam gam-attention gam-hybrid llama mamba --trials 3 --widenings 1 --out results/anatomy/tune-5.5M
   "$GAM" bench "${LARGE[@]}" --steps 1221 --models gam gam-attention gam-hybrid llama mamba --tuned results/anatomy/tune-5.5M --test --no-timing \
     "${PRIMARY[@]}" --out results/anatomy/horizon-5M
   "$GAM" bench "${LARGE[@]}" --steps 4883 --models gam gam-attention gam-hybrid llama mamba --tuned results/anatomy/tune-5.5M --test --no-timing \
-    "${PRIMARY[@]}" --out results/anatomy/horizon-20M
+    "${PRIMARY[@]}" "${TEXTS[@]}" --out results/anatomy/horizon-20M
   "$GAM" bench "${LARGE[@]}" --steps 4883 --models gam llama mamba --seeds 0 1 --tuned results/anatomy/tune-5.5M --test --no-timing \
-    "${PRIMARY[@]}" --out results/anatomy/horizon-20M
+    "${PRIMARY[@]}" "${TEXTS[@]}" --out results/anatomy/horizon-20M
   "$GAM" bench "${LARGE[@]}" --steps 24414 --models gam llama --tuned results/anatomy/tune-5.5M --test --no-timing \
-    --primary gam:llama --out results/anatomy/horizon-100M
+    --primary gam:llama "${TEXTS[@]}" --out results/anatomy/horizon-100M
 }
 
-# What the models of 20 million tokens are worth elsewhere: on texts of other kinds, and on tasks, beside counts of the training text.
-elsewhere() {
-  local runs=(results/anatomy/horizon-20M/runs/*-seed[01])
-  for text in wikitext-2-v1 tinystories-sample tinyshakespeare stdlib; do
-    "$GAM" eval "${runs[@]}" --data "$text" --out "results/anatomy/texts/$text"
-  done
-  "$GAM" eval "${runs[@]}" --tasks blimp lambada --data books --out results/anatomy/downstream
+# The models of 20 million tokens on tasks, beside counts of the training text.
+downstream() {
+  "$GAM" eval results/anatomy/horizon-20M/runs/*-seed[01] --tasks blimp lambada --data books --out results/anatomy/downstream
 }
 
-for part in "${@:-swaps sizes recall table-1 horizon elsewhere}"; do
+for part in "${@:-swaps sizes recall table-1 horizon downstream}"; do
   for each in $part; do "$each"; done
 done

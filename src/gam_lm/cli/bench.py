@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import Suppress, UseAppendAction
 
 from gam_lm.cli.architecture import Architecture, fields_of, on_flags
-from gam_lm.cli.data import Data
+from gam_lm.cli.data import Data, EvaluationText
 from gam_lm.cli.flags import FLAT, command_line, peek, share_out
 from gam_lm.cli.numbers import Above, Seed
 from gam_lm.cli.terminal import show
@@ -56,6 +56,8 @@ class Bench:
     """Size every model to the parameters of the static GAM."""
     test: bool = False
     """Measure the test split of every finished model as well."""
+    texts: tuple[EvaluationText, ...] = ()
+    """Further texts to measure every finished model on, in its own tokens: encyclopaedia, stories, plays, passages of novels, technical prose."""
     primary: UseAppendAction[tuple[str, ...]] = ()
     """MODEL:MODEL of a primary comparison, given once for each, at most three: saved before the runs of one of the two, compared without Holm's correction."""
     margin: Above | None = None
@@ -94,6 +96,7 @@ class Bench:
 
     def run(self) -> None:
         """Train what is missing, then write table and plot."""
+        from gam_lm.data.corpora import load_corpus
         from gam_lm.experiments.benchmark import benchmark, describe_plan, plan
         from gam_lm.experiments.same_study import check_corpus, check_not_tuned, told_apart
         from gam_lm.experiments.search import best_recipe
@@ -108,6 +111,8 @@ class Bench:
         primary = primary_pairs(self.primary, self.models)
         device = choose_device(self.device)
         corpus = self.text.prepare(self.architecture.vocab_size)
+        for name in self.texts:
+            load_corpus(name)  # one that is not at hand is said before hours of training
         base = fields_of(self.architecture) | {"vocab_size": corpus.vocab_size}
         if self.sweep:
             if self.primary:
@@ -135,11 +140,11 @@ class Bench:
         results = Results.open(path, command=command_line(), environment=environment(), corpus=corpus_figures(corpus))
         results.name_primary(primary, self.margin)
         if is_worker():
-            benchmark(contenders, corpus, results, out, device, test=self.test, timed=False)
+            benchmark(contenders, corpus, results, out, device, test=self.test, texts=self.texts, timed=False)
             return
         if self.workers != 1:
             share_out(self.workers, out, device)
-        benchmark(contenders, corpus, results, out, device, test=self.test, timed=self.timing)
+        benchmark(contenders, corpus, results, out, device, test=self.test, texts=self.texts, timed=self.timing)
         _show(out)
         if self.sweep:
             for line in best_of_sweep(contenders, results, device):
@@ -150,12 +155,13 @@ def _show(out: Path) -> None:
     """Write and print table and plot."""
     from gam_lm.report.law import law_plots, law_tables
     from gam_lm.report.plots import loss_curves
-    from gam_lm.report.tables import quality_table
+    from gam_lm.report.tables import quality_table, text_tables
     from gam_lm.results import read_results
     from gam_lm.runtime.files import write_text
 
     results = read_results(out / "results.json")
-    table = "\n".join([quality_table(results, out), *(f"**{each.title}**\n\n{each.markdown()}" for each in law_tables(results))])
+    further = [*text_tables(results), *law_tables(results)]
+    table = "\n".join([quality_table(results, out), *(f"**{each.title}**\n\n{each.markdown()}" for each in further)])
     write_text(out / "table.md", table)
     show(table)
     print(f"runs:  {out / 'runs'}\ntable: {out / 'table.md'}")

@@ -10,6 +10,7 @@ from typing import Literal
 
 from tyro.conf import UseAppendAction
 
+from gam_lm.cli.data import EvaluationText
 from gam_lm.cli.numbers import Above
 
 
@@ -23,8 +24,8 @@ class Compare:
     """MODEL:MODEL of a primary comparison, given once for each, at most three; the others carry Holm's correction. `gam bench` names them before the runs."""
     margin: Above | None = None
     """Nats per token that count as no loss; by default those that `gam bench --margin` named before the runs."""
-    split: Literal["val", "test"] = "val"
-    """Text to compare on."""
+    split: Literal["val", "test"] | EvaluationText = "val"
+    """Text to compare on: a split, or one of those that `gam bench --texts` measured."""
     json: bool = False
     """Print the figures as JSON."""
     plot: Path | None = None

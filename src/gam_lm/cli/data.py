@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from gam_lm.cli.flags import FLAT
 from gam_lm.cli.numbers import Count
@@ -13,6 +13,9 @@ from gam_lm.errors import InputError
 if TYPE_CHECKING:
     from gam_lm.data.tokens import TokenCorpus
     from gam_lm.presets.setups import Preset
+
+EvaluationText = Literal["wikitext-2-v1", "tinystories-sample", "tinyshakespeare", "lambada", "stdlib"]
+"""As gam_lm.data.evaluation has them."""
 
 
 @dataclass(frozen=True, kw_only=True)

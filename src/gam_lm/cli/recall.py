@@ -76,9 +76,9 @@ class Recall:
     def run(self) -> None:
         """Train what is missing, then write table and plot."""
         from gam_lm.experiments.models import contender
-        from gam_lm.experiments.recall import Search, recall
+        from gam_lm.experiments.recall import recall
         from gam_lm.experiments.recall_tasks import RecallTask
-        from gam_lm.experiments.search import Range
+        from gam_lm.experiments.search import Range, Search
         from gam_lm.report.recall import write_recall
         from gam_lm.results import Results, results_file
         from gam_lm.runtime.measure import environment

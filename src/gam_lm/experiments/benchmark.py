@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from gam_lm.checkpoint import load_model
 from gam_lm.config import ModelConfig
 from gam_lm.data.blocks import TrainingBlocks, document_of_blocks
+from gam_lm.data.evaluation import EVALUATION_TEXTS, evaluation_texts
 from gam_lm.data.tokenizer import END_OF_TEXT
 from gam_lm.data.tokens import TokenCorpus
 from gam_lm.errors import DivergedError, InputError
@@ -87,8 +89,9 @@ def describe_plan(contenders: Sequence[Contender], corpus: TokenCorpus, device: 
 
 
 def benchmark(
-    contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool = False, timed: bool = True
-) -> None:
+    contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool = False,
+    texts: Sequence[str] = (), timed: bool = True,
+) -> None:  # fmt: skip
     """Train what is missing in ``results``, a row at a time; each finished row is written at once. Processes that share the folder share the rows.
 
     Args:
@@ -98,6 +101,7 @@ def benchmark(
         directory: gets a run directory for each row under runs/.
         device: where to train.
         test: measure the test split as well, also of finished rows whose run directory is there.
+        texts: of gam_lm.data.evaluation to measure as well, likewise.
         timed: measure the speed columns at the end, where rows lack them; False leaves that to a quiet machine.
     """
     elsewhere = 0
@@ -107,11 +111,13 @@ def benchmark(
                 results.reread()
                 if (row := results.find(identity_of(each, device))) is not None:
                     logger.info("%s: already in %s", each.label, results.path)
-                    if test and ours and "test" in corpus.splits and "test_nats_per_token" not in row and not row.get("diverged"):
-                        _test_finished(each, row, corpus, results, directory, device)
+                    without_test = test and "test" in corpus.splits and "test_nats_per_token" not in row
+                    missing = [name for name in texts if name not in row.get("texts", {})]
+                    if ours and (without_test or missing) and not row.get("diverged"):
+                        _measure_finished(each, row, corpus, results, directory, device, test=without_test, texts=missing)
                 elif ours:
                     bar.now(f"{each.label}, {parameters(each.config):,} parameters")
-                    train_row(each, corpus, results, directory, device, test=test)
+                    train_row(each, corpus, results, directory, device, test=test, texts=texts)
                 else:
                     logger.info("%s: another process trains it", each.label)
                     elsewhere += 1
@@ -125,8 +131,9 @@ def benchmark(
 
 
 def train_row(
-    each: Contender, corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool = False, tracker: Tracker | None = None
-) -> dict[str, Any]:
+    each: Contender, corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool = False, texts: Sequence[str] = (),
+    tracker: Tracker | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Train one model, measure it, and write its row; arguments as of `benchmark`. Returns the row."""
     run = directory / "runs" / each.label
     model = build(each.config, each.recipe.seed, device)
@@ -139,26 +146,46 @@ def train_row(
         return row
     measured = evaluations(model, trained, corpus, each.recipe, test=test)
     blocks = {f"{split}_blocks": _keep_blocks(directory, each, split, evaluation, corpus) for split, evaluation in measured.items()}
-    row = {**identity_of(each, device), **each.columns, **figures(model, trained, measured, each.recipe), **blocks}
+    row = {**identity_of(each, device), **each.columns, **figures(model, trained, measured, each.recipe), **blocks, **_on_texts(model, each, texts, directory)}
     results.add(row)
     shutil.rmtree(run / "state", ignore_errors=True)
     return row
 
 
-def _test_finished(each: Contender, row: Mapping[str, Any], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device) -> None:
-    """Add the test split to a row that was finished without it, by the model that its run saved; why it cannot be added is logged."""
+def _measure_finished(
+    each: Contender, row: Mapping[str, Any], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, *, test: bool, texts: Sequence[str]
+) -> None:
+    """Add the test split and texts to a row that was finished without them, by the model that its run saved; why they cannot be added is logged."""
     run = directory / "runs" / each.label
     try:
         recipe = trained_with(run)
         if recipe is None or not recipe.same_run(each.recipe):
-            raise InputError(f"{run} is not there or of another recipe: train with --test into a new folder")
+            raise InputError(f"{run} is not there or of another recipe: train into a new folder")
         model = load_model(run, device=device)
     except InputError as error:
-        logger.warning("%s has no test loss, and its run cannot be measured: %s", each.label, error)
+        what = " and ".join((["test loss"] if test else []) + (["loss on further texts"] if texts else []))
+        logger.warning("%s has no %s, and its run cannot be measured: %s", each.label, what, error)
         return
-    evaluation = evaluate(model, corpus.splits["test"], context=each.recipe.context)
-    results.amend(row, {**evaluation.figures("test"), "test_blocks": _keep_blocks(directory, each, "test", evaluation, corpus)})
-    logger.info("%s: test split measured", each.label)
+    new: dict[str, Any] = _on_texts(model, each, texts, directory, row.get("texts", {}))
+    if test:
+        evaluation = evaluate(model, corpus.splits["test"], context=each.recipe.context)
+        new |= {**evaluation.figures("test"), "test_blocks": _keep_blocks(directory, each, "test", evaluation, corpus)}
+    results.amend(row, new)
+    logger.info("%s: %s measured", each.label, ", ".join((["test split"] if test else []) + list(texts)))
+
+
+def _on_texts(model: LanguageModel, each: Contender, names: Sequence[str], directory: Path, before: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """The column of a row's losses on further texts, besides those that were measured ``before``."""
+    found = dict(before)
+    for name, text in evaluation_texts(directory / "runs" / each.label / "tokenizer.json", names):
+        split = EVALUATION_TEXTS[name]
+        measured = evaluate(model, text.splits[split], context=each.recipe.context)
+        figures = measured.figures("text")
+        found[name] = {
+            "nats_per_token": figures["text_nats_per_token"], "bits_per_byte": figures["text_bits_per_byte"], "sha256": text.sha256,
+            "blocks": _keep_blocks(directory, each, name, measured, text, of=split),
+        }  # fmt: skip
+    return {"texts": found} if found else {}
 
 
 def _time_steps(contenders: Sequence[Contender], corpus: TokenCorpus, results: Results, device: torch.device) -> None:
@@ -217,10 +244,10 @@ def figures(model: LanguageModel, trained: Trained, measured: Mapping[str, Evalu
     }
 
 
-def _keep_blocks(directory: Path, each: Contender, split: str, evaluation: Evaluation, corpus: TokenCorpus) -> str:
-    """Keep the losses by block with the document of each block, where the tokenizer marks a document's end."""
+def _keep_blocks(directory: Path, each: Contender, split: str, evaluation: Evaluation, corpus: TokenCorpus, *, of: str | None = None) -> str:
+    """Keep the losses by block of a split, or of the split ``of`` a text, with the document of each block where the tokenizer marks a document's end."""
     end = corpus.tokenizer.token_to_id(END_OF_TEXT)
-    ids = corpus.splits["valid" if split == "val" else split].ids
+    ids = corpus.splits[of or ("valid" if split == "val" else split)].ids
     documents = None if end is None else document_of_blocks(ids, end, each.recipe.context)
     label = each.label if split == "val" else f"{each.label}-{split}"
     return write_blocks(directory, label, evaluation.block_nats, evaluation.block_tokens, documents)

@@ -20,7 +20,7 @@ from gam_lm.config import ModelConfig
 from gam_lm.errors import DivergedError, InputError
 from gam_lm.experiments.models import activations_per_token, build, described, state_bytes
 from gam_lm.experiments.recall_tasks import RecallTask
-from gam_lm.experiments.search import Range, points
+from gam_lm.experiments.search import Search, points
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE
 from gam_lm.report.recall_rows import STOP_EVERY, order_of_trials
@@ -38,7 +38,6 @@ TEST_SEQUENCES, TUNING_SEQUENCES = 20_000, 30_000
 
 STOP_SEQUENCES = 256
 """Those on which a training looks whether it has learned its task."""
-
 TEST_BATCH = 128
 TEST_TOKENS = 2**20
 """The most tokens that are drawn at once for a test."""
@@ -46,18 +45,6 @@ MODEL_TOKENS = 2**17
 """The most tokens that go through the model at once in a test, so that long sequences fit."""
 MODEL_NUMBERS = 2**29
 """The most numbers that a layer may hold for them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """Trials of every model on every task, whose best recipe the seeds then have."""
-
-    space: tuple[Range, ...]
-    """What is tried."""
-    trials: int
-    """Of each model on each task, at the same points for all."""
-    seed: int = 1000
-    """Of the trials' initialisation and samples, and of the points."""
 
 
 def recall(
@@ -255,10 +242,14 @@ def _train(
             if done % 50 == 0 or done == recipe.steps:
                 curve.append({"step": done, "train_nats": float(loss)})
             bar.advance(1, f"loss {curve[-1]['train_nats']:.3f}" if curve else "")
-            if stop_at is not None and done % STOP_EVERY == 0:
-                if accuracy(model, task, sequences=STOP_SEQUENCES, seed=TUNING_SEQUENCES)["accuracy"] >= stop_at:
-                    return model, {"curve": curve, "learned_at": done}
+            if stop_at is not None and done % STOP_EVERY == 0 and _share_right(model, task) >= stop_at:
+                return model, {"curve": curve, "learned_at": done}
     return model, {"curve": curve}
+
+
+def _share_right(model: LanguageModel, task: RecallTask) -> float:
+    """What a training that may stop early looks at."""
+    return float(accuracy(model, task, sequences=STOP_SEQUENCES, seed=TUNING_SEQUENCES)["accuracy"])
 
 
 @torch.no_grad()

@@ -58,6 +58,18 @@ class Range:
         return value if _taken(self.field, value) else self.low * (self.high / self.low) ** share  # the rounding may pass a bound of the recipe
 
 
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Trials of every model on every task of recall, whose best recipe the seeds then have."""
+
+    space: tuple[Range, ...]
+    """What is tried."""
+    trials: int
+    """Of each model on each task, at the same points for all."""
+    seed: int = 1000
+    """Of the trials' initialisation and samples, and of the points."""
+
+
 def points(space: Sequence[Range], count: int, seed: int) -> list[dict[str, float]]:
     """The first ``count`` points: an additive recurrence on the roots of x^(d+1) = x + 1, which fills a space of d dimensions evenly for every count.
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from gam_lm.errors import InputError, unknown_name
 from gam_lm.report.rows import Row, by_variant, trained
 from gam_lm.report.statistics import Difference, Summary, holm, paired_blocks, paired_seeds
-from gam_lm.results import MOST_PRIMARY, read_blocks, read_documents, read_results
+from gam_lm.results import MOST_PRIMARY, measured_on, read_blocks, read_documents, read_results
 
 NO_DIFFERENCE = "no difference shown"
 
@@ -66,11 +66,11 @@ def diverged(row: Row) -> bool:
 
 def comparable(row: Row, split: str = "val") -> bool:
     """Whether a training ended with a finite loss on the split: what diverged is never compared."""
-    return not diverged(row) and "seed" in row and math.isfinite(row.get(f"{split}_nats_per_token", math.nan))
+    return not diverged(row) and "seed" in row and math.isfinite(measured_on(row, split).get("nats_per_token", math.nan))
 
 
 def difference(a: Measured, b: Measured, split: str = "val") -> Difference | None:
-    """The difference a − b in nats per token on the split (val, test), over the seeds that both have.
+    """The difference a − b in nats per token on the split (val, test) or further text, over the seeds that both have.
 
     By seed, block and document as far as the losses by block are there, else by seed alone. None where no seed is common.
 
@@ -85,13 +85,16 @@ def difference(a: Measured, b: Measured, split: str = "val") -> Difference | Non
     if not seeds:
         return None
     sources = [(each.directory, rows[seed]) for each, rows in ((a, rows_a), (b, rows_b)) for seed in seeds]
-    if all(row.get(f"{split}_blocks") and (directory / row[f"{split}_blocks"]).is_file() for directory, row in sources):
+    found = [measured_on(row, split) for _, row in sources]
+    if len({each.get("sha256") for each in found}) > 1:
+        raise InputError(f"{a.name} and {b.name} were measured with another text of the name {split}: a difference says nothing")
+    if all("blocks" in each and (directory / each["blocks"]).is_file() for each, (directory, _) in zip(found, sources, strict=True)):
         blocks = [read_blocks(directory, row, split) for directory, row in sources]
         if all(len(each[1]) == len(blocks[0][1]) and (each[1] == blocks[0][1]).all() for each in blocks):
             # The same blocks of the same text lie in the same documents: one row that tells is enough.
-            documents = next((found for source in sources if (found := read_documents(*source, split)) is not None), None)
+            documents = next((some for source in sources if (some := read_documents(*source, split)) is not None), None)
             return paired_blocks(blocks[: len(seeds)], blocks[len(seeds) :], documents)
-    return paired_seeds(*([rows[seed][f"{split}_nats_per_token"] for seed in seeds] for rows in (rows_a, rows_b)))
+    return paired_seeds(*([measured_on(rows[seed], split)["nats_per_token"] for seed in seeds] for rows in (rows_a, rows_b)))
 
 
 def corrected(differences: Mapping[Key, Difference], primary: Sequence[Key] = ()) -> dict[Key, Difference]:

@@ -23,7 +23,7 @@ from gam_lm.report.scaling import scaling, scaling_plots
 from gam_lm.report.speed import speed, speed_plot
 from gam_lm.report.state_tuning import state_tuning_table
 from gam_lm.report.statistics import Difference, shown
-from gam_lm.report.tables import Table, context_lengths, context_use, curves, evaluations, quality
+from gam_lm.report.tables import Table, context_lengths, context_use, curves, evaluations, quality, text_tables
 from gam_lm.report.tune import study_plot, study_table
 
 Results = Mapping[str, Any]
@@ -96,7 +96,7 @@ def _finding(found: Difference, a: str, b: str) -> str:
 
 
 def _quality(results: Results, directory: Path) -> list[Table]:
-    return [quality(results, directory), *law_tables(results), differences(results, directory), curves(results)]
+    return [quality(results, directory), *text_tables(results), *law_tables(results), differences(results, directory), curves(results)]
 
 
 def _context(results: Results, directory: Path) -> list[Table]:

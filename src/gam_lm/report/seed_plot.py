@@ -10,7 +10,8 @@ import numpy as np
 
 from gam_lm.report.compare import find
 from gam_lm.report.plots import COLOURS, MARKERS, new_figure, save
-from gam_lm.report.verdict import SPLITS
+from gam_lm.report.verdict import loss_on
+from gam_lm.results import measured_on
 
 ROW = 0.34
 """Of one model, in inches."""
@@ -22,7 +23,7 @@ def seed_plot(places: Sequence[str], stem: Path, *, split: str = "val") -> list[
     Args:
         places: DIR or DIR:MODEL, as gam_lm.report.compare.find takes them.
         stem: the pictures' path without its ending.
-        split: val or test.
+        split: val, test, or a further text.
 
     Returns:
         The SVG and the PNG.
@@ -35,7 +36,7 @@ def seed_plot(places: Sequence[str], stem: Path, *, split: str = "val") -> list[
     losses: dict[str, dict[Path, list[float]]] = {}
     for each in models:
         if rows := each.compared(split):
-            losses.setdefault(each.name, {})[each.directory] = [row[f"{split}_nats_per_token"] for row in rows]
+            losses.setdefault(each.name, {})[each.directory] = [measured_on(row, split)["nats_per_token"] for row in rows]
     order = sorted(losses, key=lambda name: min(float(np.mean(each)) for each in losses[name].values()))
     folders = list(dict.fromkeys(each.directory for each in models))
     labels = [folder.name if len({each.name for each in folders}) == len(folders) else str(Path(*folder.parts[-2:])) for folder in folders]
@@ -54,7 +55,7 @@ def seed_plot(places: Sequence[str], stem: Path, *, split: str = "val") -> list[
             axes.annotate(f"{x:.3f}", (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(len(order) - 0.5, -0.7)
-    axes.set_xlabel(f"{SPLITS[split]} loss (nats per token): each seed, and the mean")
+    axes.set_xlabel(f"{loss_on(split)} (nats per token): each seed, and the mean")
     if len(folders) > 1:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(folders), frameon=False)
     return save(figure, stem)

@@ -79,6 +79,20 @@ def quality(results: Mapping[str, Any], directory: Path | None = None) -> Table:
     return Table(columns=columns, rows=lines, floors=[floor_cells(row, columns) for row in floors(results)], title="Quality", note=note)
 
 
+def text_tables(results: Mapping[str, Any]) -> list[Table]:
+    """The loss of each model on texts of other kinds than it was trained on; no table where none was measured."""
+    groups = {name: finite(group) for name, group in by_variant(trained(results)).items()}
+    texts = list(dict.fromkeys(text for group in groups.values() for row in group for text in row.get("texts", {})))
+
+    def cell(group: Sequence[Row], text: str) -> str:
+        found = [row["texts"][text] for row in group if text in row.get("texts", {})]
+        return f"{interval(found, 'nats_per_token', '{:.4f}')} ({mean(found, 'bits_per_byte', '{:.3f}')})" if found else ""
+
+    lines = [[name, *(cell(group, text) for text in texts)] for name, group in groups.items() if any("texts" in row for row in group)]
+    note = "Nats per token of the model's own tokenizer (bits per byte); ± is a 95 % interval over the seeds. `gam compare --split TEXT` has the differences."
+    return [Table(columns=["Model", *texts], rows=lines, title="Loss on texts of other kinds", note=note)] if texts else []
+
+
 INTERVALS = (
     "± is a 95 % interval. That of a loss is over the seeds. That of a difference is the widest over seeds, blocks and documents, and carries Holm's correction "
     "unless the comparison was named before the runs."

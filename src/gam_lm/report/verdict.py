@@ -11,7 +11,14 @@ from gam_lm.errors import InputError
 from gam_lm.report.compare import Measured, Pair, Place, difference, in_named_order, named_before, named_now, pairs_of, primary_pairs
 from gam_lm.report.statistics import Difference, holm, shown
 
-SPLITS = {"val": "validation", "test": "test"}
+SPLITS = {"val": "validation loss", "test": "test loss"}
+"""What the loss on a split is called; that on a further text says its name."""
+
+
+def loss_on(split: str) -> str:
+    """The loss on a split or a further text, in words."""
+    return SPLITS.get(split, f"loss on {split}")
+
 
 Named = Literal["before the runs", "with this command"]
 """When a primary comparison, or a margin, was named."""
@@ -92,7 +99,7 @@ class Verdict:
             said.append(f"The intervals of {self.corrected} comparisons that were not named primary are widened by Holm's correction.")
         compared = [each.found for each in self.comparisons if each.found.estimates]
         if compared:
-            said.append(f"Differences are of {SPLITS[self.split]} loss, paired by seed. {_method(compared)}")
+            said.append(f"Differences are of {loss_on(self.split)}, paired by seed. {_method(compared)}")
         return " ".join([*said, *self.left_out])
 
     def to_json(self) -> dict[str, Any]:
@@ -110,7 +117,7 @@ def compare(places: Sequence[str], *, primary: Sequence[str] = (), margin: float
         places: DIR or DIR:MODEL, as gam_lm.report.compare.pairs_of takes them.
         primary: MODEL:MODEL of comparisons that are primary beside those that the results named before the runs.
         margin: of "no loss" in nats per token, where it is not the one that the results named before the runs.
-        split: val or test.
+        split: val, test, or a further text that `gam bench --texts` measured.
 
     Raises:
         InputError: where there is nothing to compare, models share no seed, or the text was another.
@@ -128,7 +135,7 @@ def compare(places: Sequence[str], *, primary: Sequence[str] = (), margin: float
     pairs = [in_named_order(a, b, now) for a, b in pairs]
     found = [(a, b, _difference(a, b, names, split)) for a, b in pairs if a.compared(split) and b.compared(split)]
     if not found:
-        raise InputError(" ".join([f"no two of the models have a finite {SPLITS[split]} loss: train them to the end, or choose another split.", *left_out]))
+        raise InputError(" ".join([f"no two of the models have a finite {loss_on(split)}: train them to the end, or choose another split.", *left_out]))
     named = [_named(a, b, now) for a, b, _ in found]
     others = [i for i, (_, _, each) in enumerate(found) if named[i] is None and each.estimates]
     levels = dict(zip(others, holm([_p(found[i][2]) for i in others]), strict=True))
@@ -177,7 +184,7 @@ def _left_out(model: Measured, name: str, split: str) -> list[str]:
     if seeds := [str(row.get("seed")) for row in model.diverged()]:
         said.append(f"{len(seeds)} of {len(model.rows)} trainings of {name} diverged (seed {', '.join(seeds)}) and {'is' if len(seeds) == 1 else 'are'} not compared.")
     if without := len(model.rows) - len(seeds) - len(model.compared(split)):
-        said.append(f"{without} of {len(model.rows)} trainings of {name} {'has' if without == 1 else 'have'} no {SPLITS[split]} loss.")
+        said.append(f"{without} of {len(model.rows)} trainings of {name} {'has' if without == 1 else 'have'} no {loss_on(split)}.")
     return said
 
 

@@ -26,13 +26,13 @@ from filelock import FileLock
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.mixers.registry import options_class
-from gam_lm.results.blocks import read_blocks, read_documents, write_blocks
+from gam_lm.results.blocks import measured_on, read_blocks, read_documents, write_blocks
 from gam_lm.results.schema import checked_content
 from gam_lm.runtime.files import explained, write_text
 from gam_lm.training.recipe import BEFORE_MUON, TrainConfig, free_to_change
 
 __all__ = [
-    "CONFIGURATIONS", "IDENTITY", "MOST_PRIMARY", "OF_NO_INFLUENCE", "Results", "fields_set", "identity", "read_blocks", "read_documents", "read_results",
+    "CONFIGURATIONS", "IDENTITY", "MOST_PRIMARY", "OF_NO_INFLUENCE", "Results", "fields_set", "identity", "measured_on", "read_blocks", "read_documents", "read_results",
     "results_file", "write_blocks",
 ]  # fmt: skip
 

@@ -37,8 +37,16 @@ def write_blocks(
     return name
 
 
+def measured_on(row: Row, split: str) -> Row:
+    """What a row has of a split (val, test) or of a further text: ``nats_per_token``, ``blocks``; of a text also its ``sha256`` and ``bits_per_byte``."""
+    names = {"nats_per_token": f"{split}_nats_per_token", "blocks": f"{split}_blocks"}
+    own = {key: row[name] for key, name in names.items() if name in row}
+    further: Row = row.get("texts", {}).get(split, {})
+    return own or further
+
+
 def read_blocks(directory: Path, row: Row, split: str = "val") -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The loss and the predicted tokens of every block of a row's split (val, test). Raises InputError where they are missing."""
+    """The loss and the predicted tokens of every block of a row's split (val, test) or further text. Raises InputError where they are missing."""
     nats, tokens = _blocks(directory, row, split)[:2]
     return nats, tokens
 
@@ -50,7 +58,7 @@ def read_documents(directory: Path, row: Row, split: str = "val") -> np.ndarray[
 
 
 def _blocks(directory: Path, row: Row, split: str) -> np.ndarray[Any, Any]:
-    path = directory / str(row.get(f"{split}_blocks"))
+    path = directory / str(measured_on(row, split).get("blocks"))
     missing = f"{path}: the losses by block of {row.get('model')} are not there, copy the folder blocks/ with its results.json"
     try:
         with path.open("rb") as file:  # the path alone could name an archive

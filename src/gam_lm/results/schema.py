@@ -56,6 +56,16 @@ class Corpus(TypedDict, total=False):
 
 
 @with_config(OPEN)
+class Text(TypedDict, total=False):
+    """What a model gets on a text of another kind."""
+
+    nats_per_token: Required[Nats]
+    bits_per_byte: Nats
+    sha256: str
+    blocks: Name
+
+
+@with_config(OPEN)
 class Point(TypedDict, total=False):
     """A point of a loss curve."""
 
@@ -149,6 +159,7 @@ class Row(TypedDict, total=False):
     context_use: ContextUse
     contexts: dict[Digits, float | None]
     curve: list[Point]
+    texts: dict[Name, Text]
     by_gap: list[Gap]
     by_length: list[Length]
     position_nats: list[float]

@@ -11,7 +11,7 @@ from small_runs import write_book
 import gam_lm.experiments.tune as tune_module
 from gam_lm.cli.main import run
 from gam_lm.errors import InputError
-from gam_lm.experiments.search import Range, best_recipe, best_rows, edges, more_trials, not_among, numbered, points, stretch_points
+from gam_lm.experiments.search import Range, best_recipe, best_rows, edges, key_of, more_trials, not_among, numbered, points, stretch_points
 from gam_lm.report.tune import study_table
 from gam_lm.training.recipe import TrainConfig
 
@@ -194,6 +194,19 @@ def test_points_that_were_asked_for_are_tried_whatever_a_widening_has_taken_and_
     tried = {name: {row["trial"]: row["tuned"] for row in rows_of(out) if row["model"] == name} for name in ("gam", "transformer")}
     assert tried["gam"] == tried["transformer"] and before.items() <= tried["gam"].items()
     assert all(values in tried["gam"].values() for values in points(SPACE, 5, 1000))
+
+
+def test_a_model_that_joins_has_all_points_of_the_others_waiting_at_once(book, tmp_path, monkeypatch):
+    """So that several processes need not wait for each other at every widening."""
+    out = tmp_path / "out"
+    alone = command("tune", book, out, "--trials", "2", "--widenings", "1")
+    alone.remove("transformer")
+    assert run(alone) == 0
+    points_there = {key_of(row["tuned"]) for row in rows_of(out)}
+    plans, run_all = [], tune_module._run_all
+    monkeypatch.setattr(tune_module, "_run_all", lambda study, plan, *rest: (plans.append({key_of(each) for each in plan}), run_all(study, plan, *rest))[1])
+    assert run(command("tune", book, out, "--trials", "2", "--widenings", "1")) == 0
+    assert plans[0] == points_there and len(points_there) > 2
 
 
 def test_a_stretch_that_other_models_tried_is_taken_over_and_a_repeated_study_draws_its_own_points_again():

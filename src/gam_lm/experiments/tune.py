@@ -92,7 +92,7 @@ def tune(study: Study, corpus: TokenCorpus, results: Results, directory: Path, d
     _check_finished(studies, results, directory, storage)
     plan: list[Point] = list(points(study.space, study.trials, study.recipe.seed))
     for widening in range(study.widenings + 1):
-        _run_all(study, plan, studies, corpus, results, directory, device)
+        _run_all(study, plan + not_among(_known(studies, results), plan), studies, corpus, results, directory, device)  # what other models have tried as well
         added = widened(study, plan, results.rows)
         if not added:
             break
@@ -102,9 +102,9 @@ def tune(study: Study, corpus: TokenCorpus, results: Results, directory: Path, d
         for each in added:
             logger.info("a best value lies at the edge of %s: every model tries %.3g to %.3g as well", each.field, each.low, each.high)
             plan = plan + points_beyond(study, each, plan, _known(studies, results))
-    if further := not_among(_known(studies, results), plan):  # tried by another model, or for more trials and widenings than these
-        logger.info("every model gets the %d points as well that the study has beside these", len(further))
-        _run_all(study, plan + further, studies, corpus, results, directory, device)
+    if further := not_among(_known(studies, results), plan):  # tried for more trials or widenings than these
+        logger.info("every model got the %d points as well that the study has beside these", len(further))
+        _run_all(study, plan + further, studies, corpus, results, directory, device)  # those that another process has added since
     _check_finished(studies, results, directory, storage)
 
 

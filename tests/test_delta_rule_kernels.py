@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, MissingExtraError
+from gam_lm.mixers.mamba import Mamba
 from gam_lm.mixers.registry import _log_once
 from gam_lm.model import LanguageModel
 from gam_lm.ops.delta_rule import delta_memory, naive_delta_memory
@@ -342,4 +343,5 @@ def test_the_choice_is_said_once(caplog):
     config = ModelConfig(vocab_size=7, hidden_size=16, num_hidden_layers=3, mixers=("gam", "attention", "mamba"))
     for _ in range(2):
         new_model(config, 0)
-    assert [line for line in caplog.messages if " on cpu" in line] == ["delta rule: torch on cpu", "attention: sdpa on cpu", "selective scan: torch on cpu"]
+    scan_backend = Mamba.automatic_backend(config, "cpu")
+    assert [line for line in caplog.messages if " on cpu" in line] == ["delta rule: torch on cpu", "attention: sdpa on cpu", f"selective scan: {scan_backend} on cpu"]

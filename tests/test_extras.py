@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_t
 PACKAGES = {
     "matplotlib": "plot", "datasets": "data", "pyarrow": "data", "tensorboard": "track", "transformers": "hf", "accelerate": "hf", "peft": "hf",
     "onnx": "export", "onnxscript": "export", "onnxruntime": "export", "starlette": "serve", "uvicorn": "serve", "lm_eval": "eval", "fla": "fla", "triton": "triton",
-    "jinja2": "plot", "optuna": "tune", "zstandard": "data", "prometheus_client": "serve",
+    "numba": "numba", "jinja2": "plot", "optuna": "tune", "zstandard": "data", "prometheus_client": "serve",
 }  # fmt: skip
 """What is imported from each extra."""
 
@@ -84,7 +84,7 @@ print(json.dumps([codes, loaded]))
 
 def test_every_extra_and_every_package_of_it_is_declared():
     extras = PROJECT["optional-dependencies"]
-    assert {"hf", "data", "plot", "eval", "serve", "export", "track", "fla", "triton", "tune", "dev"} == extras.keys()
+    assert {"hf", "data", "plot", "eval", "serve", "export", "track", "fla", "numba", "triton", "tune", "dev"} == extras.keys()
     named = {extra: {re.match(r"[\w-]+", each)[0].replace("-", "_") for each in packages} for extra, packages in extras.items()}
     distribution = {"fla": "flash_linear_attention"}
     for package, extra in PACKAGES.items():

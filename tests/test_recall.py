@@ -13,15 +13,15 @@ from gam_lm.cli.main import run
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError
 from gam_lm.experiments.models import activations_per_token
-from gam_lm.experiments.recall import TEST_SEQUENCES, TUNING_SEQUENCES, accuracy
 from gam_lm.experiments.recall import recall as measure_recall
+from gam_lm.experiments.recall_accuracy import TEST_SEQUENCES, TUNING_SEQUENCES, accuracy
 from gam_lm.experiments.recall_tasks import SWAPS, TRACKING, RecallTask
 from gam_lm.experiments.search import Range, Search
 from gam_lm.mixers.gam_options import GAMOptions
 from gam_lm.model import LanguageModel
 from gam_lm.ops.cross_entropy import IGNORE
 from gam_lm.report.recall import recall, recall_by_gap, recall_by_length, recall_differences, recall_plots, recall_steps, recall_table
-from gam_lm.results import Results
+from gam_lm.results import Results, read_results
 from gam_lm.runtime.workers import claimed
 from gam_lm.training.recipe import TrainConfig
 
@@ -323,6 +323,14 @@ def test_steps_until_a_task_is_learned_are_those_of_the_seeds_that_did():
     assert recall_steps({"rows": [answered("gam", 1.0)]}) == []
 
 
+@pytest.mark.parametrize("damage", [{"stop_at": "soon"}, {"stop_at": 99}, {"learned_at": "early"}, {"learned_at": -1}])
+def test_a_file_with_no_share_or_step_is_refused(tmp_path, damage):
+    content = {"command": "gam recall", "environment": {}, "corpus": None, "rows": [answered("gam", 1.0, **{"stop_at": 0.99, "learned_at": 50} | damage)]}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=next(iter(damage))):
+        read_results(tmp_path / "results.json")
+
+
 def test_processes_share_the_rows_and_end_when_all_are_there(tmp_path, monkeypatch):
     import gam_lm.experiments.recall as module
 
@@ -351,6 +359,28 @@ def test_processes_share_the_rows_and_end_when_all_are_there(tmp_path, monkeypat
     monkeypatch.setattr(module.time, "sleep", lambda seconds: pytest.fail("there is nothing to wait for"))
     measure(open_results())
     assert open_results().rows == rows
+
+
+def test_a_row_that_another_process_ends_before_the_claim_is_not_trained_again(tmp_path, monkeypatch):
+    import gam_lm.experiments.recall as module
+
+    models, task = [("one", small(32, write="none"))], RecallTask(pairs=2, length=16, vocab=32)
+    trained, train = [], module._train
+
+    def measure(claim):
+        monkeypatch.setattr(module, "claimed", claim)
+        results = Results.open(tmp_path / "results.json", command="gam recall", environment={}, corpus=None)
+        recipe = TrainConfig(steps=1, batch_size=2, warmup_steps=0)
+        measure_recall(models, [task], [0], recipe, results, torch.device("cpu"), test_sequences=16)
+
+    def after_another(*_):
+        measure(claimed)
+        return nullcontext(True)
+
+    monkeypatch.setattr(module, "_train", lambda *a: (trained.append(1), train(*a))[1])
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    measure(after_another)
+    assert len(trained) == 1
 
 
 @pytest.mark.slow
@@ -400,7 +430,7 @@ def test_many_slots_go_through_in_more_parts(monkeypatch):
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda tokens: (seen.append(len(tokens)), hidden(tokens))[1])
     whole = accuracy(model, task, sequences=8)
-    monkeypatch.setattr("gam_lm.experiments.recall.MODEL_NUMBERS", 3.5 * 16 * activations_per_token(model.config, 16))
+    monkeypatch.setattr("gam_lm.experiments.recall_accuracy.MODEL_NUMBERS", 3.5 * 16 * activations_per_token(model.config, 16))
     assert accuracy(model, task, sequences=8) == whole and seen == [8, 3, 3, 2]
 
 

@@ -8,23 +8,14 @@ import sys
 
 import pytest
 import torch
+from scans import NAMES, as_exact, error, parts, same_model, taken
 
-from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, MissingExtraError
-from gam_lm.model import LanguageModel
 from gam_lm.ops.selective_scan import naive_selective_scan, selective_scan
 from gam_lm.ops.selective_scan_kernels import automatic_backend, scan_by, triton_selective_scan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton here: pip install 'gam-lm[triton]'")
-NAMES = ("y", "state", "x", "dt", "A", "B", "C", "first")
-
-
-def parts(B, T, E=3, N=2):
-    """Inputs of the scan and a first state, in float64."""
-    x, b, c = (torch.randn(B, T, n, dtype=torch.float64) for n in (E, N, N))
-    dt, A = torch.rand(B, T, E, dtype=torch.float64), -3 * torch.rand(N, E, dtype=torch.float64)
-    return [x, dt, A, b, c, torch.randn(B, N, E, dtype=torch.float64)]
 
 
 def kernel(x, dt, A, B, C, first=None, index_BT=None):
@@ -38,27 +29,11 @@ def recurrence(x, dt, A, B, C, first=None, index_BT=None):
     return naive_selective_scan(x, dt, A, B, C, x.new_zeros(len(x), *A.shape) if first is None else first, index_BT)
 
 
-def taken(rule, values, dtype=torch.float64, device="cpu", index=None):
-    """Output, state, and the gradients of all inputs under weights that are the same for every rule."""
-    leaves = [each.detach().to(device, dtype).requires_grad_() for each in values]
-    y, h = rule(*leaves, **({} if index is None else {"index_BT": index.to(device)}))
-    draw = torch.Generator().manual_seed(3)
-    wy, wh = (torch.randn(each.shape, generator=draw, dtype=torch.float64).to(device) for each in (y, h))
-    ((y.double() * wy).sum() + (h.double() * wh).sum()).backward()
-    return [each.detach().double().cpu() for each in (y, h, *(leaf.grad for leaf in leaves))]
-
-
-def error(x, exact):
-    return float((x - exact).norm() / exact.norm().clamp(min=1e-12))
-
-
 def check(values, *, dtype=torch.float32, floor=2.0**-22, index=None):
     """The kernels' error is below twice that of the PyTorch path (or of one rounding), for everything that they compute."""
     exact = taken(recurrence, values, index=index)
     ours, plain = (taken(rule, values, dtype, DEVICE, index) for rule in (kernel, selective_scan))
-    for name, a, b, c in zip(NAMES, ours, plain, exact, strict=False):
-        assert a.isfinite().all(), name
-        assert error(a, c) <= 2 * max(error(b, c), floor), (name, error(a, c), error(b, c))
+    as_exact(ours, plain, exact, floor)
 
 
 @with_triton
@@ -160,21 +135,8 @@ def test_the_operator_is_registered_as_torch_wants_it():
 
 @with_triton
 def test_a_model_on_the_kernels_is_the_model():
-    def model(backend):
-        torch.manual_seed(0)
-        options = {"mamba": {"backend": backend, "state_size": 3}}
-        return LanguageModel(ModelConfig.from_dict({"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "mixers": ["mamba"], "options": options})).to(DEVICE)
-
-    tokens = torch.randint(11, (2, 9), device=DEVICE)
     segments = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0, 0], [1] * 9], device=DEVICE)
-    fast, plain = model("triton"), model("torch")
-    grads = []
-    for each in (fast, plain):
-        logits, loss = each(tokens, tokens, segments=segments)
-        grads.append([logits, *torch.autograd.grad(loss, list(each.parameters()))])
-    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
-    start, state = fast.stream(tokens[:, :8])
-    torch.testing.assert_close(torch.cat([start, fast.stream(tokens[:, 8:], state)[0]], 1), plain.stream(tokens)[0], rtol=1e-4, atol=1e-5)
+    same_model("triton", torch.randint(11, (2, 9), device=DEVICE), segments)
 
 
 @with_triton

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from scans import as_exact, error, parts, same_model, taken
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import InputError, MissingExtraError
@@ -14,37 +15,16 @@ from gam_lm.ops.selective_scan import naive_selective_scan, selective_scan
 from gam_lm.ops.selective_scan_kernels import HAS_NUMBA, automatic_backend, numba_selective_scan, scan_by
 
 with_numba = pytest.mark.skipif(not HAS_NUMBA, reason="no numba here: pip install 'gam-lm[numba]'")
-NAMES = ("y", "state", "x", "dt", "A", "B", "C", "first")
 
 
-def parts(B, T, E=3, N=2):
-    """Inputs of the scan and a first state, in float64."""
-    x, b, c = (torch.randn(B, T, n, dtype=torch.float64) for n in (E, N, N))
-    dt, A = torch.rand(B, T, E, dtype=torch.float64), -3 * torch.rand(N, E, dtype=torch.float64)
-    return [x, dt, A, b, c, torch.randn(B, N, E, dtype=torch.float64)]
-
-
-def taken(rule, values, dtype=torch.float32, index=None):
-    """Output, state, and the gradients of all inputs under weights that are the same for every rule."""
-    leaves = [each.detach().to(dtype).requires_grad_() for each in values]
-    y, h = rule(*leaves, index_BT=index)
-    draw = torch.Generator().manual_seed(3)
-    wy, wh = (torch.randn(each.shape, generator=draw, dtype=torch.float64) for each in (y, h))
-    ((y.double() * wy).sum() + (h.double() * wh).sum()).backward()
-    return [each.detach().double() for each in (y, h, *(leaf.grad for leaf in leaves))]
-
-
-def error(x, exact):
-    return float((x - exact).norm() / exact.norm().clamp(min=1e-12))
+def recurrence(*values, index_BT=None):
+    return naive_selective_scan(*values, index_BT)
 
 
 def check(values, *, dtype=torch.float32, floor=2.0**-21, index=None):
     """The error is below twice that of the PyTorch path (or of a few roundings), for everything that is computed."""
-    exact = taken(naive_selective_scan, values, torch.float64, index)
-    ours, plain = (taken(rule, values, dtype, index) for rule in (numba_selective_scan, selective_scan))
-    for name, a, b, c in zip(NAMES, ours, plain, exact, strict=True):
-        assert a.isfinite().all(), name
-        assert error(a, c) <= 2 * max(error(b, c), floor), (name, error(a, c), error(b, c))
+    ours, plain = (taken(rule, values, dtype, index=index) for rule in (numba_selective_scan, selective_scan))
+    as_exact(ours, plain, taken(recurrence, values, index=index), floor)
 
 
 @with_numba
@@ -114,7 +94,7 @@ def test_threads_and_a_repeated_call_give_the_same_bits():
         found = []
         for threads in (1, 3, 3):
             torch.set_num_threads(threads)
-            found.append(taken(numba_selective_scan, values))
+            found.append(taken(numba_selective_scan, values, torch.float32))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -184,24 +164,15 @@ def test_a_folder_that_nothing_can_be_written_to_costs_the_cache_alone(monkeypat
 
 
 def small(backend):
-    torch.manual_seed(0)
     options = {"mamba": {"backend": backend, "state_size": 3}}
     return LanguageModel(ModelConfig.from_dict({"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "mixers": ["mamba"], "options": options}))
 
 
 @with_numba
 def test_a_model_on_the_loops_is_the_model():
-    tokens = torch.randint(11, (2, 40))
     segments = torch.ones(2, 40, dtype=torch.long)
     segments[0, 9:], segments[0, 33:] = 2, 0
-    fast, plain = small("numba"), small("torch")
-    grads = []
-    for each in (fast, plain):
-        logits, loss = each(tokens, tokens, segments=segments)
-        grads.append([logits, *torch.autograd.grad(loss, list(each.parameters()))])
-    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
-    start, state = fast.stream(tokens[:, :19])
-    torch.testing.assert_close(torch.cat([start, fast.stream(tokens[:, 19:], state)[0]], 1), plain.stream(tokens)[0], rtol=1e-4, atol=1e-5)
+    same_model("numba", torch.randint(11, (2, 40)), segments)
 
 
 @with_numba

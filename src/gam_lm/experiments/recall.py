@@ -6,7 +6,6 @@ Shapes: B sequences, T tokens.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,13 +17,13 @@ import torch
 
 from gam_lm.config import ModelConfig
 from gam_lm.errors import DivergedError, InputError
-from gam_lm.experiments.models import activations_per_token, build, described, state_bytes
+from gam_lm.experiments.models import build, described, state_bytes
+from gam_lm.experiments.recall_accuracy import TEST_SEQUENCES, TUNING_SEQUENCES, accuracy
 from gam_lm.experiments.recall_tasks import RecallTask
 from gam_lm.experiments.search import Search, points
 from gam_lm.model import LanguageModel
-from gam_lm.ops.cross_entropy import IGNORE
 from gam_lm.report.recall_rows import STOP_EVERY, order_of_trials
-from gam_lm.results import Results
+from gam_lm.results import Results, identity
 from gam_lm.runtime.progress import progress
 from gam_lm.runtime.workers import claimed
 from gam_lm.training.loop import make_optimizer, train_step
@@ -33,18 +32,11 @@ from gam_lm.training.recipe import TrainConfig
 
 logger = logging.getLogger("gam_lm")
 
-TEST_SEQUENCES, TUNING_SEQUENCES = 20_000, 30_000
-"""Seeds of the sequences that models are tested on, and of those that decide between trials."""
+Known = Mapping[str, dict[str, Any]]
+"""The rows of the results by their identity."""
 
 STOP_SEQUENCES = 256
 """Those on which a training looks whether it has learned its task."""
-TEST_BATCH = 128
-TEST_TOKENS = 2**20
-"""The most tokens that are drawn at once for a test."""
-MODEL_TOKENS = 2**17
-"""The most tokens that go through the model at once in a test, so that long sequences fit."""
-MODEL_NUMBERS = 2**29
-"""The most numbers that a layer may hold for them."""
 
 
 def recall(
@@ -85,21 +77,33 @@ def recall(
             raise InputError(f"test_lengths holds {length}: {error}") from None
     runs = [[_Run(name, _sized(config, task), task, recipe, results, device, test_sequences, stop_at) for name, config in models] for task in tasks]
     total = sum(len(of_task) for of_task in runs) * (len(seeds) + (search.trials if search else 0))
-    with progress("recall", total, "trainings") as bar:
-        while True:
-            results.reread()
-            missing = [each for of_task in runs for each in _next(of_task, seeds, test_lengths, search) if not each.done()]
+
+    def look() -> tuple[int, list[_Training]]:
+        """How many trainings are done, and those that are missing and wait for nothing."""
+        known = _known(results)
+        trainings = [each for of_task in runs for each in _next(of_task, seeds, test_lengths, search, known)]
+        left = [each for each in trainings if not each.done(known)]
+        return len(trainings) - len(left), left
+
+    done, missing = look()
+    with progress("recall", total, "trainings", done=done) as bar:
+        while missing:
             for each in missing:
                 with claimed(results.path.parent, each.label) as ours:
-                    if ours:
+                    if ours and not each.done(known := _known(results)):  # another process may have ended it since
                         bar.now(each.label)
-                        each.train()
-                        bar.advance()
+                        each.train(known)
                         break
             else:
-                if not missing:
-                    return
                 time.sleep(1)  # others train what is left
+            done, missing = look()
+            bar.advance(done - bar.done)
+
+
+def _known(results: Results) -> Known:
+    """The rows, with those that other processes have added."""
+    results.reread()
+    return {identity(row): row for row in results.rows}
 
 
 def _sized(config: ModelConfig, task: RecallTask) -> ModelConfig:
@@ -107,22 +111,22 @@ def _sized(config: ModelConfig, task: RecallTask) -> ModelConfig:
     return config.replace(vocab_size=task.vocab, max_position_embeddings=max(config.max_position_embeddings, task.length))
 
 
-def _next(runs: Sequence[_Run], seeds: Sequence[int], test_lengths: Sequence[int], search: Search | None) -> Iterator[_Training]:
+def _next(runs: Sequence[_Run], seeds: Sequence[int], test_lengths: Sequence[int], search: Search | None, known: Known) -> Iterator[_Training]:
     """The trainings of a task: a model's trials, and where all of them are done, those of its seeds with the best one's recipe."""
     tuned = []
     for run in runs:
         trials = run.trials(search) if search else []
-        if all(each.done() for each in trials):
-            tuned.append(_best(run, trials) if trials else run)
+        if all(each.done(known) for each in trials):
+            tuned.append(_best(run, trials, known) if trials else run)
         yield from trials
     for seed in seeds:
         for run in tuned:
             yield _Training(run, seed, tuple(test_lengths))
 
 
-def _best(run: _Run, trials: Sequence[_Training]) -> _Run:
+def _best(run: _Run, trials: Sequence[_Training], known: Known) -> _Run:
     """The run with the best of the recipes that were tried."""
-    rows = [row for each in trials if (row := each.row()) is not None and not row.get("diverged")]
+    rows = [row for each in trials if (row := each.row(known)) is not None and not row.get("diverged")]
     if not rows:
         raise InputError(f"search found nothing for {run.name}: all {len(trials)} trials diverged; try a lower learning rate")
     best = min(rows, key=order_of_trials)["tuned"]
@@ -183,13 +187,13 @@ class _Training:
             **described(run.config, run.device), "train_config": self.recipe.to_dict(), **run.columns,
         }  # fmt: skip
 
-    def row(self) -> dict[str, Any] | None:
+    def row(self, known: Known) -> dict[str, Any] | None:
         """What the results have of it."""
-        return self.run.results.find(self.asked())
+        return known.get(identity(self.asked()))
 
-    def done(self) -> bool:
+    def done(self, known: Known) -> bool:
         """Whether its row has all lengths that are asked for."""
-        row = self.row()
+        row = self.row(known)
         return row is not None and (bool(row.get("diverged")) or self._lengths(row) == {part["length"] for part in row.get("by_length", ())})
 
     def _lengths(self, row: Mapping[str, Any]) -> set[int]:
@@ -198,11 +202,13 @@ class _Training:
         asked = {length for length in self.test_lengths if config.positions != "learned" or length <= config.max_position_embeddings}
         return asked | {part["length"] for part in row.get("by_length", ())}
 
-    def train(self) -> None:
+    def train(self, known: Known) -> None:
         """Train and measure it, and write its row."""
         run, task, results = self.run, self.run.task, self.run.results
-        row, parts = self.asked(), {part["length"]: part for part in (self.row() or {}).get("by_length", ())}
+        row, parts = self.asked(), {part["length"]: part for part in (self.row(known) or {}).get("by_length", ())}
         wanted = self._lengths({"by_length": list(parts.values())})
+        if "tuned" in row and "trial" not in row:
+            logger.info("%s: the best of its trials has %s", self.label, ", ".join(f"{field} {value:g}" for field, value in row["tuned"].items()))
         try:
             model, figures = _train(run.config, task, self.recipe, run.device, self.label, run.stop_at)
         except DivergedError as error:
@@ -250,42 +256,3 @@ def _train(
 def _share_right(model: LanguageModel, task: RecallTask) -> float:
     """What a training that may stop early looks at."""
     return float(accuracy(model, task, sequences=STOP_SEQUENCES, seed=TUNING_SEQUENCES)["accuracy"])
-
-
-@torch.no_grad()
-def accuracy(model: LanguageModel, task: RecallTask, *, sequences: int = 1024, seed: int = TEST_SEQUENCES) -> dict[str, Any]:
-    """Share of right answers on fresh sequences, in all and by gap.
-
-    Args:
-        model: its training mode is restored afterwards.
-        task: what is asked.
-        sequences: how many.
-        seed: of the sequences.
-
-    Returns:
-        ``accuracy``, and ``by_gap``: answers and accuracy for gaps in [2^k, 2^(k+1)).
-    """
-    device = model.embed_tokens.weight.device
-    was_training = model.training
-    model.eval()
-    generator = np.random.default_rng([seed, 2])
-    right, gaps = [], []
-    held = max(1.0, activations_per_token(model.config, task.length))
-    batch = min(TEST_BATCH, max(1, TEST_TOKENS // task.length))
-    for start in range(0, sequences, batch):
-        tokens, targets, gap = task.sample(min(batch, sequences - start), generator)
-        asked = targets != IGNORE
-        few = max(1, int(min(MODEL_TOKENS, MODEL_NUMBERS / held)) // task.length)
-        for i in range(0, len(tokens), few):
-            hidden_BTD, _ = model.hidden(torch.from_numpy(tokens[i : i + few]).to(device))
-            answers_N = model.lm_head(hidden_BTD[torch.from_numpy(asked[i : i + few]).to(device)]).argmax(-1).cpu().numpy()
-            right.append(answers_N == targets[i : i + few][asked[i : i + few]])
-        gaps.append(gap[asked])
-    model.train(was_training)
-    right_N, gap_N = np.concatenate(right), np.concatenate(gaps)
-    by_gap = []
-    for k in range(int(math.log2(gap_N.max())) + 1):
-        within = (gap_N >= 2**k) & (gap_N < 2 ** (k + 1))
-        if within.any():
-            by_gap.append({"gap_from": 2**k, "answers": int(within.sum()), "accuracy": float(right_N[within].mean())})
-    return {"accuracy": float(right_N.mean()), "answers": len(right_N), "by_gap": by_gap}

@@ -83,8 +83,6 @@ class Gap(TypedDict, total=False):
     gap_from: Whole
     answers: Whole
     accuracy: Share
-    stop_at: Share
-    learned_at: Whole
 
 
 @with_config(OPEN)
@@ -179,6 +177,8 @@ class Row(TypedDict, total=False):
     weight_bytes: Whole
     gap_power: float
     accuracy: Share
+    stop_at: Share
+    learned_at: Whole
     acc: Share
     acc_stderr: Amount
     acc_norm: Share

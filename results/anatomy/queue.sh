@@ -2,7 +2,7 @@
 # What each part of GAM is worth: every command of results/anatomy and results/table-1, in the order in which the rows are wanted.
 # A command goes on with what is missing, so that this file may be stopped and started at any time:
 #
-#     nice -n 19 bash results/anatomy/queue.sh swaps        # or sizes, recall, table-1, horizon, downstream, or nothing for all
+#     nice -n 19 bash results/anatomy/queue.sh swaps        # or longer, sizes, recall, table-1, horizon, downstream, or nothing for all
 #
 # The primary comparisons and the margin of "no loss" were named here before any row was trained.
 set -euo pipefail
@@ -20,7 +20,7 @@ PRIMARY=($(primary gam-attention llama mamba))
 
 # Stage A: one part of GAM's block swapped at a time, and the baselines; 1.25 million parameters, 2.5 million tokens, fp32 on every machine, compiled.
 # The three that answer most come first, under either optimiser; then the attention of llama in GAM's block, and the fourth of the primary comparisons.
-SIZE=(--data books --vocab-size 4096 --hidden-size 128 --num-hidden-layers 4 --steps 1200 --batch-size 8 --context 256 --precision fp32 --compile on --clip 0.1 --workers "${WORKERS:-1}")
+SIZE=(--data books --vocab-size 4096 --hidden-size 128 --num-hidden-layers 4 --batch-size 8 --context 256 --precision fp32 --compile on --clip 0.1 --workers "${WORKERS:-1}")
 CORE=(gam gam-attention llama)
 BLOCK=("${CORE[@]}" gam-self-attention)
 FIRST=("${BLOCK[@]}" mamba)
@@ -30,8 +30,8 @@ SWAPS=("${FIRST[@]}" gam-static transformer gated-deltanet gam+fusion=global+kee
 stage-a() {
   local search=(learning_rate=1e-3:1.6e-2)
   [[ $1 == muon ]] && search=(muon_learning_rate=5e-3:8e-2 "${search[@]}")
-  "$GAM" tune "${SIZE[@]}" --optimizer "$1" --models "${@:2}" --search "${search[@]}" --trials 5 --widenings 3 --out "results/anatomy/tune-$1"
-  "$GAM" bench "${SIZE[@]}" --optimizer "$1" --models "${@:2}" --seeds 0 1 2 --tuned "results/anatomy/tune-$1" --test --no-timing \
+  "$GAM" tune "${SIZE[@]}" --steps 1200 --optimizer "$1" --models "${@:2}" --search "${search[@]}" --trials 5 --widenings 3 --out "results/anatomy/tune-$1"
+  "$GAM" bench "${SIZE[@]}" --steps 1200 --optimizer "$1" --models "${@:2}" --seeds 0 1 2 --tuned "results/anatomy/tune-$1" --test --no-timing \
     $(primary "${@:2}") --out "results/anatomy/swaps-$1"
 }
 
@@ -43,6 +43,14 @@ swaps() {
   stage-a adamw "${FIRST[@]}"
   stage-a muon "${SWAPS[@]}"
   stage-a adamw "${SWAPS[@]}"
+}
+
+# The four of the primary comparisons once more, four times as long, at stage A's rates.
+longer() {
+  for optimizer in muon adamw; do
+    "$GAM" bench "${SIZE[@]}" --steps 4800 --optimizer "$optimizer" --models "${CORE[@]}" mamba --seeds 0 1 2 --tuned "results/anatomy/tune-$optimizer" --test --no-timing \
+      "${PRIMARY[@]}" --out "results/anatomy/longer-$optimizer"
+  done
 }
 
 # Three sizes by three horizons of gam and llama at stage A's rates: whether their lines cross, and the law of each.
@@ -113,6 +121,6 @@ downstream() {
   "$GAM" eval results/anatomy/horizon-20M/runs/*-seed[01] --tasks blimp lambada --data books --out results/anatomy/downstream
 }
 
-for part in "${@:-swaps sizes recall table-1 horizon downstream}"; do
+for part in "${@:-swaps longer sizes recall table-1 horizon downstream}"; do
   for each in $part; do "$each"; done
 done

@@ -4,7 +4,8 @@
 #
 #     nice -n 19 bash results/anatomy/queue.sh swaps        # or longer, sizes, recall, table-1, corrected, horizon, downstream, or nothing for all
 #
-# The primary comparisons and the margin of "no loss" were named here before any row was trained.
+# The primary comparisons and the margin of "no loss" were named here before any row was trained. The others that are tested are those of gam with each other
+# model, with Holm's correction (`gam compare FOLDER:gam FOLDER`), named before the rows of gated-deltanet, gam-static, transformer and the two of global paths alone.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 GAM=${GAM:-.venv/bin/gam}

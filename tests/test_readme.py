@@ -48,7 +48,7 @@ def test_the_plan_that_a_page_shows_is_that_of_its_run(page, run, documents):
     assert shown == lines[: len(shown)] and len(shown) >= 4
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/speed.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/speed.md", "docs/parts.md"])
 def test_the_tables_are_those_of_the_committed_results(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "<!-- table " in text

@@ -2,7 +2,7 @@
 # What each part of GAM is worth: every command of results/anatomy and results/table-1, in the order in which the rows are wanted.
 # A command goes on with what is missing, so that this file may be stopped and started at any time:
 #
-#     nice -n 19 bash results/anatomy/queue.sh swaps        # or longer, sizes, recall, table-1, corrected, horizon, downstream, or nothing for all
+#     nice -n 19 bash results/anatomy/queue.sh swaps        # or llama-adamw, longer, sizes, recall, table-1, corrected, horizon, downstream, or nothing for all
 #
 # The primary comparisons and the margin of "no loss" were named here before any row was trained. The others that are tested are those of gam with each other
 # model, with Holm's correction (`gam compare FOLDER:gam FOLDER`), named before the rows of gated-deltanet, gam-static, transformer and the two of global paths alone.
@@ -48,6 +48,12 @@ swaps() {
   stage-a adamw "${SECOND[@]}"
   stage-a muon "${SWAPS[@]}"
   stage-a adamw "${SWAPS[@]}"
+}
+
+# Whether the clip that all have is what AdamW trains the Llama block worse by.
+llama-adamw() {
+  "$GAM" tune "${SIZE[@]}" --steps 1200 --optimizer adamw --models gam llama --search learning_rate=4e-3:1.6e-2 clip=0.1:2 --trials 6 --widenings 1 \
+    --out results/anatomy/tune-llama-adamw
 }
 
 # The four of the primary comparisons once more, four times as long, at stage A's rates.
@@ -134,6 +140,6 @@ downstream() {
   "$GAM" eval results/anatomy/horizon-20M/runs/*-seed[01] --tasks blimp lambada --data books --out results/anatomy/downstream
 }
 
-for part in "${@:-swaps longer sizes recall table-1 corrected horizon downstream}"; do
+for part in "${@:-swaps llama-adamw longer sizes recall table-1 corrected horizon downstream}"; do
   for each in $part; do "$each"; done
 done

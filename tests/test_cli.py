@@ -91,6 +91,16 @@ def test_train_eval_and_generate_work_on_ones_own_text(trained, text, capsys):
     assert outputs[0] == outputs[1] and outputs[0].startswith("alpha")
 
 
+def test_the_time_left_of_a_bench_that_goes_on_is_that_of_what_is_missing(text, tmp_path, caplog, monkeypatch):
+    command = ["bench", "--data", str(text), "--steps", "1", "--no-timing", "--out", str(tmp_path / "bench"), *TINY, "--models", "gam-static"]
+    assert run(command) == 0
+    monkeypatch.setattr("gam_lm.runtime.progress.SECONDS_BETWEEN_LINES", 0.0)
+    caplog.set_level("INFO", "gam_lm")
+    assert run([*command, "transformer"]) == 0
+    there, trained = (line for line in caplog.messages if line.startswith("models: "))
+    assert there == "models: 1/2 trainings, 0.0/s" and trained.startswith("models: 2/2 trainings, ") and trained.endswith(", 0 s left")
+
+
 def test_bench_compares_models_and_goes_on_where_it_stopped(text, tmp_path, capsys):
     out = tmp_path / "bench"
     command = [

@@ -79,7 +79,7 @@ def test_every_model_gets_the_same_trials_and_bench_takes_the_best(book, tmp_pat
     assert table == (out / "table.md").read_text() and "| gam |" in table
 
 
-def test_an_interrupted_study_goes_on_as_the_same_study(book, tmp_path, monkeypatch):
+def test_an_interrupted_study_goes_on_as_the_same_study(book, tmp_path, monkeypatch, caplog):
     tune = tune_module
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(command("tune", book, whole, "--trials", "3", "--widenings", "1")) == 0
@@ -94,7 +94,11 @@ def test_an_interrupted_study_goes_on_as_the_same_study(book, tmp_path, monkeypa
     monkeypatch.setattr(tune, "train_row", interrupted)
     assert run(command("tune", book, cut, "--trials", "3", "--widenings", "1")) == 130
     assert len(rows_of(cut)) == 2
+    monkeypatch.setattr("gam_lm.runtime.progress.SECONDS_BETWEEN_LINES", 0.0)
+    caplog.set_level("INFO", "gam_lm")
     assert run(command("tune", book, cut, "--trials", "3", "--widenings", "1")) == 0
+    # The two trials of before count to what is done, and not to the rate.
+    assert "trials: 2/6 trials, 0.0/s" in caplog.messages
 
     def said(out):
         return sorted((row["model"], row["trial"], row["tuned"]["learning_rate"], row["val_nats_per_token"]) for row in rows_of(out))

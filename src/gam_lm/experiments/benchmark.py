@@ -105,7 +105,8 @@ def benchmark(
         timed: measure the speed columns at the end, where rows lack them; False leaves that to a quiet machine.
     """
     elsewhere = 0
-    with progress("models", len(contenders), "trainings") as bar:
+    before = {each.label for each in contenders if results.find(identity_of(each, device)) is not None}
+    with progress("models", len(contenders), "trainings", done=len(before)) as bar:
         for each in contenders:
             with claimed(directory, each.label) as ours:
                 results.reread()
@@ -121,7 +122,7 @@ def benchmark(
                 else:
                     logger.info("%s: another process trains it", each.label)
                     elsewhere += 1
-            bar.advance()
+            bar.advance(each.label not in before)
     if not is_worker():  # they take a minute of a large corpus
         _add_floors(corpus, results)
     if elsewhere:

@@ -149,7 +149,7 @@ def _run_all(
 ) -> None:
     """Every point of the plan for every model, point by point, so that an interrupted study has whole points."""
     _enqueue(plan, studies, results, directory)
-    with progress("trials", len(plan) * len(studies), "trials") as bar:
+    with progress("trials", len(plan) * len(studies), "trials", done=_over(plan, studies)) as bar:
         _run_waiting(study, plan, studies, corpus, results, directory, device, bar)
     results.reread()
 
@@ -158,14 +158,13 @@ def _run_waiting(
     study: Study, plan: Sequence[Point], studies: Mapping[str, Any], corpus: TokenCorpus, results: Results, directory: Path, device: torch.device, bar: Progress,
 ) -> None:  # fmt: skip
     """What waits, until nothing does and no point of the plan is under way."""
-    awake, keys = 0, {key_of(values) for values in plan}
+    awake = 0
     while True:
         waiting = [
             (trial.user_attrs["index"], name) for name, each in studies.items() for trial in each.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         ]
         if not waiting:
-            running = [trial for each in studies.values() for trial in each.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
-            if not any(key_of(values_of(trial)) in keys for trial in running if "index" in trial.user_attrs):
+            if not _of_plan(plan, studies, TrialState.RUNNING):
                 return
             time.sleep(1)  # another process has the rest
             awake += 1
@@ -183,11 +182,22 @@ def _run_waiting(
             asking.release()
             return _trial(study, name, trial, corpus, results, directory, device)
 
-        over = [trial for each in studies.values() for trial in each.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))]
-        bar.advance(sum(key_of(values_of(trial)) in keys for trial in over if "index" in trial.user_attrs) - bar.done)  # other points are none of the plan's
+        bar.advance(_over(plan, studies) - bar.done)
         bar.now(name)
         with asking:
             studies[name].optimize(objective, n_trials=1)
+
+
+def _of_plan(plan: Sequence[Point], studies: Mapping[str, Any], *states: TrialState) -> list[Any]:
+    """The trials of the plan in one of the states; other points of the studies are none of it."""
+    keys = {key_of(values) for values in plan}
+    found = [trial for each in studies.values() for trial in each.get_trials(deepcopy=False, states=states) if "index" in trial.user_attrs]
+    return [trial for trial in found if key_of(values_of(trial)) in keys]
+
+
+def _over(plan: Sequence[Point], studies: Mapping[str, Any]) -> int:
+    """How many trials of the plan are over."""
+    return len(_of_plan(plan, studies, TrialState.COMPLETE, TrialState.PRUNED))
 
 
 def _fail_stale(studies: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 # What each part of GAM is worth: every command of results/anatomy and results/table-1, in the order in which the rows are wanted.
 # A command goes on with what is missing, so that this file may be stopped and started at any time:
 #
-#     nice -n 19 bash results/anatomy/queue.sh swaps        # or llama-adamw, longer, sizes, recall, table-1, corrected, horizon, downstream, or nothing for all
+#     nice -n 19 bash results/anatomy/queue.sh swaps        # or llama-adamw, longer, sizes, recall, table-1, corrected, horizon, downstream, recall-blank, or nothing for all
 #
 # The primary comparisons and the margin of "no loss" were named here before any row was trained. The others that are tested are those of gam with each other
 # model, with Holm's correction (`gam compare FOLDER:gam FOLDER`), named before the rows of gated-deltanet, gam-static, transformer and the two of global paths alone.
@@ -87,9 +87,10 @@ corrected() {
   "$GAM" bench "${table[@]}" --epochs 5 --tuned results/table-1/tune-corrected --test --no-timing $(primary llama mamba) --out results/table-1/corrected
 }
 
-# Recall, at equal trials for every model: pairs among blank filler and among filler that looks like pairs, as Zoology draws them, keys bound twice,
-# copying, and states to track. Two layers, 64 wide, equal parameters; a training stops when 99 % are right, as Zoology's do.
-ASKED=(gam gam-attention gated-deltanet mamba llama)
+# Recall, at equal trials for every model: pairs as Zoology draws them and among filler that looks like pairs, keys bound twice,
+# copying, and states to track. Two layers, 64 wide, equal parameters; a training stops when 99 % are right, as Zoology's do. Where a state is constant it is of
+# equal size: mamba has its authors' 27,360 bytes, so gam has 204 slots (27,136 bytes) and the heads of gated-deltanet are wider (25,344).
+ASKED=(gam+num_memory_slots=204 gam-attention gated-deltanet+expand_v=3 mamba llama)
 
 # asked FOLDER PAIRS LENGTH FLAGS…: 4,096 tokens a step at every length
 asked() {
@@ -107,14 +108,18 @@ sizes-asked() {
 
 recall() {
   sizes-asked zoology --task zoology
-  sizes-asked pairs --filler blank
   sizes-asked filler
   asked forgetting 8 64 --task forgetting
   asked forgetting 16 128 --task forgetting
   asked copying 16 128 --task copying
-  ASKED=(gam gam+max_write=2 gated-deltanet gated-deltanet+max_write=2 mamba llama)
+  local ASKED=(gam gam+max_write=2 gated-deltanet gated-deltanet+max_write=2 mamba llama)
   asked parity 1 64 --task parity --test-lengths 128 256
   asked permutations 1 32 --task permutations --test-lengths 64 128
+}
+
+# The easier filler, whose ids are no keys.
+recall-blank() {
+  sizes-asked pairs --filler blank
 }
 
 # Stage B: 5.5 million parameters over 5 and 20 million tokens in one pass, then gam and llama over 100 million. Learning rates around stage A's best,
@@ -140,6 +145,6 @@ downstream() {
   "$GAM" eval results/anatomy/horizon-20M/runs/*-seed[01] --tasks blimp lambada --data books --out results/anatomy/downstream
 }
 
-for part in "${@:-swaps llama-adamw longer sizes recall table-1 corrected horizon downstream}"; do
+for part in "${@:-swaps llama-adamw longer sizes recall table-1 corrected horizon downstream recall-blank}"; do
   for each in $part; do "$each"; done
 done
